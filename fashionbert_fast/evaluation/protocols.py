@@ -1,0 +1,215 @@
+"""The two protocols, from a scorer of pairs to the dict that `fashionbert evaluate --json` writes.
+
+Shapes: N products evaluated, Q queries, C candidates of a query, K distinct pairs to score.
+
+    lists = candidate_lists(...)            which products each query is ranked against
+    scored = score_lists(lists, ...)        every distinct pair scored once, both directions read from it
+    evaluate(...)                           both, summed up as recall and accuracy
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from fashionbert_fast.errors import InputError
+from fashionbert_fast.evaluation.candidates import (
+    CandidateLists,
+    CandidateSampler,
+    full_lists,
+    numbered,
+    sampled_lists,
+)
+from fashionbert_fast.evaluation.ranking import RELEASED_BATCH_SIZE, ranks, recalls, released_faulty_recall
+from fashionbert_fast.evaluation.recognition import recognition
+
+PROTOCOLS = ("fashionbert", "full")
+GROUPINGS = ("correct", "released-faulty")
+DEFAULT_QUERIES = 1000
+DEFAULT_CANDIDATES = 101
+PAIRS_PER_CALL = 1 << 22  # bounds the index arrays of one call to the scorer: 64 MiB
+
+Score = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (text rows [K], image rows [K]) -> probability of a match [K]
+Vectors = Callable[[np.ndarray], np.ndarray]  # rows [n] -> [CLS] vectors [n, H]
+
+
+class Products(Protocol):
+    """What the protocols read of a feature store: one entry a row, rows numbered from 0."""
+
+    ids: Sequence[str]
+    titles: Sequence[str]
+    categories: Sequence[str]
+    subcategories: Sequence[str]
+    splits: Sequence[str]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Scores of both directions beside the lists they belong to.
+
+    rows_N: the store rows that the positions in ``lists`` stand for. text_to_image_QC: title of the query with the
+    images of its candidates. image_to_text_QC: image of the query with the titles of its candidates.
+    """
+
+    rows_N: np.ndarray
+    lists: CandidateLists
+    text_to_image_QC: np.ndarray
+    image_to_text_QC: np.ndarray
+
+
+def candidate_lists(
+    store: Products, rows_N: np.ndarray, *, protocol: str, queries: int | None, candidates: int, seed: int
+) -> CandidateLists:
+    """Draw the queries and candidates of ``protocol`` among ``rows_N`` of the store. InputError on nonsense."""
+    if protocol not in PROTOCOLS:
+        raise InputError(f"protocol: {protocol!r} is unknown; choose one of {', '.join(PROTOCOLS)}")
+    if queries is not None and queries < 1:
+        raise InputError(f"queries: {queries} is not a number of queries; give 1 or more")
+    if candidates < 2:
+        raise InputError(f"candidates: {candidates} leaves nothing to confuse the truth with; give 2 or more")
+    if len(rows_N) < 2:
+        raise InputError(f"rows: {len(rows_N)} product(s) to evaluate; ranking needs 2 or more, choose another split")
+    sampler = CandidateSampler(
+        [store.ids[row] for row in rows_N],
+        [store.categories[row] for row in rows_N],
+        [store.subcategories[row] for row in rows_N],
+        seed,
+    )
+    if protocol == "full":
+        return full_lists(sampler, None if queries is None or queries >= len(rows_N) else queries)
+    return sampled_lists(sampler, DEFAULT_QUERIES if queries is None else queries, candidates)
+
+
+def score_lists(
+    lists: CandidateLists, rows_N: np.ndarray, score: Score, *, pairs_per_call: int = PAIRS_PER_CALL
+) -> Scored:
+    """Score every distinct (title, image) pair of the lists once and lay the scores out for both directions."""
+    every_query = len(lists.queries_Q) == lists.candidates_QC.shape[1] == len(rows_N)
+    if every_query and (lists.candidates_QC == lists.queries_Q).all():
+        text_QC, image_QC = np.broadcast_arrays(rows_N[:, None], rows_N[None, :])
+        matrix_QC = _score_pairs(text_QC, image_QC, score, pairs_per_call)
+        return Scored(rows_N, lists, matrix_QC, matrix_QC.T)  # one matrix: its rows are titles, its columns images
+    query_Q1 = lists.queries_Q[:, None]
+    pairs = np.stack([query_Q1 * len(rows_N) + lists.candidates_QC, lists.candidates_QC * len(rows_N) + query_Q1])
+    distinct_K, place = np.unique(pairs, return_inverse=True)
+    text_K, image_K = np.divmod(distinct_K, len(rows_N))
+    scores_K = _score_pairs(rows_N[text_K], rows_N[image_K], score, pairs_per_call)
+    text_to_image_QC, image_to_text_QC = scores_K[place.reshape(pairs.shape)]
+    return Scored(rows_N, lists, text_to_image_QC, image_to_text_QC)
+
+
+def _score_pairs(text: np.ndarray, image: np.ndarray, score: Score, pairs_per_call: int) -> np.ndarray:
+    """Scores of equal-shaped row arrays, asked for in bounded calls. InputError when the model answers NaN."""
+    # cut by whole rows of a matrix, so that the index arrays of all its N x N pairs never exist at once
+    step = max(1, pairs_per_call // (text.shape[1] if text.ndim == 2 else 1))
+    blocks = [(text[i : i + step].ravel(), image[i : i + step].ravel()) for i in range(0, len(text), step)]
+    scores = np.concatenate([np.asarray(score(*block)) for block in blocks])
+    if scores.shape != (text.size,):
+        raise ValueError(f"score: {scores.shape} scores came back for {text.size} pairs")
+    wrong = int(np.isnan(scores).sum())
+    if wrong:
+        raise InputError(
+            f"checkpoint: the model scores {wrong} of {scores.size} pairs as NaN (its training diverged, or "
+            "its weights are damaged); evaluate an earlier checkpoint"
+        )
+    return scores.reshape(text.shape)
+
+
+def alignment_accuracy(scored: Scored) -> float:
+    """Share of right answers to "does this image belong to this title?", over as many true pairs as false ones.
+
+    Each query gives two pairs: its own title and image, and its title with the image of one other product of the same
+    sub-category (the next tier where it is alone in it), as in training. "Match" means a probability above 0.5, so a
+    scorer that always says the same gets exactly 0.5.
+    """
+    lists, scores_QC = scored.lists, scored.text_to_image_QC
+    queries = np.arange(len(lists.queries_Q))
+    positives_Q = scores_QC[queries, lists.truth_Q] > 0.5
+    negatives_Q = scores_QC[queries, lists.negatives_Q] > 0.5
+    return float(positives_Q.sum() + (~negatives_Q).sum()) / (2 * len(queries))
+
+
+def evaluate(
+    store: Products,
+    rows: np.ndarray,
+    score: Score,
+    *,
+    protocol: str = "fashionbert",
+    queries: int | None = None,
+    candidates: int = DEFAULT_CANDIDATES,
+    seed: int = 0,
+    grouping: str = "correct",
+    vectors: Vectors | None = None,
+    released_batch_size: int = RELEASED_BATCH_SIZE,
+    pairs_per_call: int = PAIRS_PER_CALL,
+) -> dict[str, Any]:
+    """Evaluate a scorer on ``rows`` of a store; the result is what `fashionbert evaluate --json` writes.
+
+    score: probability of "match" for pairs of (text row, image row). vectors: [CLS] vectors of rows; given, protocol
+    "full" adds category recognition, its probe fitted on the store's training split.
+    protocol: "fashionbert" ranks the truth among ``candidates`` of its sub-category, "full" among all of ``rows``.
+    queries: None is 1,000 under "fashionbert", every row under "full"; never more than there are rows.
+    grouping: "released-faulty" reproduces the released evaluator's fault (see ``released_faulty_recall``).
+    Raises InputError on unknown names, too few rows or NaN scores.
+    """
+    if grouping not in GROUPINGS:
+        raise InputError(f"grouping: {grouping!r} is unknown; choose one of {', '.join(GROUPINGS)}")
+    if grouping != "correct" and protocol != "fashionbert":
+        raise InputError(f"grouping: {grouping!r} exists only under protocol 'fashionbert'; leave it out")
+    if released_batch_size < 1:
+        raise InputError(f"released_batch_size: {released_batch_size} is no batch size; give 1 or more")
+    rows_N = np.asarray(rows, dtype=np.int64)
+    lists = candidate_lists(store, rows_N, protocol=protocol, queries=queries, candidates=candidates, seed=seed)
+    scored = score_lists(lists, rows_N, score, pairs_per_call=pairs_per_call)
+    result = summarise(store, scored, protocol=protocol, seed=seed)
+    if grouping == "released-faulty":
+        result |= _released_faulty(store, scored, released_batch_size)
+    if protocol == "full" and vectors is not None:
+        result["recognition"] = recognition(store, rows_N, vectors)
+    return result
+
+
+def summarise(store: Products, scored: Scored, *, protocol: str, seed: int) -> dict[str, Any]:
+    """The contract's keys first, then what a reader needs to judge them (median rank, how the lists were filled)."""
+    lists = scored.lists
+    text_to_image = ranks(scored.text_to_image_QC, lists.truth_Q)
+    image_to_text = ranks(scored.image_to_text_QC, lists.truth_Q)
+    return {
+        "protocol": protocol,
+        "queries": len(lists.queries_Q),
+        "candidates": int(lists.candidates_QC.shape[1]),
+        "topped_up": lists.topped_up_from_category + lists.topped_up_from_anywhere,
+        "alignment_accuracy": alignment_accuracy(scored),
+        "image_to_text": recalls(image_to_text),
+        "text_to_image": recalls(text_to_image),
+        "median_rank": {"image_to_text": image_to_text.median(), "text_to_image": text_to_image.median()},
+        "grouping": "correct",
+        "seed": seed,
+        "topped_up_from_category": lists.topped_up_from_category,
+        "topped_up_from_anywhere": lists.topped_up_from_anywhere,
+        "alignment_negatives_outside_subcategory": lists.negatives_outside_subcategory,
+        "queries_with_a_twin_title": _twin_titles(store, scored),
+    }
+
+
+def _twin_titles(store: Products, scored: Scored) -> int:
+    """Queries with a candidate whose title reads exactly like the truth's: no reader can tell those two apart."""
+    title_N = numbered(store.titles[row] for row in scored.rows_N)
+    pairs = zip(scored.lists.queries_Q, scored.lists.candidates_QC, strict=True)
+    return sum(int((title_N[candidates_C] == title_N[query]).sum() > 1) for query, candidates_C in pairs)
+
+
+def _released_faulty(store: Products, scored: Scored, batch_size: int) -> dict[str, Any]:
+    """Recall of both directions as the released evaluator would have printed it for these scores."""
+    lists = scored.lists
+    width = lists.candidates_QC.shape[1]
+    ids_R = [store.ids[scored.rows_N[query]] for query in lists.queries_Q for _ in range(width)]
+    is_truth_R = (np.arange(width) == lists.truth_Q[:, None]).ravel()
+    directions = {"image_to_text": scored.image_to_text_QC, "text_to_image": scored.text_to_image_QC}
+    faulty: dict[str, Any] = {"grouping": "released-faulty", "released_batch_size": batch_size}
+    for name, scores_QC in directions.items():
+        faulty[name] = released_faulty_recall(ids_R, is_truth_R, scores_QC.ravel(), batch_size=batch_size)
+    return faulty

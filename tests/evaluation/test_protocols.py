@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from fashionbert_fast.errors import InputError
+from fashionbert_fast.evaluation import evaluate
+from fashionbert_fast.evaluation.candidates import CandidateSampler
+from fashionbert_fast.evaluation.protocols import candidate_lists, score_lists
+
+SIZES = {("clothes", "shirts"): 150, ("clothes", "skirts"): 60, ("shoes", "boots"): 20, ("bags", "totes"): 1}
+ALL_ONE = {"R@1": 1.0, "R@5": 1.0, "R@10": 1.0}
+
+
+def hashed(text_rows, image_rows):
+    """A scorer without ties or meaning: every pair its own number, whatever call it comes in."""
+    return ((text_rows * 7919 + image_rows * 104729 + 13) % 1_000_003) / 1_000_003
+
+
+def test_contract_keys_and_types(make_products, perfect):
+    store = make_products(SIZES)
+    result = json.loads(json.dumps(evaluate(store, store.rows(None), perfect)))
+    assert list(result)[:7] == [
+        "protocol", "queries", "candidates", "topped_up", "alignment_accuracy", "image_to_text", "text_to_image",
+    ]  # fmt: skip
+    assert result["protocol"] == "fashionbert"
+    assert (result["queries"], result["candidates"]) == (231, 101)
+    assert result["image_to_text"] == result["text_to_image"] == ALL_ONE
+    assert result["alignment_accuracy"] == 1.0
+
+
+@pytest.mark.parametrize("protocol", ["fashionbert", "full"])
+@pytest.mark.parametrize("pairs_per_call", [1, 7, 64, 1000, 1 << 22])
+def test_perfect_scorer_is_exactly_one_at_any_chunking(make_products, perfect, protocol, pairs_per_call):
+    store = make_products({("a", "b"): 30, ("a", "c"): 13})
+    result = evaluate(store, store.rows(None), perfect, protocol=protocol, candidates=20, pairs_per_call=pairs_per_call)
+    assert result["image_to_text"] == result["text_to_image"] == ALL_ONE
+    assert result["alignment_accuracy"] == 1.0
+    assert result["median_rank"] == {"image_to_text": 1.0, "text_to_image": 1.0}
+
+
+@pytest.mark.parametrize("protocol,candidates", [("fashionbert", 101), ("full", 231)])
+def test_constant_scorer_gets_chance(make_products, protocol, candidates):
+    store = make_products(SIZES)
+    result = evaluate(store, store.rows(None), lambda text, image: np.full(len(text), 0.7), protocol=protocol)
+    for direction in ("image_to_text", "text_to_image"):
+        for k in (1, 5, 10):
+            assert result[direction][f"R@{k}"] == pytest.approx(k / candidates, abs=1e-12)
+    assert result["alignment_accuracy"] == 0.5
+
+
+def test_hand_computed_full(make_products):
+    store = make_products({("a", "b"): 3})
+    matrix_NN = np.array([[0.9, 0.8, 0.1], [0.2, 0.6, 0.7], [0.95, 0.3, 0.4]])  # rows titles, columns images
+    result = evaluate(store, np.arange(3), lambda text, image: matrix_NN[text, image], protocol="full")
+    assert result["text_to_image"]["R@1"] == 1 / 3  # title 0 finds its image, 1 and 2 rank second
+    assert result["image_to_text"]["R@1"] == 0.0  # image 0 prefers title 2, 1 prefers title 0, 2 prefers title 1
+    assert result["median_rank"]["text_to_image"] == 2.0
+    assert (result["queries"], result["candidates"], result["topped_up"]) == (3, 3, 0)
+
+
+def test_top_up_counts(make_products, perfect):
+    store = make_products(SIZES)
+    result = evaluate(store, store.rows(None), perfect)
+    # 150 shirts need nothing; 60 skirts take shirts; 20 boots and the tote are too few even as a category
+    assert result["topped_up_from_category"] == 60
+    assert result["topped_up_from_anywhere"] == 21
+    assert result["topped_up"] == 81
+    assert result["alignment_negatives_outside_subcategory"] == 1  # the tote
+
+
+def test_lists_hold_the_truth_once_and_the_nearest_first(make_products):
+    store = make_products(SIZES)
+    lists = candidate_lists(store, store.rows(None), protocol="fashionbert", queries=None, candidates=101, seed=3)
+    for query, candidates in zip(lists.queries_Q, lists.candidates_QC, strict=True):
+        assert candidates[0] == query
+        assert len(set(candidates.tolist())) == 101
+        own = [store.subcategories[c] == store.subcategories[query] for c in candidates]
+        assert sum(own) == min(101, SIZES[store.categories[query], store.subcategories[query]])
+        assert own == sorted(own, reverse=True)
+    skirts = [q for q in range(len(lists.queries_Q)) if store.subcategories[lists.queries_Q[q]] == "skirts"]
+    assert all(store.categories[c] == "clothes" for q in skirts for c in lists.candidates_QC[q])
+
+
+def test_same_subcategory_name_in_two_categories_is_two(make_products):
+    store = make_products({("shoes", "other"): 5, ("bags", "other"): 5})
+    lists = candidate_lists(store, store.rows(None), protocol="fashionbert", queries=None, candidates=5, seed=0)
+    assert all(len({store.categories[c] for c in row}) == 1 for row in lists.candidates_QC)
+
+
+def test_draws_depend_on_seed_and_product_not_on_order(make_products):
+    store = make_products(SIZES)
+    rows = store.rows(None)
+
+    def drawn(rows, seed):
+        lists = candidate_lists(store, rows, protocol="fashionbert", queries=50, candidates=30, seed=seed)
+        return {
+            store.ids[rows[q]]: [store.ids[rows[c]] for c in line]
+            for q, line in zip(lists.queries_Q, lists.candidates_QC, strict=True)
+        }
+
+    shuffled = np.random.default_rng(0).permutation(rows)
+    assert drawn(rows, 0) == drawn(rows, 0) == drawn(shuffled, 0)
+    assert drawn(rows, 0).keys() != drawn(rows, 1).keys()
+    assert evaluate(store, rows, hashed, queries=50) == evaluate(store, shuffled, hashed, queries=50)
+    assert evaluate(store, rows, hashed, queries=50) != evaluate(store, rows, hashed, queries=50, seed=1)
+
+
+def test_draws_are_pinned():
+    """The figures of a published run can be drawn again: these positions must never change."""
+    sampler = CandidateSampler([str(i) for i in range(40)], ["c"] * 40, ["s"] * 40, seed=0)
+    assert sampler.queries(5).tolist() == [19, 21, 23, 24, 38]
+    assert sampler.others(7, 6)[0].tolist() == [15, 13, 9, 3, 29, 11]
+
+
+def test_draws_are_uniform():
+    sampler = CandidateSampler([str(i) for i in range(50)], ["c"] * 50, ["s"] * 50, seed=0)
+    counts = np.zeros(50)
+    for query in range(50):
+        counts[sampler.others(query, 10)[0]] += 1
+    assert counts.sum() == 500 and counts.min() >= 2 and counts.max() <= 20  # 10 expected, standard deviation 2.8
+
+
+def test_full_and_fashionbert_agree_when_the_lists_hold_everything(make_products):
+    store = make_products({("a", "b"): 25})
+    full = evaluate(store, store.rows(None), hashed, protocol="full")
+    listed = evaluate(store, store.rows(None), hashed, protocol="fashionbert", candidates=25)
+    for key in ("image_to_text", "text_to_image", "median_rank", "alignment_accuracy", "candidates"):
+        assert full[key] == listed[key]
+
+
+def test_full_with_fewer_queries_ranks_against_everything(make_products):
+    store = make_products({("a", "b"): 40})
+    result = evaluate(store, store.rows(None), hashed, protocol="full", queries=10)
+    assert (result["queries"], result["candidates"]) == (10, 40)
+
+
+@pytest.mark.parametrize("protocol,pairs", [("full", 20 * 20), ("fashionbert", 20 * 20)])
+def test_a_pair_is_scored_once(make_products, protocol, pairs):
+    store = make_products({("a", "b"): 20})
+    asked = []
+
+    def score(text_rows, image_rows):
+        asked.extend(zip(text_rows.tolist(), image_rows.tolist(), strict=True))
+        return hashed(text_rows, image_rows)
+
+    evaluate(store, store.rows(None), score, protocol=protocol, candidates=20)
+    assert len(asked) == len(set(asked)) == pairs
+
+
+def test_rows_of_the_store_are_asked_for_not_positions(make_products):
+    store = make_products({("a", "b"): 30})
+    rows = np.arange(20, 30)
+    lists = candidate_lists(store, rows, protocol="fashionbert", queries=None, candidates=5, seed=0)
+    seen = set()
+
+    def score(text_rows, image_rows):
+        seen.update(text_rows.tolist(), image_rows.tolist())
+        return (text_rows == image_rows).astype(float)
+
+    scored = score_lists(lists, rows, score)
+    assert seen == set(range(20, 30))
+    assert (scored.text_to_image_QC.argmax(axis=1) == lists.truth_Q).all()
+
+
+def test_alignment_accuracy_counts_both_kinds(make_products):
+    store = make_products({("a", "b"): 10})
+    yes_to_own_even = evaluate(
+        store, store.rows(None), lambda text, image: ((text == image) & (text % 2 == 0)).astype(float), candidates=5
+    )
+    assert yes_to_own_even["alignment_accuracy"] == 0.75  # half of the positives, all of the negatives
+
+
+def test_twin_titles_are_reported(make_products, perfect):
+    store = make_products({("a", "b"): 6})
+    store.titles[1] = store.titles[4]
+    assert evaluate(store, store.rows(None), perfect, protocol="full")["queries_with_a_twin_title"] == 2
+
+
+def test_released_faulty_grouping(make_products, perfect):
+    store = make_products({("a", "b"): 200})
+    correct = evaluate(store, store.rows(None), perfect)
+    faulty = evaluate(store, store.rows(None), perfect, grouping="released-faulty")
+    assert correct["image_to_text"]["R@1"] == 1.0
+    assert faulty["image_to_text"] == faulty["text_to_image"] == ALL_HALF
+    assert (faulty["grouping"], faulty["released_batch_size"]) == ("released-faulty", 64)
+
+
+ALL_HALF = {"R@1": 0.5, "R@5": 0.5, "R@10": 0.5, "R@100": 0.5}
+
+
+@pytest.mark.parametrize(
+    "change,message",
+    [
+        ({"protocol": "paper"}, "protocol: 'paper'"),
+        ({"grouping": "wrong"}, "grouping: 'wrong'"),
+        ({"grouping": "released-faulty", "protocol": "full"}, "only under protocol 'fashionbert'"),
+        ({"queries": 0}, "queries: 0"),
+        ({"candidates": 1}, "candidates: 1"),
+        ({"released_batch_size": 0}, "released_batch_size: 0"),
+        ({"rows": np.arange(1)}, "2 or more"),
+        ({"score": lambda text, image: np.full(len(text), np.nan)}, "as NaN"),
+    ],
+)
+def test_bad_input_is_one_clear_line(make_products, perfect, change, message):
+    store = make_products({("a", "b"): 5})
+    arguments = {"rows": store.rows(None), "score": perfect} | change
+    with pytest.raises(InputError, match=message) as caught:
+        evaluate(store, arguments.pop("rows"), arguments.pop("score"), **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_scorer_that_loses_pairs_is_caught(make_products):
+    store = make_products({("a", "b"): 5})
+    with pytest.raises(ValueError, match="came back"):
+        evaluate(store, store.rows(None), lambda text, image: np.zeros(len(text) - 1))
