@@ -1,0 +1,250 @@
+"""`fashionbert evaluate`: a checkpoint and a feature store in, a table and a JSON file out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from fashionbert_fast.errors import InputError
+from fashionbert_fast.evaluation.protocols import DEFAULT_CANDIDATES, DEFAULT_QUERIES, GROUPINGS, PROTOCOLS, evaluate
+from fashionbert_fast.evaluation.ranking import RECALLS, RELEASED_BATCH_SIZE
+
+SPLITS = ("validation", "train", "all")
+EXAMPLES = """examples:
+  fashionbert evaluate --checkpoint runs/first --data stores/shop --protocol fashionbert --json evaluation.json
+  fashionbert evaluate --checkpoint runs/first --data stores/shop --protocol full --json full.json
+  fashionbert evaluate --checkpoint runs/first --data stores/shop --grouping released-faulty --json as_published.json
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `fashionbert evaluate`."""
+    parser.description = "Rank titles against photos and photos against titles with a trained checkpoint."
+    parser.epilog = EXAMPLES
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add(
+        "--checkpoint",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="a saved model, or a run directory (its newest checkpoint)",
+    )
+    add("--data", required=True, type=Path, metavar="STORE", help="feature store written by `fashionbert prepare`")
+    add(
+        "--protocol",
+        choices=PROTOCOLS,
+        default="fashionbert",
+        help="candidates: 101 of a sub-category, or every product",
+    )
+    add("--json", type=Path, metavar="FILE", help="write the figures here (default: only the table)")
+    add("--split", choices=SPLITS, default="validation", help="rows to evaluate (default: %(default)s)")
+    add("--queries", type=int, metavar="N", help=f"queries (default: {DEFAULT_QUERIES} for fashionbert, all for full)")
+    add(
+        "--candidates",
+        type=int,
+        metavar="C",
+        default=DEFAULT_CANDIDATES,
+        help="candidates of a query, fashionbert only (default: %(default)s)",
+    )
+    add("--seed", type=int, default=0, help="draws queries, candidates and negatives (default: %(default)s)")
+    add(
+        "--grouping",
+        choices=GROUPINGS,
+        default="correct",
+        help="released-faulty: the released evaluator's fault, to compare with published tables",
+    )
+    add(
+        "--released-batch-size",
+        type=int,
+        metavar="B",
+        default=RELEASED_BATCH_SIZE,
+        help="prediction batch of that fault (default: %(default)s)",
+    )
+    add("--batch-size", type=int, metavar="B", help="pairs of a forward pass; does not change the figures")
+    add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate as the options say; 0 when the figures are printed and written. InputError for what a user can mend."""
+    if args.batch_size is not None and args.batch_size < 1:
+        raise InputError(f"--batch-size: {args.batch_size} is no batch size; give 1 or more")
+    if args.json is not None:
+        check_writable(args.json)
+    result = evaluate_checkpoint(
+        args.checkpoint,
+        args.data,
+        split=args.split,
+        batch_size=args.batch_size,
+        device=args.device,
+        protocol=args.protocol,
+        queries=args.queries,
+        candidates=args.candidates,
+        seed=args.seed,
+        grouping=args.grouping,
+        released_batch_size=args.released_batch_size,
+    )
+    Console().print(table(result))
+    if args.json is not None:
+        write_json(args.json, result)
+    return 0
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    data: Path,
+    *,
+    split: str = "validation",
+    batch_size: int | None = None,
+    device: str | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Open the store and the checkpoint, check that their features are the same, and ``evaluate(**options)``.
+
+    Adds "split", "checkpoint" and "data" to the result, so that a figure says where it comes from.
+    """
+    from fashionbert_fast.data.store import FeatureStore
+
+    store = FeatureStore.open(data)
+    rows = split_rows(store, split, data)
+    scorer, model_dir = load_scorer(checkpoint, store, data, batch_size=batch_size, device=device)
+    result = evaluate(store, rows, scorer.score, vectors=scorer.vectors, **options)
+    return result | {"split": split, "checkpoint": str(model_dir), "data": str(data)}
+
+
+def load_scorer(
+    checkpoint: Path, store: Any, data: Path, *, batch_size: int | None = None, device: str | None = None
+) -> tuple[Any, Path]:
+    """The scorer of a checkpoint on a store, and the model directory it was read from.
+
+    checkpoint: a saved model or a run directory. InputError when there is no model, when it was trained on other patch
+    features than the store holds, or when the device does not exist.
+    """
+    from fashionbert_fast.data.store import require_same_features
+    from fashionbert_fast.engine.checkpoint import resolve_model_dir
+    from fashionbert_fast.evaluation.scorer import DEFAULT_BATCH_SIZE, PairScorer
+    from fashionbert_fast.model import FashionBertForPreTraining
+    from fashionbert_fast.model.checkpoint import load_tokenizer
+
+    target = pick_device(device)
+    model_dir = resolve_model_dir(checkpoint)
+    model = FashionBertForPreTraining.from_pretrained(model_dir)
+    tokenizer = load_tokenizer(model_dir)
+    if model.feature_manifest is not None:
+        require_same_features(model.feature_manifest, store.manifest, f"{model_dir} and {data}")
+    trained, stored = (
+        (model.config.patches, model.config.patch_feature_size),
+        (store.manifest.patches, store.manifest.feature_size),
+    )
+    if trained != stored:  # a model saved without a manifest still has to fit
+        raise InputError(
+            f"{data}: {stored[0]} patches of {stored[1]} features, but {model_dir} takes {trained[0]} of {trained[1]}; "
+            "prepare the catalogue with the model's grid and encoder"
+        )
+    scorer = PairScorer(model.to(target), store, tokenizer, batch_size=batch_size or DEFAULT_BATCH_SIZE)
+    return scorer, model_dir
+
+
+def pick_device(name: str | None) -> Any:
+    """The torch device of that name (None: CUDA where there is one). InputError where it does not exist."""
+    import torch
+
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"--device: {name!r} cannot be used ({reason}); give cpu or leave it out") from error
+    return device
+
+
+def split_rows(store: Any, split: str, data: Path) -> np.ndarray:
+    """Rows of a split. InputError naming the store and the splits it has when there are none."""
+    rows = store.rows(None if split == "all" else split)
+    if len(rows) == 0:
+        has = ", ".join(sorted({name or "(none)" for name in store.splits})) or "(no products)"
+        raise InputError(f"{data}: split {split!r} has no products, the store has {has}; choose another --split")
+    return rows
+
+
+def write_json(path: Path, result: dict[str, Any]) -> None:
+    """Write ``result`` in one step: the file is the old one or the whole new one, never half of it."""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                json.dump(result, file, indent=2, allow_nan=False)
+                file.write("\n")
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's 0600 would hide the figures from other users
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --json") from error
+
+
+def check_writable(path: Path) -> None:
+    """Create the folder of ``path`` and try a file in it, before any work is spent on figures nobody could keep."""
+    if path.is_dir():
+        raise InputError(f"{path}: is a directory; give --json the name of a file in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --json") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def table(result: dict[str, Any]) -> Table:
+    """The figures as a table of percentages, with what a guesser would get."""
+    title = f"protocol {result['protocol']}: {result['queries']} queries, {result['candidates']} candidates each"
+    faulty = result["grouping"] == "released-faulty"
+    shown = Table(title=title + (" (released, FAULTY grouping)" if faulty else ""), caption=_caption(result))
+    shown.add_column("")
+    names = list(result["image_to_text"])
+    for name in names:
+        shown.add_column(name, justify="right")
+    shown.add_column("median rank", justify="right")
+    for direction in ("image_to_text", "text_to_image"):
+        recall = [f"{100 * result[direction][name]:.2f}" for name in names]
+        shown.add_row(direction.replace("_to_", " -> "), *recall, f"{result['median_rank'][direction]:g}")
+    if not faulty:
+        chance = [f"{100 * min(1.0, k / result['candidates']):.2f}" for k in RECALLS]
+        shown.add_row("chance", *chance, f"{(result['candidates'] + 1) / 2:g}", style="dim")
+    return shown
+
+
+def _caption(result: dict[str, Any]) -> str:
+    lines = [f"alignment accuracy {100 * result['alignment_accuracy']:.2f} (chance 50.00)"]
+    if result["topped_up"]:
+        lines.append(
+            f"lists topped up: {result['topped_up_from_category']} from the category, "
+            f"{result['topped_up_from_anywhere']} from anywhere"
+        )
+    if result["queries_with_a_twin_title"]:
+        lines.append(f"queries with a candidate of the very same title: {result['queries_with_a_twin_title']}")
+    for level in ("category", "subcategory"):
+        found = result.get("recognition", {}).get(level)
+        if found and "skipped" not in found:
+            lines.append(
+                f"{level} recognition: accuracy {100 * found['accuracy']:.2f}, macro-F1 {100 * found['macro_f1']:.2f} "
+                f"(commonest class {100 * found['majority']:.2f})"
+            )
+    return "\n".join(lines)
