@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from rich.table import Table
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.evaluation.protocols import DEFAULT_CANDIDATES, DEFAULT_QUERIES, GROUPINGS, PROTOCOLS, evaluate
 from fashionbert_fast.evaluation.ranking import RECALLS, RELEASED_BATCH_SIZE
+from fashionbert_fast.files import check_writable, write_json
 
 SPLITS = ("validation", "train", "all")
 EXAMPLES = """examples:
@@ -128,11 +126,12 @@ def load_scorer(
     checkpoint: a saved model or a run directory. InputError when there is no model, when it was trained on other patch
     features than the store holds, or when the device does not exist.
     """
+    from fashionbert_fast.data.batches import TokenizedTitles
     from fashionbert_fast.data.store import require_same_features
     from fashionbert_fast.engine.checkpoint import resolve_model_dir
     from fashionbert_fast.evaluation.scorer import DEFAULT_BATCH_SIZE, PairScorer
-    from fashionbert_fast.model import FashionBertForPreTraining
     from fashionbert_fast.model.checkpoint import load_tokenizer
+    from fashionbert_fast.model.fashionbert import FashionBertForPreTraining
 
     target = pick_device(device)
     model_dir = resolve_model_dir(checkpoint)
@@ -149,8 +148,17 @@ def load_scorer(
             f"{data}: {stored[0]} patches of {stored[1]} features, but {model_dir} takes {trained[0]} of {trained[1]}; "
             "prepare the catalogue with the model's grid and encoder"
         )
-    scorer = PairScorer(model.to(target), store, tokenizer, batch_size=batch_size or DEFAULT_BATCH_SIZE)
-    return scorer, model_dir
+    titles = TokenizedTitles(store.titles, tokenizer, max_text_tokens(model_dir, model.config))
+    return PairScorer(model.to(target), store, titles, batch_size=batch_size or DEFAULT_BATCH_SIZE), model_dir
+
+
+def max_text_tokens(model_dir: Path, config: Any) -> int:
+    """Where titles are cut: as in the run the checkpoint belongs to, else at the reference's 64 tokens."""
+    from fashionbert_fast.config import DataConfig, load_config
+
+    run_config = model_dir.parent / "config.yaml"
+    wanted = load_config(run_config).data.max_text_tokens if run_config.exists() else DataConfig().max_text_tokens
+    return min(wanted, config.max_position_embeddings)
 
 
 def pick_device(name: str | None) -> Any:
@@ -175,41 +183,6 @@ def split_rows(store: Any, split: str, data: Path) -> np.ndarray:
         has = ", ".join(sorted({name or "(none)" for name in store.splits})) or "(no products)"
         raise InputError(f"{data}: split {split!r} has no products, the store has {has}; choose another --split")
     return rows
-
-
-def write_json(path: Path, result: dict[str, Any]) -> None:
-    """Write ``result`` in one step: the file is the old one or the whole new one, never half of it."""
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(result, file, indent=2, allow_nan=False)
-                file.write("\n")
-            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's 0600 would hide the figures from other users
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --json") from error
-
-
-def check_writable(path: Path) -> None:
-    """Create the folder of ``path`` and try a file in it, before any work is spent on figures nobody could keep."""
-    if path.is_dir():
-        raise InputError(f"{path}: is a directory; give --json the name of a file in it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --json") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def table(result: dict[str, Any]) -> Table:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from fashionbert_fast.data.batches import Batch, TokenizedTitles, collate_pairs
+from fashionbert_fast.data.store import FeatureStore
 from fashionbert_fast.progress import progress
 
 DEFAULT_BATCH_SIZE = 128
@@ -20,23 +22,21 @@ class PairScorer:
     """Scores (title, image) pairs of one store with one model: the probability that they belong together.
 
     model: has ``alignment_logits(batch) -> logits_B2`` (class 1 = match) and ``pooled(batch) -> pooled_BH``.
-    batch_size: pairs of a forward pass; it moves results by float noise only. Batches go to the device of the model.
-    tokenizer: called on titles as a Hugging Face tokenizer is; max_text_tokens: where titles are cut.
+    titles: all titles of the store, tokenised once. batch_size: pairs of a forward pass; it moves results by float
+    noise only. Batches go to the device of the model.
     """
 
     def __init__(
-        self, model: Any, store: Any, tokenizer: Any, *, batch_size: int = DEFAULT_BATCH_SIZE, max_text_tokens: int = 64
+        self, model: Any, store: FeatureStore, titles: TokenizedTitles, *, batch_size: int = DEFAULT_BATCH_SIZE
     ) -> None:
         self.model = model.eval()
         self.store = store
-        self.tokenizer = tokenizer
+        self.titles = titles
         self.batch_size = batch_size
-        self.max_text_tokens = max_text_tokens
         self.device = next(model.parameters()).device
-        # Equal titles are one text: they must tie exactly, not be told apart by the float noise of two batches.
+        # equal titles are one text: they must tie exactly, not be told apart by the float noise of two batches.
         first_row: dict[str, int] = {}
         self.text_N = np.array([first_row.setdefault(title, row) for row, title in enumerate(store.titles)])
-        self.length_N = self._title_lengths(list(first_row), list(first_row.values()))
 
     def __call__(self, text_rows: np.ndarray, image_rows: np.ndarray) -> np.ndarray:
         """Same as ``score``."""
@@ -68,20 +68,11 @@ class PairScorer:
                 vectors_H[place] = vector_H
         return np.stack(vectors_H)
 
-    def _batches(self, text: np.ndarray, image: np.ndarray, description: str) -> Iterator[tuple[np.ndarray, Any]]:
+    def _batches(self, text: np.ndarray, image: np.ndarray, description: str) -> Iterator[tuple[np.ndarray, Batch]]:
         """Batches of pairs, titles of one length together (little padding) and of one image side by side (reused)."""
-        from fashionbert_fast.data.batches import collate_pairs
-
-        order = np.lexsort((image, self.length_N[text]))
+        order = np.lexsort((image, self.titles.lengths(text)))
         starts = range(0, len(order), self.batch_size)
         for start in progress(starts, total=len(starts), description=description):
             chosen = order[start : start + self.batch_size]
-            batch = collate_pairs(self.store, self.tokenizer, text[chosen], image[chosen], self.max_text_tokens)
+            batch = collate_pairs(self.store, self.titles, text[chosen], image[chosen])
             yield chosen, batch.to(self.device)
-
-    def _title_lengths(self, titles: list[str], rows: list[int]) -> np.ndarray:
-        """Tokens of each row's title, int [N]; rows that repeat a title carry 0 and are never asked for."""
-        tokens = self.tokenizer(titles, truncation=True, max_length=self.max_text_tokens)["input_ids"]
-        length_N = np.zeros(len(self.store), dtype=np.int64)
-        length_N[rows] = [len(ids) for ids in tokens]
-        return length_N

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -22,7 +22,7 @@ def parse(*options: str) -> argparse.Namespace:
 
 
 def drawn(result) -> str:
-    console = Console(width=120, record=True, file=open(os.devnull, "w"))
+    console = Console(width=120, record=True, file=io.StringIO())
     console.print(command.table(result))
     return console.export_text()
 
@@ -33,7 +33,7 @@ def test_defaults():
     assert (args.candidates, args.seed, args.released_batch_size, args.json) == (101, 0, 64, None)
 
 
-@pytest.mark.parametrize("path", ["a_directory", "a_file/evaluation.json"])
+@pytest.mark.parametrize("path", ["a_directory", "a_file/evaluation.json", "nowhere/evaluation.json"])
 def test_unwritable_json_is_refused_before_the_work(tmp_path, monkeypatch, path):
     (tmp_path / "a_directory").mkdir()
     (tmp_path / "a_file").write_text("")
@@ -48,7 +48,7 @@ def test_batch_size_must_be_positive():
         command.run(parse("--batch-size", "0"))
 
 
-@pytest.mark.parametrize("name", ["gpu", "meta", "cuda:77"])
+@pytest.mark.parametrize("name", ["graphics", "meta", "cuda:77"])
 def test_a_device_that_is_not_there(name):
     with pytest.raises(InputError, match=f"--device: '{name}'") as caught:
         command.pick_device(name)
@@ -62,16 +62,6 @@ def test_empty_split_names_the_splits_there_are(make_products):
     assert len(command.split_rows(store, "all", Path("shop"))) == 3
 
 
-def test_json_is_written_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "evaluation.json"
-    command.write_json(path, {"queries": 1})
-    assert json.loads(path.read_text()) == {"queries": 1}
-    with pytest.raises(ValueError):
-        command.write_json(path, {"queries": float("nan")})
-    assert json.loads(path.read_text()) == {"queries": 1}
-    assert [entry.name for entry in tmp_path.iterdir()] == ["evaluation.json"]
-
-
 def test_run_prints_the_table_and_writes_the_file(tmp_path, monkeypatch, make_products, perfect, capsys):
     store = make_products({("a", "b"): 30})
 
@@ -79,7 +69,7 @@ def test_run_prints_the_table_and_writes_the_file(tmp_path, monkeypatch, make_pr
         return evaluate(store, store.rows(split), perfect, **options)
 
     monkeypatch.setattr(command, "evaluate_checkpoint", evaluated)
-    path = tmp_path / "new" / "evaluation.json"
+    path = tmp_path / "evaluation.json"
     assert command.run(parse("--json", str(path), "--queries", "20", "--candidates", "10")) == 0
     written = json.loads(path.read_text())
     assert (written["queries"], written["candidates"], written["image_to_text"]["R@1"]) == (20, 10, 1.0)
@@ -87,8 +77,8 @@ def test_run_prints_the_table_and_writes_the_file(tmp_path, monkeypatch, make_pr
 
 
 def test_table_says_what_chance_is_and_names_the_fault(make_products, perfect):
-    store = make_products({("a", "b"): 110, ("a", "c"): 1})
+    store = make_products({("a", "b"): 110, ("c", "d"): 1})
     correct = drawn(evaluate(store, store.rows(None), perfect))
-    assert "chance" in correct and "0.99" in correct and "lists topped up: 0 from the category, 1 from anywhere" in correct
+    assert "chance" in correct and "0.99" in correct and "0 from the category, 1 from anywhere" in correct
     faulty = drawn(evaluate(store, store.rows(None), perfect, grouping="released-faulty"))
     assert "FAULTY" in faulty and "50.00" in faulty and "R@100" in faulty

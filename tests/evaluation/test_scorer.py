@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from fashionbert_fast.evaluation import evaluate
+from fashionbert_fast.evaluation import evaluate, scorer
 from fashionbert_fast.evaluation.scorer import PairScorer
 
 
@@ -38,24 +37,27 @@ class KnowsAll(torch.nn.Module):
         return torch.tensor(np.stack([batch.text, batch.image], axis=1), dtype=torch.float32)
 
 
-def words(titles, **_):
-    return {"input_ids": [title.split() for title in titles]}
+class Words:
+    """A title is as long as it has words."""
+
+    def __init__(self, store) -> None:
+        self.store = store
+
+    def lengths(self, rows):
+        return np.array([len(self.store.titles[row].split()) for row in rows])
 
 
 @pytest.fixture(autouse=True)
 def collated(monkeypatch):
-    def collate_pairs(store, tokenizer, text_rows, image_rows, max_text_tokens):
-        return Batch(text=text_rows, image=image_rows)
-
-    monkeypatch.setitem(sys.modules, "fashionbert_fast.data.batches", SimpleNamespace(collate_pairs=collate_pairs))
+    monkeypatch.setattr(scorer, "collate_pairs", lambda store, titles, text, image: Batch(text=text, image=image))
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64, 1000])
 @pytest.mark.parametrize("protocol", ["fashionbert", "full"])
 def test_a_model_that_knows_gets_exactly_one_at_any_batch_size(make_products, batch_size, protocol):
     store = make_products({("a", "b"): 20, ("a", "c"): 9})
-    scorer = PairScorer(KnowsAll(), store, words, batch_size=batch_size)
-    result = evaluate(store, store.rows(None), scorer.score, protocol=protocol, candidates=12)
+    pairs = PairScorer(KnowsAll(), store, Words(store), batch_size=batch_size)
+    result = evaluate(store, store.rows(None), pairs.score, protocol=protocol, candidates=12)
     assert result["image_to_text"] == result["text_to_image"] == {"R@1": 1.0, "R@5": 1.0, "R@10": 1.0}
 
 
@@ -65,9 +67,9 @@ def test_scores_come_back_in_the_order_asked_and_do_not_depend_on_the_batch(make
         store.titles[row] = " ".join(["word"] * (row % 4 + 1)) + f" {row}"  # lengths that force a reordering
     text, image = (side.ravel() for side in np.meshgrid(np.arange(15), np.arange(15)))
     shuffle = np.random.default_rng(0).permutation(225)
-    whole = PairScorer(KnowsAll(), store, words, batch_size=225).score(text, image)
+    whole = PairScorer(KnowsAll(), store, Words(store), batch_size=225).score(text, image)
     for batch_size in (1, 7, 64):
-        scores = PairScorer(KnowsAll(), store, words, batch_size=batch_size).score(text[shuffle], image[shuffle])
+        scores = PairScorer(KnowsAll(), store, Words(store), batch_size=batch_size).score(text[shuffle], image[shuffle])
         np.testing.assert_array_equal(scores, whole[shuffle])
     assert (whole[text == image] > 0.8).all() and whole.max() <= 1
 
@@ -78,7 +80,7 @@ def test_titles_of_one_length_and_pairs_of_one_image_are_batched_together(make_p
         store.titles[row] = " ".join(["word"] * (1 + row % 2)) + f" {row}"
     model = KnowsAll()
     text, image = (side.ravel() for side in np.meshgrid(np.arange(8), np.arange(8)))
-    PairScorer(model, store, words, batch_size=4).score(text, image)
+    PairScorer(model, store, Words(store), batch_size=4).score(text, image)
     for batch in model.batches:
         assert len(set((batch.text % 2).tolist())) == 1
         assert len(set(batch.image.tolist())) == 1
@@ -88,7 +90,7 @@ def test_a_pair_asked_twice_and_a_twin_title_are_scored_once(make_products):
     store = make_products({("a", "b"): 4})
     store.titles[3] = store.titles[1]
     model = KnowsAll()
-    scores = PairScorer(model, store, words, batch_size=2).score(np.array([1, 3, 1, 0]), np.array([2, 2, 2, 2]))
+    scores = PairScorer(model, store, Words(store), batch_size=2).score(np.array([1, 3, 1, 0]), np.array([2, 2, 2, 2]))
     assert sum(len(batch.text) for batch in model.batches) == 2
     assert scores[0] == scores[1] == scores[2]
 
@@ -96,8 +98,8 @@ def test_a_pair_asked_twice_and_a_twin_title_are_scored_once(make_products):
 def test_confident_scores_still_rank(make_products):
     """At logits 20 apart float32 probabilities are all 1.0 and would tie."""
     store = make_products({("a", "b"): 10})
-    scorer = PairScorer(KnowsAll(certainty=12), store, words)
-    assert len(set(scorer.score(np.arange(10), np.arange(10)).tolist())) == 10
+    pairs = PairScorer(KnowsAll(certainty=12), store, Words(store))
+    assert len(set(pairs.score(np.arange(10), np.arange(10)).tolist())) == 10
 
 
 def test_vectors_come_back_in_the_order_asked(make_products):
@@ -105,5 +107,5 @@ def test_vectors_come_back_in_the_order_asked(make_products):
     for row in range(9):
         store.titles[row] = " ".join(["word"] * (9 - row)) + f" {row}"
     rows = np.array([5, 0, 8, 3])
-    found = PairScorer(KnowsAll(), store, words, batch_size=2).vectors(rows)
+    found = PairScorer(KnowsAll(), store, Words(store), batch_size=2).vectors(rows)
     np.testing.assert_array_equal(found, np.stack([rows, rows], axis=1))

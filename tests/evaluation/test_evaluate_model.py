@@ -1,0 +1,111 @@
+"""The real model, tokenizer and collation under the protocols, on a store held in memory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from fashionbert_fast.data.batches import TokenizedTitles
+from fashionbert_fast.data.store import FeatureStore
+from fashionbert_fast.data.wordpiece import train_wordpiece
+from fashionbert_fast.errors import InputError
+from fashionbert_fast.evaluation import run as command
+from fashionbert_fast.evaluation.scorer import PairScorer
+from fashionbert_fast.model.checkpoint import load_tokenizer
+from fashionbert_fast.model.config import FashionBertConfig
+from fashionbert_fast.model.fashionbert import FashionBertForPreTraining
+
+PATCHES, FEATURE = 4, 6
+
+
+@pytest.fixture
+def store(make_products):
+    products = make_products({("clothes", "shirts"): 14, ("shoes", "boots"): 10})
+    for row in range(len(products)):
+        products.titles[row] = " ".join(["plain", "striped", "long", "red"][: row % 4]) + f" item {row}"
+    products.splits[:] = ["validation" if row % 2 else "train" for row in range(len(products))]
+    generator = torch.Generator().manual_seed(0)
+    features_NPD = torch.randn(len(products), PATCHES, FEATURE, generator=generator)
+    products.manifest = SimpleNamespace(patches=PATCHES, feature_size=FEATURE)
+    products.features = lambda rows: features_NPD[torch.as_tensor(rows)]
+    return products
+
+
+@pytest.fixture
+def model_dir(tmp_path, store):
+    directory = tmp_path / "model"
+    train_wordpiece(store.titles, 200, directory)
+    torch.manual_seed(0)
+    config = FashionBertConfig(
+        vocab_size=200, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        max_position_embeddings=32, patches=PATCHES, patch_feature_size=FEATURE, initializer_range=0.5,
+    )  # fmt: skip
+    FashionBertForPreTraining(config).save_pretrained(directory)
+    return directory
+
+
+def load(model_dir, store, batch_size: int) -> PairScorer:
+    titles = TokenizedTitles(store.titles, load_tokenizer(model_dir), 32)
+    return PairScorer(FashionBertForPreTraining.from_pretrained(model_dir), store, titles, batch_size=batch_size)
+
+
+def test_scores_and_vectors_do_not_depend_on_the_batch_size(model_dir, store):
+    text, image = (side.ravel() for side in np.meshgrid(np.arange(len(store)), np.arange(len(store))))
+    one = load(model_dir, store, 1)
+    scores, vectors = one.score(text, image), one.vectors(store.rows(None))
+    assert scores.std() > 0.01  # an untrained model that still tells pairs apart, or the comparison proves nothing
+    assert vectors.shape == (len(store), 16)
+    for batch_size in (7, 64, 4096):
+        other = load(model_dir, store, batch_size)
+        np.testing.assert_allclose(other.score(text, image), scores, atol=1e-5)
+        np.testing.assert_allclose(other.vectors(store.rows(None)), vectors, atol=1e-5)
+
+
+def options(model_dir, *more: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return parser.parse_args(["--checkpoint", str(model_dir), "--data", "shop", "--device", "cpu", *more])
+
+
+@pytest.mark.parametrize("protocol", ["fashionbert", "full"])
+def test_the_command_from_checkpoint_to_json(model_dir, store, monkeypatch, tmp_path, protocol):
+    monkeypatch.setattr(FeatureStore, "open", classmethod(lambda cls, path: store))
+    path = tmp_path / "evaluation.json"
+    assert command.run(options(model_dir, "--protocol", protocol, "--json", str(path))) == 0
+    result = json.loads(path.read_text())
+    assert (result["protocol"], result["queries"], result["candidates"]) == (protocol, 12, 12)
+    assert (result["split"], result["checkpoint"]) == ("validation", str(model_dir))
+    assert all(0 <= result[side][key] <= 1 for side in ("image_to_text", "text_to_image") for key in ("R@1", "R@10"))
+    assert ("recognition" in result) == (protocol == "full")
+    if protocol == "full":
+        assert result["recognition"]["category"]["classes"] == 2
+
+
+def test_a_store_that_does_not_fit_the_model(model_dir, store, monkeypatch):
+    monkeypatch.setattr(FeatureStore, "open", classmethod(lambda cls, path: store))
+    store.manifest.feature_size = 2048
+    with pytest.raises(InputError, match=r"4 patches of 2048 features, but .* takes 4 of 6"):
+        command.run(options(model_dir))
+
+
+def test_a_broken_model_is_named_and_not_ranked(model_dir, store, monkeypatch):
+    monkeypatch.setattr(FeatureStore, "open", classmethod(lambda cls, path: store))
+    model = FashionBertForPreTraining.from_pretrained(model_dir)
+    torch.nn.init.constant_(model.tia_head.classifier.weight, float("nan"))
+    model.save_pretrained(model_dir)
+    with pytest.raises(InputError, match="as NaN"):
+        command.run(options(model_dir))
+
+
+def test_titles_are_cut_as_in_the_run(tmp_path):
+    config = SimpleNamespace(max_position_embeddings=512)
+    (tmp_path / "model").mkdir()
+    assert command.max_text_tokens(tmp_path / "model", config) == 64
+    (tmp_path / "config.yaml").write_text("data:\n  store: s\n  max_text_tokens: 20\ntrain:\n  output: o\n")
+    assert command.max_text_tokens(tmp_path / "model", config) == 20
+    assert command.max_text_tokens(tmp_path / "model", SimpleNamespace(max_position_embeddings=16)) == 16
