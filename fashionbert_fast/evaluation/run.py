@@ -68,6 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="prediction batch of that fault (default: %(default)s)",
     )
     add("--batch-size", type=int, metavar="B", help="pairs of a forward pass; does not change the figures")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: faster, close pairs may change places")
     add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
 
 
@@ -83,6 +84,7 @@ def run(args: argparse.Namespace) -> int:
         split=args.split,
         batch_size=args.batch_size,
         device=args.device,
+        precision=args.precision,
         protocol=args.protocol,
         queries=args.queries,
         candidates=args.candidates,
@@ -103,23 +105,29 @@ def evaluate_checkpoint(
     split: str = "validation",
     batch_size: int | None = None,
     device: str | None = None,
+    precision: str = "fp32",
     **options: Any,
 ) -> dict[str, Any]:
     """Open the store and the checkpoint, check that their features are the same, and ``evaluate(**options)``.
 
-    Adds "split", "checkpoint" and "data" to the result, so that a figure says where it comes from.
+    Adds "precision", "split", "checkpoint" and "data" to the result, so that a figure says where it comes from.
     """
     from fashionbert_fast.data.store import FeatureStore
 
     store = FeatureStore.open(data)
     rows = split_rows(store, split, data)
-    scorer, model_dir = load_scorer(checkpoint, store, data, batch_size=batch_size, device=device)
+    scorer, model_dir = load_scorer(checkpoint, store, data, batch_size, device, precision)
     result = evaluate(store, rows, scorer.score, vectors=scorer.vectors, **options)
-    return result | {"split": split, "checkpoint": str(model_dir), "data": str(data)}
+    return result | {"precision": precision, "split": split, "checkpoint": str(model_dir), "data": str(data)}
 
 
 def load_scorer(
-    checkpoint: Path, store: Any, data: Path, *, batch_size: int | None = None, device: str | None = None
+    checkpoint: Path,
+    store: Any,
+    data: Path,
+    batch_size: int | None = None,
+    device: str | None = None,
+    precision: str = "fp32",
 ) -> tuple[Any, Path]:
     """The scorer of a checkpoint on a store, and the model directory it was read from.
 
@@ -149,7 +157,9 @@ def load_scorer(
             "prepare the catalogue with the model's grid and encoder"
         )
     titles = TokenizedTitles(store.titles, tokenizer, max_text_tokens(model_dir, model.config))
-    return PairScorer(model.to(target), store, titles, batch_size=batch_size or DEFAULT_BATCH_SIZE), model_dir
+    model.to(target)
+    batch_size = batch_size or DEFAULT_BATCH_SIZE
+    return PairScorer(model, store, titles, batch_size=batch_size, precision=precision), model_dir
 
 
 def max_text_tokens(model_dir: Path, config: Any) -> int:

@@ -13,9 +13,11 @@ import torch
 
 from fashionbert_fast.data.batches import Batch, TokenizedTitles, collate_pairs
 from fashionbert_fast.data.store import FeatureStore
+from fashionbert_fast.errors import InputError
 from fashionbert_fast.progress import progress
 
 DEFAULT_BATCH_SIZE = 128
+PRECISIONS = ("fp32", "bf16")
 
 
 class PairScorer:
@@ -23,16 +25,26 @@ class PairScorer:
 
     model: has ``alignment_logits(batch) -> logits_B2`` (class 1 = match) and ``pooled(batch) -> pooled_BH``.
     titles: all titles of the store, tokenised once. batch_size: pairs of a forward pass; it moves results by float
-    noise only. Batches go to the device of the model.
+    noise only. precision: "bf16" runs the products of the model in bfloat16: about twice as fast on processors that
+    have it, and close pairs may change places. Batches go to the device of the model.
     """
 
     def __init__(
-        self, model: Any, store: FeatureStore, titles: TokenizedTitles, *, batch_size: int = DEFAULT_BATCH_SIZE
+        self,
+        model: Any,
+        store: FeatureStore,
+        titles: TokenizedTitles,
+        *,
+        batch_size: int = DEFAULT_BATCH_SIZE,
+        precision: str = "fp32",
     ) -> None:
+        if precision not in PRECISIONS:
+            raise InputError(f"precision: {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
         self.model = model.eval()
         self.store = store
         self.titles = titles
         self.batch_size = batch_size
+        self.precision = precision
         self.device = next(model.parameters()).device
         # equal titles are one text: they must tie exactly, not be told apart by the float noise of two batches.
         first_row: dict[str, int] = {}
@@ -54,7 +66,8 @@ class PairScorer:
         text_U, image_U = np.divmod(keys_U, len(self.store))
         scores_U = np.empty(len(keys_U), dtype=np.float64)
         for chosen, batch in self._batches(text_U, image_U, "scoring pairs"):
-            logits_B2 = self.model.alignment_logits(batch).double()
+            with self._autocast():
+                logits_B2 = self.model.alignment_logits(batch).double()
             scores_U[chosen] = torch.sigmoid(logits_B2[:, 1] - logits_B2[:, 0]).cpu().numpy()
         return scores_U[place_K]
 
@@ -64,9 +77,14 @@ class PairScorer:
         rows = np.asarray(rows, dtype=np.int64)
         vectors_H: list[Any] = [None] * len(rows)
         for chosen, batch in self._batches(self.text_N[rows], rows, "reading [CLS] vectors"):
-            for place, vector_H in zip(chosen, self.model.pooled(batch).float().cpu().numpy(), strict=True):
+            with self._autocast():
+                pooled_BH = self.model.pooled(batch).float()
+            for place, vector_H in zip(chosen, pooled_BH.cpu().numpy(), strict=True):
                 vectors_H[place] = vector_H
         return np.stack(vectors_H)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _batches(self, text: np.ndarray, image: np.ndarray, description: str) -> Iterator[tuple[np.ndarray, Batch]]:
         """Batches of pairs, titles of one length together (little padding) and of one image side by side (reused)."""

@@ -66,6 +66,16 @@ def test_scores_and_vectors_do_not_depend_on_the_batch_size(model_dir, store):
         np.testing.assert_allclose(other.vectors(store.rows(None)), vectors, atol=1e-5)
 
 
+def test_bf16_is_close_and_an_unknown_precision_is_named(model_dir, store):
+    exact = load(model_dir, store, 64)
+    rough = PairScorer(exact.model, store, exact.titles, precision="bf16")
+    rows = store.rows(None)
+    difference = np.abs(rough.score(rows, rows) - exact.score(rows, rows)).max()
+    assert 0 < difference < 0.05  # not zero: it did run in bfloat16
+    with pytest.raises(InputError, match="precision: 'int8'"):
+        PairScorer(exact.model, store, exact.titles, precision="int8")
+
+
 def options(model_dir, *more: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)

@@ -65,7 +65,7 @@ def test_empty_split_names_the_splits_there_are(make_products):
 def test_run_prints_the_table_and_writes_the_file(tmp_path, monkeypatch, make_products, perfect, capsys):
     store = make_products({("a", "b"): 30})
 
-    def evaluated(checkpoint, data, *, split, batch_size, device, **options):
+    def evaluated(checkpoint, data, *, split, batch_size, device, precision, **options):
         return evaluate(store, store.rows(split), perfect, **options)
 
     monkeypatch.setattr(command, "evaluate_checkpoint", evaluated)
