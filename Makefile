@@ -1,0 +1,52 @@
+# Each target works on a fresh clone with Python 3.11+, a C++ compiler and pip: it creates .venv, installs and builds.
+PYTHON ?= python3
+# The CPU and the CUDA build of torch share this version; pip takes whichever its index offers.
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow bench lint format clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(VENV)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip "setuptools>=77" wheel cmake ninja pybind11 numpy
+	$(BIN)/pip install --quiet "$(TORCH)"
+	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --no-build-isolation "deepspeed>=0.19.3"
+	FASHIONBERT_SKIP_BUILD=1 $(BIN)/pip install --quiet --no-build-isolation -e ".[offline,dev]"
+	touch $@
+
+$(VENV)/.built: $(VENV)/.installed CMakeLists.txt setup.py $(SOURCES)
+	@$(BIN)/pip install --no-build-isolation --no-deps --force-reinstall -v -e . > $(VENV)/build.log 2>&1 \
+		|| { grep -nE "error|FAILED" $(VENV)/build.log; echo "the build failed: see $(VENV)/build.log"; exit 1; }
+	@sed -nE 's/.*-- (fashionbert_fast: .*)/\1/p' $(VENV)/build.log
+	@touch $@
+
+setup: $(VENV)/.built  ## create .venv, install, build the native code
+
+demo: setup  ## pre-train, evaluate and report on the embedded catalogue, into demo_out/
+	$(BIN)/fashionbert demo --out demo_out --overwrite
+
+test: setup  ## the test suite (no GPU needed)
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: setup  ## the long proofs as well
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: setup  ## measurements against named alternatives
+	$(BIN)/fashionbert bench ops --quick --json bench.json
+
+lint: setup  ## ruff and clang-format
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+
+format: setup  ## rewrite sources to the house style
+	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
+	$(BIN)/clang-format -i $(SOURCES)
+
+clean:  ## remove what the build made
+	rm -rf build $(VENV)/.built fashionbert_fast/*.so *.egg-info

@@ -1,0 +1,67 @@
+"""The command line: `fashionbert COMMAND`. Bad input is one line and exit status 2, never a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Callable
+
+from fashionbert_fast import __version__
+from fashionbert_fast.errors import InputError
+
+# command -> (module with add_arguments(parser) and run(args) -> int, one line of help)
+COMMANDS = {
+    "demo": ("fashionbert_fast.demo.run", "the whole job on an embedded catalogue, on a CPU, in minutes"),
+    "prepare": ("fashionbert_fast.data.prepare", "a catalogue of titles and photos to a feature store"),
+    "pretrain": ("fashionbert_fast.engine.run", "pre-train under DeepSpeed, in one process or many"),
+    "evaluate": ("fashionbert_fast.evaluation.run", "rank titles and images of a held-out set"),
+    "export": ("fashionbert_fast.model.run", "a checkpoint to Hugging Face's BERT layout"),
+    "bench": ("benchmarks.run", "side-by-side measurements, results checked first"),
+    "doctor": ("fashionbert_fast.doctor", "what is installed and what each operator would use here"),
+}
+
+
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """The parser; only ``command``'s module is imported, so that --help answers at once."""
+    parser = argparse.ArgumentParser(
+        prog="fashionbert",
+        description="Pre-train FashionBERT: match product titles with product photos.",
+        epilog="Start with `fashionbert demo --out demo_out`; `fashionbert COMMAND --help` has examples.",
+    )
+    parser.add_argument("--version", action="version", version=f"fashionbert_fast {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (module, summary) in COMMANDS.items():
+        sub = commands.add_parser(
+            name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        if name == command:
+            importlib.import_module(module).add_arguments(sub)
+    return parser
+
+
+def _run(command: str) -> Callable[[argparse.Namespace], int]:
+    return importlib.import_module(COMMANDS[command][0]).run
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point: 0 when the job is done, 2 on a usage or input error or an interrupted job."""
+    argv = sys.argv[1:] if argv is None else argv
+    command = next((word for word in argv if word in COMMANDS), None)
+    args = build_parser(command).parse_args(argv)
+    try:
+        return _run(args.command)(args)
+    except InputError as error:
+        from fashionbert_fast.engine.distributed import is_main
+
+        if is_main():
+            print(f"fashionbert {args.command}: error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        note = f": {interrupt}" if str(interrupt) else ""
+        print(f"fashionbert {args.command}: error: interrupted{note}", file=sys.stderr, flush=True)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""The configuration of a pre-training run: typed, from YAML, with `section.key=value` overrides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fashionbert_fast.errors import InputError
+from fashionbert_fast.model.config import METHODS, NORMALISATIONS
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _within(name: str, value: float, low: float, high: float, *, open_high: bool = False) -> None:
+    if not (low <= value < high if open_high else low <= value <= high):
+        raise ValueError(f"{name} must lie in [{low}, {high}{')' if open_high else ']'}, got {value}")
+
+
+def _at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+@dataclass
+class DataConfig:
+    """Where the pairs come from and how they are masked."""
+
+    store: str = "???"  # feature store that `fashionbert prepare` wrote
+    split: str = "train"  # products to train on: train | validation | all
+    max_text_tokens: int = 64  # a longer title is cut, special tokens included
+    negatives: str = "category"  # a negative's image comes from: random | category | subcategory
+    random_negative_epochs: int = 0  # first epochs with random negatives, whatever `negatives` says
+    pairs: str = "coin"  # of each product an epoch: coin (a match or a mismatch) | both (one of each, side by side)
+    negative_rate: float = 0.5  # coin: share of mismatches
+    mask_negatives: bool = True  # MLM and MPM on negative pairs too, as released
+    mlm_rate: float = 0.15  # of a title's tokens, whole words
+    mlm_most: int = 10  # masked tokens a title
+    patch_rate: float = 0.1  # of the patches
+    workers: int = 0  # processes that assemble batches ahead; 0: the training process itself
+
+    def __post_init__(self) -> None:
+        _one_of("data.split", self.split, ("train", "validation", "all"))
+        _one_of("data.negatives", self.negatives, ("random", "category", "subcategory"))
+        _one_of("data.pairs", self.pairs, ("coin", "both"))
+        _at_least("data.max_text_tokens", self.max_text_tokens, 3)
+        _at_least("data.random_negative_epochs", self.random_negative_epochs, 0)
+        _at_least("data.mlm_most", self.mlm_most, 0)
+        _at_least("data.workers", self.workers, 0)
+        for name in ("negative_rate", "mlm_rate", "patch_rate"):
+            _within(f"data.{name}", getattr(self, name), 0.0, 1.0)
+
+
+@dataclass
+class ModelConfig:
+    """The core: a published checkpoint, or sizes to start from scratch."""
+
+    core: str | None = None  # BERT checkpoint: directory, hub id or all-minilm-l6-v2; null: from scratch
+    tokenizer: str | None = (
+        None  # for a core from scratch: a directory, hub id, or null: WordPiece trained on the titles
+    )
+    vocab_size: int = 8192  # of a trained WordPiece, at most
+    layers: int | None = None  # from scratch: how many; of a checkpoint: keep the first so many
+    hidden_size: int = 768  # from scratch
+    heads: int = 12  # from scratch
+    intermediate_size: int = 3072  # from scratch
+    initializer_range: float = 0.02  # std of fresh weights; a narrow core learns sooner with 1 / sqrt(hidden_size)
+    hidden_dropout: float = 0.1  # after embeddings, attention and feed-forward
+    attention_dropout: float = 0.1  # on attention probabilities
+    patch_dropout: float = 0.1  # on the raw patch feature
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "hidden_size", "heads", "intermediate_size"):
+            _at_least(f"model.{name}", getattr(self, name), 1)
+        if self.layers is not None:
+            _at_least("model.layers", self.layers, 1)
+        if self.core is None and self.hidden_size % self.heads:
+            raise ValueError(f"model.hidden_size {self.hidden_size} must be a multiple of model.heads {self.heads}")
+        if self.core is not None and self.tokenizer is not None:
+            raise ValueError("model.tokenizer goes with model.core null: a checkpoint brings its own")
+        if not self.initializer_range > 0:
+            raise ValueError(f"model.initializer_range must be positive, got {self.initializer_range}")
+        for name in ("hidden_dropout", "attention_dropout", "patch_dropout"):
+            _within(f"model.{name}", getattr(self, name), 0.0, 1.0, open_high=True)
+
+
+@dataclass
+class WeightingConfig:
+    """How the three task losses become one gradient; see model/weighting.py."""
+
+    method: str = "loss"  # loss | gradient | min_norm | fixed
+    alpha: float = 1.0  # regulariser of the closed form (loss, gradient)
+    detach_weights: bool = False  # loss: stop the gradient through the weights
+    preference: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])  # factors of mlm, tia, mpm
+    normalise: str = "none"  # gradient, min_norm: none | norm | loss, before the solve
+    floor: float = 0.0  # gradient, min_norm: no weight below this
+
+    def __post_init__(self) -> None:
+        _one_of("weighting.method", self.method, METHODS)
+        _one_of("weighting.normalise", self.normalise, NORMALISATIONS)
+        from fashionbert_fast.model.config import TaskWeighting
+
+        TaskWeighting(**vars(self))
+
+
+@dataclass
+class TrainConfig:
+    """The optimization and the engine."""
+
+    output: str = "???"  # run directory
+    steps: int = 10000  # optimizer steps
+    micro_batch_size: int = 32  # pairs a process and micro-batch; even, so that negatives find their image in the batch
+    gradient_accumulation_steps: int = 1  # micro-batches an optimizer step
+    optimizer: str = "adamw"  # adamw | lamb
+    optimizer_backend: str = "auto"  # auto | torch | deepspeed | apex | pytorch_optimizer
+    lr: float = 1e-4  # peak learning rate
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    eps: float = 1e-8
+    weight_decay: float = 0.0  # not on biases and LayerNorm
+    schedule: str = "linear"  # after the warm-up: linear | cosine | constant
+    warmup_ratio: float = 0.1  # of the steps
+    gradient_clipping: float = 1.0  # global norm; 0: off
+    precision: str = "fp32"  # fp32 | bf16 | fp16
+    zero_stage: int = 1  # DeepSpeed ZeRO: 0 to 3
+    seed: int = 0  # of initialisation, dropout, order, negatives and masks
+    log_every: int = 10  # steps between metrics, the only host synchronisation
+    checkpoint_every: int = 1000  # steps; the last step is always kept; 0: only the last
+    keep_checkpoints: int = 2  # newest checkpoints kept
+
+    def __post_init__(self) -> None:
+        _one_of("train.optimizer", self.optimizer, ("adamw", "lamb"))
+        backends = ("auto", "torch", "deepspeed", "apex", "pytorch_optimizer")
+        _one_of("train.optimizer_backend", self.optimizer_backend, backends)
+        _one_of("train.schedule", self.schedule, ("linear", "cosine", "constant"))
+        _one_of("train.precision", self.precision, ("fp32", "bf16", "fp16"))
+        _within("train.zero_stage", self.zero_stage, 0, 3)
+        _within("train.warmup_ratio", self.warmup_ratio, 0.0, 1.0)
+        for name in ("steps", "micro_batch_size", "gradient_accumulation_steps", "log_every", "keep_checkpoints"):
+            _at_least(f"train.{name}", getattr(self, name), 1)
+        _at_least("train.checkpoint_every", self.checkpoint_every, 0)
+        for name in ("lr", "eps"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"train.{name} must be positive, got {getattr(self, name)}")
+        for name in ("weight_decay", "gradient_clipping"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"train.{name} must be 0 or more, got {getattr(self, name)}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"train.betas must be two numbers in [0, 1), got {self.betas}")
+        if self.optimizer == "lamb" and self.zero_stage > 0:
+            raise ValueError(
+                "train.optimizer lamb needs train.zero_stage 0: ZeRO flattens parameters, LAMB's trust ratio is per layer"
+            )
+
+
+@dataclass
+class Config:
+    """Everything a run depends on."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    weighting: WeightingConfig = field(default_factory=WeightingConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_yaml(self) -> str:
+        """The resolved configuration, every field written out."""
+        return OmegaConf.to_yaml(OmegaConf.structured(self))
+
+
+def load_config(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
+    """Read ``path`` (YAML; None: defaults) and apply ``section.key=value`` overrides.
+
+    Raises:
+        InputError: one line naming the file and the field.
+    """
+    source = str(path) if path is not None else "defaults"
+    raw: Any = {}
+    if path is not None:
+        try:
+            raw = OmegaConf.load(path)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(
+                f"{path}: cannot be read ({reason}); give a YAML file, such as those in configs/"
+            ) from error
+        except Exception as error:  # yaml's errors share no useful base with omegaconf's
+            raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    for override in overrides:
+        if "=" not in override:
+            raise InputError(f"{override}: not an override; write section.key=value, for example train.lr=1e-4")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Config), raw, OmegaConf.from_dotlist(list(overrides)))
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if missing:
+            raise InputError(f"{source}: {missing[0]} is not set; add it to the file or give {missing[0]}=...")
+        return OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        reason = str(getattr(error, "msg", None) or error).splitlines()[0]
+        raise InputError(f"{source}: {key + ': ' if key else ''}{reason}") from error
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{source}: {error}") from error

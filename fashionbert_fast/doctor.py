@@ -1,0 +1,101 @@
+"""`fashionbert doctor`: what is installed, how the native code was built, what each operator would use where."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+import subprocess
+
+EPILOG = """examples:
+  fashionbert doctor
+  fashionbert doctor --json doctor.json"""
+
+PACKAGES = ("torch", "triton", "deepspeed", "transformers", "tokenizers", "safetensors", "pybind11", "ninja", "nvtx")
+CSRC_OPERATORS = ("adaptive_loss",)
+TORCH_OPERATORS = ("masked_patch_embed", "patch_kld", "min_norm_weights")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("--json", metavar="FILE", help="write the same as JSON")
+
+
+def installed_versions() -> dict[str, str | None]:
+    """Version of each package this project stands on, None where it is missing."""
+    versions: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def _nvcc() -> str:
+    path = shutil.which("nvcc")
+    if path is None:
+        return "not found: CUDA sources are skipped"
+    lines = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout.splitlines()
+    return next((line.strip() for line in lines if "release" in line), path)
+
+
+def diagnose() -> dict:
+    """Everything the command prints, as plain values."""
+    import torch
+
+    from fashionbert_fast.engine.optimizer import has_apex
+
+    report: dict = {"versions": installed_versions(), "nvcc": _nvcc()}
+    report["apex"] = "installed" if has_apex() else "not installed (optional: fused LAMB and Adam on CUDA)"
+    cuda = torch.cuda.is_available()
+    report["devices"] = ["cpu: " + (torch.backends.cpu.get_cpu_capability() or platform.machine())]
+    if cuda:
+        report["devices"] += [f"cuda:{i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    try:
+        from fashionbert_fast import _host, kernels
+
+        report["build"] = _host.build_info()
+        report["operators"] = {name: _implementations(name, cuda) for name in CSRC_OPERATORS}
+        plain = "plain PyTorch on every device: no native kernel yet"
+        report["operators"] |= {name: plain for name in TORCH_OPERATORS if hasattr(kernels, name)}
+    except ImportError as error:
+        report["build"], report["operators"] = {"error": str(error)}, {}
+    return report
+
+
+def _implementations(name: str, cuda_here: bool) -> str:
+    """Which devices the dispatcher has a kernel for, and what keeps the CUDA one from running here."""
+    import torch
+
+    has = {
+        key: torch._C._dispatch_has_kernel_for_dispatch_key(f"fashionbert_fast::{name}", key) for key in ("CPU", "CUDA")
+    }
+    cpu = "C++" if has["CPU"] else "missing"
+    cuda = "CUDA C++" if has["CUDA"] else "not built: no nvcc when this was compiled"
+    return f"cpu: {cpu}; cuda: {cuda}{'' if cuda_here else ' (no CUDA device here)'}"
+
+
+def run(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    report = diagnose()
+    table = Table("what", "found", title="fashionbert doctor", show_lines=False)
+    for name, version in report["versions"].items():
+        table.add_row(name, version or "[red]missing[/red]")
+    table.add_row("apex", report["apex"])
+    table.add_row("nvcc", report["nvcc"])
+    table.add_row("devices", "\n".join(report["devices"]))
+    for key, value in report["build"].items():
+        table.add_row(f"build: {key}", value)
+    for name, value in report["operators"].items():
+        table.add_row(f"op: {name}", value)
+    Console().print(table)
+    if args.json:
+        from fashionbert_fast.files import write_json
+
+        write_json(args.json, report)
+    return 0 if report["operators"] else 1

@@ -1,0 +1,180 @@
+"""From a configuration to what the loop runs: store, tokenizer, model, DeepSpeed engine, data loader."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from fashionbert_fast.config import Config
+from fashionbert_fast.data.batches import PairDataset, Pairing, TokenizedTitles
+from fashionbert_fast.data.masking import TextMasking
+from fashionbert_fast.data.store import FeatureStore
+from fashionbert_fast.data.wordpiece import train_wordpiece
+from fashionbert_fast.engine.distributed import barrier, is_main
+from fashionbert_fast.engine.optimizer import build_optimizer, build_schedule
+from fashionbert_fast.errors import InputError
+from fashionbert_fast.model.checkpoint import load_tokenizer, resolve_core
+from fashionbert_fast.model.config import FashionBertConfig, TaskWeighting
+from fashionbert_fast.model.fashionbert import FashionBertForPreTraining
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Run:
+    """Everything the loop needs. ``engine`` is DeepSpeed's; ``tokenizer_dir`` holds the tokenizer's files."""
+
+    config: Config
+    directory: Path
+    device: torch.device
+    store: FeatureStore
+    dataset: PairDataset
+    engine: Any
+    tokenizer_dir: Path
+    rank: int
+    world_size: int
+
+
+def seed_everything(seed: int) -> None:
+    """Same initial weights on every rank; batches do not use these generators."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def find_tokenizer(config: Config, store: FeatureStore, directory: Path) -> Path:
+    """Directory with the tokenizer: the core's own, the configured one, or a WordPiece trained on the titles."""
+    source = config.model.core or config.model.tokenizer
+    if source is not None:
+        return resolve_core(source)
+    trained = directory / "tokenizer"
+    if is_main() and not (trained / "tokenizer.json").exists():
+        titles = [store.titles[row] for row in store.rows(_split(config))]
+        train_wordpiece(titles, config.model.vocab_size, trained)
+    barrier()
+    return trained
+
+
+def _split(config: Config) -> str | None:
+    return None if config.data.split == "all" else config.data.split
+
+
+def build_model(config: Config, store: FeatureStore, vocabulary: int) -> FashionBertForPreTraining:
+    """The model of ``config.model`` for the patch features of ``store``, in float32."""
+    m = config.model
+    fields = {
+        "patches": store.manifest.patches,
+        "initializer_range": m.initializer_range,
+        "hidden_dropout_prob": m.hidden_dropout,
+        "attention_probs_dropout_prob": m.attention_dropout,
+        "patch_dropout_prob": m.patch_dropout,
+        "weighting": TaskWeighting(**vars(config.weighting)),
+    }
+    if m.core is not None:
+        if m.layers is not None:
+            fields["num_hidden_layers"] = m.layers
+        model = FashionBertForPreTraining.from_bert(m.core, store.manifest.feature_size, **fields)
+    else:
+        sizes = {"hidden_size": m.hidden_size, "num_hidden_layers": m.layers or 12, "num_attention_heads": m.heads,
+                 "intermediate_size": m.intermediate_size, "vocab_size": vocabulary,
+                 "max_position_embeddings": max(64, config.data.max_text_tokens)}  # fmt: skip
+        model = FashionBertForPreTraining(
+            FashionBertConfig(patch_feature_size=store.manifest.feature_size, **sizes, **fields)
+        )
+    if config.data.max_text_tokens > model.config.max_position_embeddings:
+        raise InputError(
+            f"data.max_text_tokens {config.data.max_text_tokens} exceeds the core's "
+            f"{model.config.max_position_embeddings} positions; lower it"
+        )
+    model.feature_manifest = store.manifest.to_dict()
+    return model
+
+
+def build_dataset(config: Config, store: FeatureStore, tokenizer, rank: int, world_size: int) -> PairDataset:
+    """The training pairs of this rank."""
+    d, t = config.data, config.train
+    rows = store.rows(_split(config))
+    if len(rows) == 0:
+        raise InputError(
+            f"{store.path}: has no products of split {d.split!r}; set data.split or prepare it with --holdout"
+        )
+    pairing = Pairing(
+        seed=t.seed, negatives=d.negatives, random_epochs=d.random_negative_epochs, way=d.pairs,
+        negative_rate=d.negative_rate, mask_negatives=d.mask_negatives, text=TextMasking(rate=d.mlm_rate, most=d.mlm_most), patch_rate=d.patch_rate,
+    )  # fmt: skip
+    titles = TokenizedTitles(store.titles, tokenizer, d.max_text_tokens)
+    return PairDataset(
+        store, titles, rows, pairing, micro_batch_size=t.micro_batch_size,
+        micro_batches=t.gradient_accumulation_steps, rank=rank, world_size=world_size, steps=t.steps,
+    )  # fmt: skip
+
+
+def deepspeed_config(config: Config, world_size: int) -> dict:
+    """The DeepSpeed configuration; everything it would otherwise guess is written out."""
+    t = config.train
+    zero: dict[str, Any] = {"stage": t.zero_stage}
+    if t.zero_stage == 3:
+        # Small tables stay whole; nothing here is large enough for prefetching to pay on its own.
+        zero |= {"stage3_param_persistence_threshold": 10_000, "stage3_gather_16bit_weights_on_model_save": False}
+    return {
+        "train_micro_batch_size_per_gpu": t.micro_batch_size,
+        "gradient_accumulation_steps": t.gradient_accumulation_steps,
+        "train_batch_size": t.micro_batch_size * t.gradient_accumulation_steps * world_size,
+        "gradient_clipping": t.gradient_clipping,  # omitted, it means 1.0 since 0.19.3
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": t.precision == "bf16"},
+        "fp16": {"enabled": t.precision == "fp16"},
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+    }
+
+
+def _check_precision(precision: str, device: torch.device) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    if precision == "fp16" and not get_accelerator().is_fp16_supported():
+        raise InputError(f"train.precision fp16: this {device.type} has no float16 arithmetic; use bf16 or fp32")
+    if precision == "bf16" and not get_accelerator().is_bf16_supported():
+        raise InputError(f"train.precision bf16: this {device.type} has no bfloat16 arithmetic; use fp16 or fp32")
+
+
+def build(config: Config, directory: Path, device: torch.device) -> Run:
+    """Assemble a run. The process group exists; every rank calls this with the same configuration."""
+    import deepspeed
+    import torch.distributed as dist
+
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    _check_precision(config.train.precision, device)
+    seed_everything(config.train.seed)
+    store = FeatureStore.open(Path(config.data.store))
+    tokenizer_dir = find_tokenizer(config, store, directory)
+    tokenizer = load_tokenizer(tokenizer_dir)
+    dataset = build_dataset(config, store, tokenizer, rank, world_size)
+    model = build_model(config, store, len(tokenizer))
+    optimizer = build_optimizer(model.to(device), config.train, device)
+    schedule = build_schedule(optimizer, config.train)
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(config, world_size)
+    )
+    torch.manual_seed(config.train.seed + rank)  # dropout differs between ranks
+    return Run(config, directory, device, store, dataset, engine, tokenizer_dir, rank, world_size)
+
+
+def build_loader(run: Run, first_step: int) -> DataLoader:
+    """Steps ``first_step`` to the last, each a list of micro-batches; assembled ahead where data.workers > 0."""
+    workers = run.config.data.workers
+    return DataLoader(
+        run.dataset,
+        batch_size=None,
+        sampler=range(first_step, run.config.train.steps),
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=run.device.type == "cuda",
+    )

@@ -1,0 +1,162 @@
+"""Checkpoints: complete or not there.
+
+    RUN/checkpoints/step-00001000/
+        manifest.json     every file with size and SHA-256, written last
+        state/            DeepSpeed's shards: optimizer, schedule, loss scale
+        model/            config.json, model.safetensors (fp32 master weights), tokenizer, patch_features.json
+
+All ranks write into a temporary sibling, rank 0 adds the manifest and renames the directory: a killed run leaves a
+whole checkpoint or none. DeepSpeed's shards are pickles, so they are loaded only when the manifest vouches for them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from fashionbert_fast.engine.distributed import barrier, is_main
+from fashionbert_fast.errors import InputError
+from fashionbert_fast.model.checkpoint import copy_tokenizer
+
+MANIFEST = "manifest.json"
+STATE, MODEL = "state", "model"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def master_weights(engine) -> dict[str, torch.Tensor]:
+    """fp32 weights by name, gathered from whatever ZeRO stage and precision; a collective: call it on every rank."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    weights = {}
+    for name, parameter in engine.module.named_parameters():
+        full = safe_get_full_fp32_param(parameter)
+        weights[name] = (parameter if full is None else full).detach().float().cpu().clone()
+    return weights
+
+
+def save_checkpoint(engine, run: Path, step: int, tokenizer: Path, config_yaml: str, keep: int) -> Path:
+    """Write checkpoint ``step`` and drop all but the newest ``keep``; every rank calls it."""
+    final = run / "checkpoints" / f"step-{step:08d}"
+    partial = final.with_name(f".{final.name}.partial")
+    if is_main():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+    barrier()
+    engine.save_checkpoint(str(partial), tag=STATE, client_state={"step": step}, save_latest=False)
+    weights = master_weights(engine)
+    if is_main():
+        engine.module.save_pretrained(partial / MODEL, state_dict=weights)
+        copy_tokenizer(tokenizer, partial / MODEL)
+        (partial / "config.yaml").write_text(config_yaml)
+    barrier()
+    if is_main():
+        _seal(partial, step)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        _fsync(final.parent)
+        for old in list_checkpoints(run)[:-keep]:
+            shutil.rmtree(old)
+    barrier()
+    return final
+
+
+def _seal(directory: Path, step: int) -> None:
+    """Write the manifest over every file, all flushed to disk."""
+    files = {}
+    for path in sorted(p for p in directory.rglob("*") if p.is_file()):
+        _fsync(path)
+        files[str(path.relative_to(directory))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    manifest = {"step": step, "world_size": world_size, "files": files}
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    _fsync(directory / MANIFEST)
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Complete checkpoints, oldest first, their files not yet verified."""
+    return sorted(path.parent for path in (run / "checkpoints").glob(f"step-*/{MANIFEST}"))
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        for name, expected in files.items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
+                return f"{name} is damaged"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    return None
+
+
+def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose files are what its manifest says, and what was wrong with newer ones."""
+    complaints = []
+    for checkpoint in reversed(list_checkpoints(run)):
+        wrong = damage(checkpoint)
+        if wrong is None:
+            return checkpoint, complaints
+        complaints.append(f"{checkpoint}: {wrong}")
+    return None, complaints
+
+
+def load_checkpoint(engine, checkpoint: Path) -> int:
+    """Restore engine, optimizer and schedule from a verified checkpoint; returns its step."""
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if manifest["world_size"] != world_size:
+        raise InputError(
+            f"{checkpoint}: written by {manifest['world_size']} processes, this run has {world_size}; "
+            "resume with as many, or start a new run from its model/ directory"
+        )
+    path, _ = engine.load_checkpoint(str(checkpoint), tag=STATE)
+    if path is None:
+        raise InputError(f"{checkpoint}: DeepSpeed could not load it; resume from an earlier one by removing it")
+    return manifest["step"]
+
+
+def resolve_model_dir(path: Path) -> Path:
+    """The model directory of a run, of one of its checkpoints, or ``path`` itself where it is a model directory.
+
+    Raises:
+        InputError: nothing complete is there (a run interrupted before its first checkpoint, say).
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: no such directory; give a run directory or one that save_pretrained wrote")
+    if (path / "config.json").exists():
+        return path
+    if (path / MANIFEST).exists() and (path / MODEL).is_dir():
+        wrong = damage(path)
+        if wrong:
+            raise InputError(f"{path}: {wrong}; give another checkpoint")
+        return path / MODEL
+    if (path / "checkpoints").is_dir() or (path / "config.yaml").exists():
+        checkpoint, complaints = newest_valid(path)
+        if checkpoint is None:
+            why = complaints[0] if complaints else "was interrupted before its first checkpoint"
+            raise InputError(
+                f"{path}: no complete checkpoint ({why}); continue it with `fashionbert pretrain --resume`"
+            )
+        return checkpoint / MODEL
+    raise InputError(f"{path}: neither a run directory nor a model directory; give one that pretrain wrote")

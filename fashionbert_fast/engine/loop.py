@@ -1,0 +1,180 @@
+"""The training loop: batch -> model.forward -> engine.backward -> engine.step -> metrics every N steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import torch
+
+from fashionbert_fast.config import Config
+from fashionbert_fast.engine.build import DTYPES, Run, build, build_loader
+from fashionbert_fast.engine.checkpoint import load_checkpoint, newest_valid, save_checkpoint
+from fashionbert_fast.engine.distributed import barrier, init_distributed, is_main, shutdown
+from fashionbert_fast.engine.flops import peak_flops, step_counts, useful_flops
+from fashionbert_fast.engine.metrics import METRICS, MetricsWriter, read_metrics
+from fashionbert_fast.errors import InputError
+from fashionbert_fast.model.config import TASKS
+from fashionbert_fast.model.weighting import all_reduce_sum
+from fashionbert_fast.progress import progress_bar
+
+
+def train_step(run: Run, micro_batches: list) -> tuple[torch.Tensor, torch.Tensor]:
+    """One optimizer step: exactly one backward a micro-batch, every head in its loss.
+
+    Returns:
+        losses_T (3,) float32: the step's mean losses over the global batch. counts (6,): see `flops.step_counts`.
+    """
+    counts = all_reduce_sum(step_counts(micro_batches).to(run.device))
+    losses_T = torch.zeros(len(TASKS), device=run.device)
+    for batch in micro_batches:
+        output = run.engine(batch.to(run.device, non_blocking=True), counts[: len(TASKS)], len(micro_batches))
+        run.engine.backward(output.loss)
+        run.engine.step()
+        losses_T += output.losses_T / len(micro_batches)
+    return losses_T, counts
+
+
+class Meter:
+    """Turns what happened since the last logged step into a record. Reading it is the loop's only host sync."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.peak = peak_flops(run.device, DTYPES[run.config.train.precision]) * run.world_size
+        self.counts = torch.zeros(6, dtype=torch.float64, device=run.device)
+        self.start = time.perf_counter()
+
+    def add(self, counts: torch.Tensor) -> None:
+        self.counts += counts
+
+    def record(self, step: int, losses_T: torch.Tensor) -> dict:
+        run, weighter = self.run, self.run.engine.module.weighter
+        weights = weighter.weights_T.float().tolist()  # waits for the device: time is read after it
+        losses = losses_T.tolist()
+        seconds = time.perf_counter() - self.start
+        pairs, tokens = self.counts[1].item(), self.counts[3].item()
+        norm = run.engine.get_global_grad_norm()
+        record = {
+            "step": step,
+            "samples": step * run.dataset.global_batch,
+            "loss": sum(w * loss for w, loss in zip(weights, losses, strict=True)),
+            "losses": dict(zip(TASKS, losses, strict=True)),
+            "weights": dict(zip(TASKS, weights, strict=True)),
+            "lr": run.engine.get_lr()[0],
+            "grad_norm": None if norm is None else float(norm),
+            "samples_per_s": pairs / seconds,
+            "tokens_per_s": tokens / seconds,
+            "mfu": useful_flops(run.engine.module.config, self.counts) / seconds / self.peak,
+        }
+        self.counts.zero_()
+        self.start = time.perf_counter()
+        return record
+
+
+def _prepare_directory(config: Config, resume: bool) -> Path:
+    """The run directory, checked before any work: new, or (``resume``) continued with the same configuration."""
+    directory = Path(config.train.output)
+    used = (directory / METRICS).exists() or (directory / "checkpoints").exists()
+    if used and not resume:
+        raise InputError(
+            f"{directory}: already holds a run; continue it with --resume or set train.output to another directory"
+        )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written ({error.strerror}); set train.output elsewhere") from error
+    return directory
+
+
+def _check_same_run(saved: Path, config: Config) -> None:
+    """A resumed run must learn what it would have learned uninterrupted: name the first field that differs."""
+    from omegaconf import OmegaConf
+
+    free = {"train.output", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "data.workers",
+            "data.store"}  # fmt: skip
+    old, new = OmegaConf.load(saved), OmegaConf.structured(config)
+    for section in new:
+        for key in new[section]:
+            name = f"{section}.{key}"
+            before, after = OmegaConf.select(old, name), OmegaConf.select(new, name)
+            if name not in free and before != after:
+                raise InputError(
+                    f"{name}: was {before}, now {after}; resume with the value the run began with ({saved})"
+                )
+
+
+def _resume(run: Run) -> int:
+    """Load the newest valid checkpoint; 0 where the run has none yet."""
+    checkpoint, complaints = newest_valid(run.directory)
+    if is_main():
+        for complaint in complaints:
+            print(f"passed over {complaint}", flush=True)
+        print(
+            f"resuming from {checkpoint}" if checkpoint else "no complete checkpoint yet: starting at step 0",
+            flush=True,
+        )
+    if checkpoint is None:
+        return 0
+    _check_same_run(checkpoint / "config.yaml", run.config)
+    return load_checkpoint(run.engine, checkpoint)
+
+
+def _raise_interrupt(signum, frame):
+    raise KeyboardInterrupt
+
+
+def train(run: Run, first_step: int) -> None:
+    """Steps ``first_step`` to the end, with metrics, checkpoints and, last, the plots."""
+    t = run.config.train
+    writer = MetricsWriter(run.directory, first_step) if is_main() else None
+    config_yaml = run.config.to_yaml()
+    run.engine.train()
+    meter = Meter(run)
+    with progress_bar() as bar:
+        task = bar.add_task("pretrain", total=t.steps, completed=first_step)
+        for step, micro_batches in enumerate(build_loader(run, first_step), start=first_step + 1):
+            losses_T, counts = train_step(run, micro_batches)
+            meter.add(counts)
+            if step % t.log_every == 0 or step == t.steps:
+                record = meter.record(step, losses_T)
+                if writer is not None:
+                    writer.write(record)
+                    losses = "  ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
+                    bar.update(task, description=f"pretrain  {losses}  {record['samples_per_s']:.0f} pairs/s")
+            bar.update(task, completed=step)
+            if step == t.steps or (t.checkpoint_every and step % t.checkpoint_every == 0):
+                save_checkpoint(run.engine, run.directory, step, run.tokenizer_dir, config_yaml, t.keep_checkpoints)
+                meter.start = time.perf_counter()
+                meter.counts.zero_()
+    if writer is not None:
+        from fashionbert_fast.engine.plots import plot_run
+
+        writer.close()
+        plot_run(read_metrics(run.directory), run.directory)
+
+
+def pretrain(config: Config, *, resume: bool = False) -> Path:
+    """Pre-train as ``config`` says and return the run directory. Under a launcher every process calls this.
+
+    Raises:
+        InputError: bad input, before any work is lost. KeyboardInterrupt on SIGINT and SIGTERM.
+    """
+    directory = _prepare_directory(config, resume) if is_main() else Path(config.train.output)
+    signal.signal(signal.SIGTERM, _raise_interrupt)
+    device = init_distributed()
+    try:
+        barrier()
+        run = build(config, directory, device)
+        first_step = _resume(run) if resume else 0
+        if is_main():
+            (directory / "config.yaml").write_text(config.to_yaml())
+        train(run, first_step)
+        barrier()
+    finally:
+        shutdown()
+    return directory

@@ -1,0 +1,89 @@
+"""Curves of a run as PNG: the three losses, the task weights, learning rate and throughput."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from fashionbert_fast.model.config import TASKS
+
+LABELS = {"mlm": "masked words (MLM)", "tia": "alignment (TIA)", "mpm": "masked patches (MPM)"}
+COLOURS = {"mlm": "#4269d0", "tia": "#ff725c", "mpm": "#3ca951"}
+
+
+def _smooth(values: np.ndarray, window: int) -> np.ndarray:
+    """Running mean over at most ``window`` past values."""
+    cumulative = np.cumsum(np.insert(values, 0, 0.0))
+    start = np.maximum(np.arange(1, len(values) + 1) - window, 0)
+    stop = np.arange(1, len(values) + 1)
+    return (cumulative[stop] - cumulative[start]) / (stop - start)
+
+
+def _numbers(records: list[dict], *keys: str) -> np.ndarray:
+    values = []
+    for record in records:
+        for key in keys:
+            record = record[key]
+        values.append(np.nan if record is None else record)
+    return np.asarray(values, dtype=np.float64)
+
+
+def _style(axis: plt.Axes, title: str) -> None:
+    axis.set_title(title, loc="left", fontsize=10)
+    axis.set_xlabel("step", fontsize=8)
+    axis.tick_params(labelsize=8)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def plot_losses(records: list[dict], path: Path) -> None:
+    """Three panels, a task each: raw values faint, their running mean on top; ln 2 marks the alignment's plateau."""
+    steps = _numbers(records, "step")
+    figure, axes = plt.subplots(1, 3, figsize=(11, 3), constrained_layout=True)
+    for axis, task in zip(axes, TASKS, strict=True):
+        values = _numbers(records, "losses", task)
+        axis.plot(steps, values, color=COLOURS[task], alpha=0.25, linewidth=0.8)
+        axis.plot(steps, _smooth(values, max(1, len(values) // 25)), color=COLOURS[task], linewidth=1.6)
+        _style(axis, LABELS[task])
+    axes[1].axhline(np.log(2), color="grey", linestyle=":", linewidth=1, label="ln 2: guessing")
+    axes[1].legend(fontsize=8, frameon=False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_weights(records: list[dict], path: Path) -> None:
+    """The three task weights over time."""
+    figure, axis = plt.subplots(figsize=(6, 3), constrained_layout=True)
+    for task in TASKS:
+        axis.plot(
+            _numbers(records, "step"), _numbers(records, "weights", task), color=COLOURS[task], label=LABELS[task]
+        )
+    axis.legend(fontsize=8, frameon=False)
+    _style(axis, "task weights")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_progress(records: list[dict], path: Path) -> None:
+    """Learning rate, gradient norm and samples per second."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 2.6), constrained_layout=True)
+    panels = (("lr", "learning rate"), ("grad_norm", "gradient norm"), ("samples_per_s", "samples / s"))
+    for axis, (key, title) in zip(axes, panels, strict=True):
+        axis.plot(_numbers(records, "step"), _numbers(records, key), color="#6c757d", linewidth=1.2)
+        _style(axis, title)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_run(records: list[dict], run: Path) -> None:
+    """losses.png, weights.png and progress.png in the run directory."""
+    if not records:
+        return
+    plot_losses(records, run / "losses.png")
+    plot_weights(records, run / "weights.png")
+    plot_progress(records, run / "progress.png")

@@ -1,0 +1,8 @@
+"""The operators: one file each, reading formula, reference, kernel, launch, registration, public function."""
+
+from fashionbert_fast.kernels.adaptive_loss import adaptive_loss
+from fashionbert_fast.kernels.masked_patch_embed import masked_patch_embed
+from fashionbert_fast.kernels.min_norm_weights import min_norm_weights
+from fashionbert_fast.kernels.patch_kld import patch_kld
+
+__all__ = ["adaptive_loss", "masked_patch_embed", "min_norm_weights", "patch_kld"]

@@ -1,0 +1,34 @@
+"""Loads the native operators (``_C.so``) once. What cannot load raises and says what to do: there is no fallback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+LIBRARY = Path(__file__).parent.parent / "_C.so"
+
+try:
+    torch.ops.load_library(str(LIBRARY))
+except OSError as error:
+    raise ImportError(
+        f"{LIBRARY} could not be loaded ({error.__cause__ or error}): build it with `make setup`, or "
+        "`pip install --no-build-isolation -e .` in the environment whose torch you use"
+    ) from error
+
+FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def check_floating(name: str, tensor: torch.Tensor) -> None:
+    """ValueError naming the argument unless ``tensor`` is a floating tensor of a dtype the operators take."""
+    if not isinstance(tensor, torch.Tensor) or tensor.dtype not in FLOATING:
+        kind = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+        raise ValueError(f"{name} must be a float32, bfloat16, float16 or float64 tensor, got {kind}")
+
+
+def check_same(name: str, tensor: torch.Tensor, other_name: str, other: torch.Tensor) -> None:
+    """ValueError naming the argument unless both tensors share dtype and device."""
+    if tensor.dtype != other.dtype:
+        raise ValueError(f"{name} has dtype {tensor.dtype} but {other_name} has {other.dtype}: cast one of them")
+    if tensor.device != other.device:
+        raise ValueError(f"{name} is on {tensor.device} but {other_name} is on {other.device}: move one of them")

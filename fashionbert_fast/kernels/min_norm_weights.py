@@ -1,0 +1,74 @@
+"""min_norm_weights: the point of smallest norm in the convex hull of the task gradients (MGDA).
+
+Formula (Desideri 2012; Sener & Koltun 2018): argmin_w w' G w subject to w >= 0, sum w = 1, where G is the Gram matrix
+of the task gradients. Exact for T <= 3 by enumerating the faces of the simplex: the minimiser lies in the interior of
+one face (a vertex, an edge or the triangle), where it solves a linear system.
+
+Shapes: T tasks.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from fashionbert_fast.kernels._library import check_floating
+
+
+def _edge(G_TT: torch.Tensor, i: int, j: int) -> torch.Tensor:
+    """Minimiser on the edge between tasks i and j."""
+    curvature = G_TT[i, i] + G_TT[j, j] - 2 * G_TT[i, j]
+    share = torch.where(curvature > 0, (G_TT[j, j] - G_TT[i, j]) / curvature.clamp_min(1e-300), 0.5).clamp(0, 1)
+    weights_T = torch.zeros_like(G_TT[0])
+    weights_T[i], weights_T[j] = share, 1 - share
+    return weights_T
+
+
+def _triangle(G_TT: torch.Tensor) -> torch.Tensor:
+    """Stationary point of the whole triangle, or a NaN row where the system is singular or the point lies outside.
+
+    In the basis e = (g_0 - g_2, g_1 - g_2) minimise |g_2 + a e_0 + b e_1|^2: a 2 x 2 system by Cramer's rule.
+    """
+    e00 = G_TT[0, 0] - 2 * G_TT[0, 2] + G_TT[2, 2]
+    e11 = G_TT[1, 1] - 2 * G_TT[1, 2] + G_TT[2, 2]
+    e01 = G_TT[0, 1] - G_TT[0, 2] - G_TT[1, 2] + G_TT[2, 2]
+    r0, r1 = G_TT[2, 2] - G_TT[0, 2], G_TT[2, 2] - G_TT[1, 2]
+    determinant = e00 * e11 - e01 * e01
+    a = (r0 * e11 - r1 * e01) / determinant
+    b = (r1 * e00 - r0 * e01) / determinant
+    weights_T = torch.stack([a, b, 1 - a - b])
+    inside = (weights_T >= 0).all() & (determinant > 0)
+    return torch.where(inside, weights_T, torch.nan)
+
+
+def min_norm_weights_reference(gram_TT: torch.Tensor) -> torch.Tensor:
+    """The best of all faces, in float64. Scaled to a unit largest entry first, so that scale does not matter."""
+    G_TT = gram_TT.to(torch.float64)
+    T = G_TT.shape[0]
+    G_TT = G_TT / torch.where(G_TT.abs().amax() > 0, G_TT.abs().amax(), 1.0)
+    candidates = [torch.ones(1, dtype=G_TT.dtype, device=G_TT.device)] if T == 1 else []
+    candidates += [_edge(G_TT, i, j) for i in range(T) for j in range(i + 1, T)]  # an edge includes its two vertices
+    if T == 3:
+        candidates.append(_triangle(G_TT))
+    weights_CT = torch.stack(candidates)
+    values_C = ((weights_CT @ G_TT) * weights_CT).sum(dim=1)
+    best = torch.where(values_C.isnan(), torch.inf, values_C).argmin()
+    return weights_CT.index_select(0, best[None])[0].to(gram_TT.dtype)
+
+
+def min_norm_weights(gram_TT: torch.Tensor) -> torch.Tensor:
+    """argmin_w w' G w on the simplex, exact for T <= 3. Not differentiable: the weights are constants of the step.
+
+    Args:
+        gram_TT: (T, T) floating, symmetric positive semi-definite Gram matrix of T gradients, T <= 3.
+
+    Returns:
+        weights_T: (T,), dtype of ``gram_TT``, non-negative, summing to 1.
+
+    Raises:
+        ValueError: naming the argument whose shape or dtype is wrong.
+    """
+    check_floating("gram_TT", gram_TT)
+    if gram_TT.dim() != 2 or gram_TT.shape[0] != gram_TT.shape[1] or not 1 <= gram_TT.shape[0] <= 3:
+        raise ValueError(f"gram_TT must have shape (T, T) with T <= 3, got {tuple(gram_TT.shape)}")
+    with torch.no_grad():
+        return min_norm_weights_reference(gram_TT)

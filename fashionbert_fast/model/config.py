@@ -1,0 +1,109 @@
+"""What a FashionBERT model is made of: the BERT core, the patches, the task weighting."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fashionbert_fast.errors import InputError
+
+TASKS = ("mlm", "tia", "mpm")  # the order of every *_T tensor
+METHODS = ("loss", "gradient", "min_norm", "fixed")
+NORMALISATIONS = ("none", "norm", "loss")
+
+
+@dataclass
+class TaskWeighting:
+    """How the three task losses become one gradient.
+
+    ``loss``, ``gradient`` and ``min_norm`` are the specification's three ways; ``fixed`` uses ``preference`` as it is.
+    """
+
+    method: str = "loss"  # loss | gradient | min_norm | fixed
+    alpha: float = 1.0  # regulariser of the closed form (loss, gradient); alpha * 3 > 1
+    detach_weights: bool = False  # loss: stop the gradient through the weights (the released code does not)
+    preference: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factor of the mlm, tia and mpm loss, before any solve
+    normalise: str = "none"  # gradient, min_norm: divide each task gradient by its norm or its loss before the solve
+    floor: float = 0.0  # gradient, min_norm: no weight below this; at most 1/3
+
+    def __post_init__(self) -> None:
+        self.preference = tuple(float(p) for p in self.preference)
+        if self.method not in METHODS:
+            raise ValueError(f"weighting.method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        if self.normalise not in NORMALISATIONS:
+            raise ValueError(f"weighting.normalise must be one of {', '.join(NORMALISATIONS)}, got {self.normalise!r}")
+        if self.alpha * len(TASKS) <= 1:
+            raise ValueError(f"weighting.alpha must exceed 1/3, got {self.alpha}")
+        if len(self.preference) != 3 or min(self.preference) < 0 or sum(self.preference) == 0:
+            raise ValueError(f"weighting.preference must be three factors >= 0, not all 0, got {self.preference}")
+        if not 0 <= self.floor <= 1 / 3:
+            raise ValueError(f"weighting.floor must lie in [0, 1/3], got {self.floor}")
+        if self.method in ("loss", "fixed") and (self.normalise != "none" or self.floor):
+            raise ValueError(
+                f"weighting.normalise and weighting.floor need method gradient or min_norm, not {self.method}"
+            )
+
+
+@dataclass
+class FashionBertConfig:
+    """Sizes and rates. Field names of the core are those of ``transformers.BertConfig``."""
+
+    vocab_size: int = 30522
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"  # gelu (exact), gelu_new, relu
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 512
+    type_vocab_size: int = 2  # segment 0: text "T", segment 1: image "I"
+    layer_norm_eps: float = 1e-12
+    initializer_range: float = 0.02
+    pad_token_id: int = 0
+    patches: int = 64  # an 8 x 8 grid
+    patch_feature_size: int = 2048  # ResNet-50's pooled feature
+    patch_dropout_prob: float = 0.1  # on the raw feature, before the projection
+    weighting: TaskWeighting = field(default_factory=TaskWeighting)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.weighting, dict):
+            self.weighting = TaskWeighting(**self.weighting)
+        for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+                     "max_position_embeddings", "patches", "patch_feature_size"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"model.hidden_size {self.hidden_size} is not a multiple of model.num_attention_heads "
+                f"{self.num_attention_heads}"
+            )
+        if self.hidden_act not in ("gelu", "gelu_new", "relu"):
+            raise ValueError(f"model.hidden_act must be gelu, gelu_new or relu, got {self.hidden_act!r}")
+        if self.type_vocab_size < 2:
+            raise ValueError("model.type_vocab_size must be at least 2: one segment for text, one for images")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "patch_dropout_prob"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"model.{name} must lie in [0, 1), got {getattr(self, name)}")
+
+    def to_json(self) -> str:
+        """config.json, with the model type Hugging Face tools look for."""
+        return json.dumps({"model_type": "fashionbert", **dataclasses.asdict(self)}, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, path: Path) -> FashionBertConfig:
+        """Read config.json; InputError naming the file where it is not one of ours."""
+        try:
+            raw = json.loads(path.read_text())
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise InputError(
+                f"{path}: cannot be read as JSON ({error}); give a directory save_pretrained wrote"
+            ) from error
+        if not isinstance(raw, dict) or raw.pop("model_type", None) != "fashionbert":
+            raise InputError(f"{path}: model_type is not fashionbert; give a directory save_pretrained wrote")
+        try:
+            return cls(**raw)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{path}: {error}") from error

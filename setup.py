@@ -1,0 +1,55 @@
+"""Builds the native library with CMake + ninja. CMakeLists.txt holds the one list of sources."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent.resolve()
+
+
+class CMakeBuild(build_ext):
+    """Configure and build with CMake, placing the libraries inside the package."""
+
+    def build_extension(self, ext: Extension) -> None:
+        if os.environ.get("FASHIONBERT_SKIP_BUILD") == "1":
+            return  # dependencies first; the Makefile builds in a step of its own
+        import pybind11
+        import torch
+
+        package = (
+            ROOT / "fashionbert_fast" if self.editable_mode else Path(self.get_ext_fullpath(ext.name)).resolve().parent
+        )
+        build = ROOT / "build"
+        build.mkdir(exist_ok=True)
+        configure = [
+            "cmake",
+            "-G",
+            "Ninja",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-DTORCH_ROOT={Path(torch.__file__).parent}",
+            f"-DTORCH_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DFASHIONBERT_OUTPUT_DIR={package}",
+            f"-DFASHIONBERT_CUDA={os.environ.get('FASHIONBERT_CUDA', 'AUTO')}",
+            f"-DFASHIONBERT_MARCH={os.environ.get('FASHIONBERT_MARCH', 'native')}",
+            "-DCMAKE_BUILD_TYPE=Release",
+            str(ROOT),
+        ]
+        environment = dict(os.environ, PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+        subprocess.run(configure, cwd=build, check=True, env=environment)
+        subprocess.run(["cmake", "--build", ".", "--parallel"], cwd=build, check=True, env=environment)
+
+    def copy_extensions_to_source(self) -> None:
+        """Nothing to copy: an editable build already writes into the package."""
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return os.path.join(*fullname.split(".")) + ".so"  # no Python ABI tag: the library is not a Python module
+
+
+setup(ext_modules=[Extension("fashionbert_fast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -1,0 +1,68 @@
+"""Runs a list of training cases in this process group and writes each one's curve: started by test_equivalence.py.
+
+[torchrun --nproc-per-node 2] equivalence_worker.py STORE OUT.pt MICRO_BATCH ACCUMULATION METHOD,... STAGE,...
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed
+
+from fashionbert_fast.config import load_config
+from fashionbert_fast.engine.build import build, build_loader
+from fashionbert_fast.engine.checkpoint import master_weights
+from fashionbert_fast.engine.distributed import barrier, init_distributed, is_main, shutdown
+from fashionbert_fast.engine.loop import train_step
+
+STEPS = 20
+
+
+def run_case(store: str, directory: Path, micro_batch: int, accumulation: int, method: str, stage: int, device) -> dict:
+    """The losses, task weights and final parameters of STEPS steps of a tiny model."""
+    config = load_config(
+        None,
+        [f"data.store={store}", f"train.output={directory}", "data.split=all", "model.hidden_size=32", "model.heads=2",
+         "model.layers=2", "model.intermediate_size=64", "model.hidden_dropout=0", "model.attention_dropout=0",
+         "model.patch_dropout=0", "model.vocab_size=200", f"train.micro_batch_size={micro_batch}",
+         f"train.gradient_accumulation_steps={accumulation}", f"train.steps={STEPS}", "train.lr=1e-3",
+         # Adam divides by sqrt(v) + eps: with the usual eps a gradient that is zero up to rounding (the key bias) would
+         # turn rounding noise into full-size steps, and this test would compare noise.
+         "train.eps=1e-3", f"train.zero_stage={stage}", f"weighting.method={method}",
+         "weighting.preference=[0.5,1.0,2.0]"],
+    )  # fmt: skip
+    run = build(config, directory, device)
+    run.engine.train()
+    losses, weights = [], []
+    for micro_batches in build_loader(run, 0):
+        losses_T, _ = train_step(run, micro_batches)
+        losses.append(losses_T)
+        weights.append(run.engine.module.weighter.weights_T.float())
+    everyone = [None] * run.world_size
+    torch.distributed.all_gather_object(everyone, torch.stack(weights))
+    assert all(torch.equal(everyone[0], other) for other in everyone), "task weights differ between ranks"
+    parameters = master_weights(run.engine)
+    run.engine.destroy()
+    return {"losses": torch.stack(losses), "weights": torch.stack(weights), "parameters": parameters}
+
+
+def main() -> None:
+    store, out, micro_batch, accumulation, methods, stages = sys.argv[1:]
+    device = init_distributed()
+    results = {
+        (method, int(stage)): run_case(
+            store, Path(out).with_suffix(""), int(micro_batch), int(accumulation), method, int(stage), device
+        )
+        for method in methods.split(",")
+        for stage in stages.split(",")
+    }
+    if is_main():
+        torch.save(results, out)
+    barrier()
+    shutdown()
+
+
+if __name__ == "__main__":
+    main()
