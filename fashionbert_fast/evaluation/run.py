@@ -15,7 +15,7 @@ from fashionbert_fast.evaluation.protocols import DEFAULT_CANDIDATES, DEFAULT_QU
 from fashionbert_fast.evaluation.ranking import RECALLS, RELEASED_BATCH_SIZE
 from fashionbert_fast.files import check_writable, write_json
 
-SPLITS = ("validation", "train", "all")
+SPLITS = ("validation", "test", "train", "all")
 EXAMPLES = """examples:
   fashionbert evaluate --checkpoint runs/first --data stores/shop --protocol fashionbert --json evaluation.json
   fashionbert evaluate --checkpoint runs/first --data stores/shop --protocol full --json full.json

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+import torch
 
 
 @dataclass
@@ -21,6 +22,15 @@ class Products:
 
     def rows(self, split: str | None) -> np.ndarray:
         return np.array([i for i, name in enumerate(self.splits) if split in (None, name)], dtype=np.int64)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Models this small spend their time waiting for a second thread on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

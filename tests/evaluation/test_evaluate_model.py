@@ -1,9 +1,10 @@
-"""The real model, tokenizer and collation under the protocols, on a store held in memory."""
+"""The real model, tokenizer and collation under the protocols, on a small store of random features."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,8 @@ import pytest
 import torch
 
 from fashionbert_fast.data.batches import TokenizedTitles
-from fashionbert_fast.data.store import FeatureStore
+from fashionbert_fast.data.catalogue import Product
+from fashionbert_fast.data.store import FeatureStore, Manifest, StoreWriter
 from fashionbert_fast.data.wordpiece import train_wordpiece
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.evaluation import run as command
@@ -24,16 +26,29 @@ PATCHES, FEATURE = 4, 6
 
 
 @pytest.fixture
-def store(make_products):
-    products = make_products({("clothes", "shirts"): 14, ("shoes", "boots"): 10})
-    for row in range(len(products)):
-        products.titles[row] = " ".join(["plain", "striped", "long", "red"][: row % 4]) + f" item {row}"
-    products.splits[:] = ["validation" if row % 2 else "train" for row in range(len(products))]
-    generator = torch.Generator().manual_seed(0)
-    features_NPD = torch.randn(len(products), PATCHES, FEATURE, generator=generator)
-    products.manifest = SimpleNamespace(patches=PATCHES, feature_size=FEATURE)
-    products.features = lambda rows: features_NPD[torch.as_tensor(rows)]
-    return products
+def store(make_products, tmp_path):
+    listed = make_products({("clothes", "shirts"): 14, ("shoes", "boots"): 10})
+    products = []
+    for row, (category, subcategory) in enumerate(zip(listed.categories, listed.subcategories, strict=True)):
+        title = " ".join(["plain", "striped", "long", "red"][: row % 4]) + f" item {row}"
+        split = "validation" if row % 2 else "train"
+        products.append(Product(listed.ids[row], title, category, subcategory, Path(f"{row}.jpg"), split))
+    manifest = Manifest(
+        grid=2,
+        resize={"image_pixels": 8, "patch_pixels": 4, "interpolation": "bilinear"},
+        encoder={
+            "name": "none",
+            "architecture": "none",
+            "pooling": "mean",
+            "weights_sha256": "0",
+            "feature_size": FEATURE,
+        },
+        normalisation={"mean": [0.5] * 3, "std": [0.5] * 3},
+    )
+    with StoreWriter(tmp_path / "shop", patches=PATCHES, feature_size=FEATURE, dtype="float32") as writer:
+        writer.append(products, torch.randn(24, PATCHES, FEATURE, generator=torch.Generator().manual_seed(0)))
+        writer.commit(manifest)
+    return FeatureStore.open(tmp_path / "shop")
 
 
 @pytest.fixture
@@ -76,17 +91,16 @@ def test_bf16_is_close_and_an_unknown_precision_is_named(model_dir, store):
         PairScorer(exact.model, store, exact.titles, precision="int8")
 
 
-def options(model_dir, *more: str) -> argparse.Namespace:
+def options(model_dir, store, *more: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    return parser.parse_args(["--checkpoint", str(model_dir), "--data", "shop", "--device", "cpu", *more])
+    return parser.parse_args(["--checkpoint", str(model_dir), "--data", str(store.path), "--device", "cpu", *more])
 
 
 @pytest.mark.parametrize("protocol", ["fashionbert", "full"])
-def test_the_command_from_checkpoint_to_json(model_dir, store, monkeypatch, tmp_path, protocol):
-    monkeypatch.setattr(FeatureStore, "open", classmethod(lambda cls, path: store))
+def test_the_command_from_checkpoint_to_json(model_dir, store, tmp_path, protocol):
     path = tmp_path / "evaluation.json"
-    assert command.run(options(model_dir, "--protocol", protocol, "--json", str(path))) == 0
+    assert command.run(options(model_dir, store, "--protocol", protocol, "--json", str(path))) == 0
     result = json.loads(path.read_text())
     assert (result["protocol"], result["queries"], result["candidates"]) == (protocol, 12, 12)
     assert (result["split"], result["checkpoint"]) == ("validation", str(model_dir))
@@ -96,20 +110,39 @@ def test_the_command_from_checkpoint_to_json(model_dir, store, monkeypatch, tmp_
         assert result["recognition"]["category"]["classes"] == 2
 
 
-def test_a_store_that_does_not_fit_the_model(model_dir, store, monkeypatch):
-    monkeypatch.setattr(FeatureStore, "open", classmethod(lambda cls, path: store))
-    store.manifest.feature_size = 2048
-    with pytest.raises(InputError, match=r"4 patches of 2048 features, but .* takes 4 of 6"):
-        command.run(options(model_dir))
-
-
-def test_a_broken_model_is_named_and_not_ranked(model_dir, store, monkeypatch):
-    monkeypatch.setattr(FeatureStore, "open", classmethod(lambda cls, path: store))
+def change_model(model_dir, change) -> None:
     model = FashionBertForPreTraining.from_pretrained(model_dir)
-    torch.nn.init.constant_(model.tia_head.classifier.weight, float("nan"))
+    change(model)
     model.save_pretrained(model_dir)
+
+
+def test_a_store_of_another_encoder(model_dir, store):
+    trained_on = store.manifest.to_dict()
+    trained_on["encoder"] = trained_on["encoder"] | {"weights_sha256": "another"}
+    change_model(model_dir, lambda model: setattr(model, "feature_manifest", trained_on))
+    with pytest.raises(InputError, match=r"encoder.weights_sha256 .*another.* cannot be mixed") as caught:
+        command.run(options(model_dir, store))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_saved_without_a_manifest_still_has_to_fit(model_dir, store):
+    store.manifest.encoder["feature_size"] = 2048
+    with pytest.raises(InputError, match=r"4 patches of 2048 features, but .* takes 4 of 6"):
+        command.load_scorer(model_dir, store, store.path)
+
+
+def test_a_broken_model_is_named_and_not_ranked(model_dir, store):
+    change_model(model_dir, lambda model: torch.nn.init.constant_(model.tia_head.classifier.weight, float("nan")))
     with pytest.raises(InputError, match="as NaN"):
-        command.run(options(model_dir))
+        command.run(options(model_dir, store))
+
+
+@pytest.mark.parametrize("missing", ["checkpoint", "data"])
+def test_a_missing_directory_is_named(model_dir, store, tmp_path, missing):
+    args = options(model_dir, store)
+    setattr(args, missing, tmp_path / "nowhere")
+    with pytest.raises(InputError, match="nowhere"):
+        command.run(args)
 
 
 def test_titles_are_cut_as_in_the_run(tmp_path):
