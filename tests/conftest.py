@@ -21,6 +21,40 @@ def pytest_collection_modifyitems(items):
 
 def write_store(path: Path, products: int = 96, feature_size: int = 24, grid: int = 2, seed: int = 0) -> Path:
     """A feature store whose patches carry the garment and the colour that the title names, plus noise."""
-    from fashionbert_fast.data.store import StoreWriter  # noqa: F401  (documents where real stores are written)
+    from fashionbert_fast.data.catalogue import Product
+    from fashionbert_fast.data.store import Manifest, StoreWriter
 
-    raise NotImplementedError
+    generator = torch.Generator().manual_seed(seed)
+    kinds = [(category, garment) for category, garments in GARMENTS.items() for garment in garments]
+    colour_vectors = torch.randn(len(COLOURS), feature_size, generator=generator)
+    kind_vectors = torch.randn(len(kinds), feature_size, generator=generator)
+    listed, features = [], []
+    for i in range(products):
+        colour = int(torch.randint(len(COLOURS), (), generator=generator))
+        category, garment = kinds[i % len(kinds)]
+        title = f"{COLOURS[colour]} {garment} model {i % 10}" + (" with a long name" if i % 3 == 0 else "")
+        split = "validation" if i % 8 == 7 else "train"
+        listed.append(Product(str(1000 + i), title, category, garment, Path(f"{i}.jpg"), split))
+        noise = torch.randn(grid * grid, feature_size, generator=generator) * 0.1
+        features.append(colour_vectors[colour] + kind_vectors[i % len(kinds)] + noise)
+    manifest = Manifest(
+        grid=grid,
+        resize={"image_pixels": 64, "patch_pixels": 32, "interpolation": "bilinear"},
+        encoder={"name": "test", "architecture": "test", "pooling": "mean", "weights_sha256": "0" * 64,
+                 "feature_size": feature_size, "trained": False},
+        normalisation={"mean": [0.5] * 3, "std": [0.5] * 3},
+    )  # fmt: skip
+    with StoreWriter(path, patches=grid * grid, feature_size=feature_size, dtype="float32") as writer:
+        writer.append(listed, torch.stack(features))
+        writer.commit(manifest)
+    return path
+
+
+@pytest.fixture(scope="session")
+def store_path(tmp_path_factory) -> Path:
+    return write_store(tmp_path_factory.mktemp("stores") / "store")
+
+
+TINY_MODEL = ["model.hidden_size=32", "model.heads=2", "model.layers=2", "model.intermediate_size=64",
+              "model.vocab_size=300", "model.hidden_dropout=0", "model.attention_dropout=0",
+              "model.patch_dropout=0"]  # fmt: skip

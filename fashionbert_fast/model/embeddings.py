@@ -33,7 +33,7 @@ class TextEmbeddings(nn.Module):
 
 
 class PatchEmbeddings(nn.Module):
-    """Dropout on the feature -> masked bias-free projection + patch position + image segment -> LayerNorm -> dropout."""
+    """Dropout on the feature -> masked bias-free projection + position + image segment -> LayerNorm -> dropout."""
 
     def __init__(self, config: FashionBertConfig) -> None:
         super().__init__()

@@ -3,11 +3,11 @@
 `global_means` makes the three losses of the *global* batch out of each rank's sums; `TaskWeighter` weights them:
 
 - ``loss``, ``fixed``: the weights depend on the losses (or on nothing), so they multiply the losses.
-- ``gradient``, ``min_norm``: the weights depend on the three task gradients at the last hidden states (MGDA-UB, Sener
-  & Koltun 2018). A gate there hands each head its own alias of the hidden states, receives the three head gradients
-  together in the one backward, all-reduces their Gram matrix, solves for w and passes on sum_i w_i g_i. So w scales what
-  the encoder and the embeddings learn; each head's own parameters keep their unweighted gradient (times preference),
-  as in MGDA. The tied decoder is one of the MLM head's parameters.
+- ``gradient``, ``min_norm``: the weights depend on the three task gradients at the last hidden states (MGDA-UB,
+  Sener & Koltun 2018). A gate there hands each head its own alias of the hidden states, receives the three head
+  gradients together in the one backward, all-reduces their Gram matrix, solves for w and passes on sum_i w_i g_i. So w
+  scales what the encoder and the embeddings learn; each head's own parameters keep their unweighted gradient (times
+  preference), as in MGDA. The tied decoder is one of the MLM head's parameters.
 
 Shapes: T = 3 tasks in the order of `config.TASKS`.
 """

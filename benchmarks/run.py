@@ -1,0 +1,48 @@
+"""`fashionbert bench`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+EPILOG = """examples:
+  fashionbert bench ops --json ops.json
+  fashionbert bench ops --quick
+
+Results are checked for equality before anything is timed; ratios are medians over alternating pairs."""
+
+SUITES = {"ops": ("bench_adaptive_loss",)}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("suite", nargs="?", default="ops", choices=SUITES, help="which measurements (default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions: minutes on two cores")
+
+
+def run(args: argparse.Namespace) -> int:
+    import importlib
+
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    from benchmarks.measure import report
+    from fashionbert_fast.files import check_writable, write_json
+
+    if args.json:
+        check_writable(args.json)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = [row for name in SUITES[args.suite] for row in importlib.import_module(f"benchmarks.{name}").rows(device, args.quick)]
+    result = report(rows, device)
+    table = Table("case", "peer", "ours", "peer's", "ratio", "p20-p80", "target", title=result["device"])
+    for row in rows:
+        table.add_row(
+            row.case, row.peer, f"{row.value:.3g} {row.unit}", f"{row.peer_value:.3g} {row.unit}", f"{row.ratio:.2f}x",
+            f"{row.spread[0]:.2f}-{row.spread[1]:.2f}", f"{row.target:g}x {'met' if row.met else 'MISSED'}",
+        )  # fmt: skip
+    Console().print(table)
+    if args.json:
+        write_json(args.json, result)
+    return 0

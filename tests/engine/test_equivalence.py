@@ -1,0 +1,67 @@
+"""One process x 8, two x 4 and two x 2 x 2 learn the same, at every ZeRO stage and with every way of weighting."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+WORKER = Path(__file__).parent / "equivalence_worker.py"
+METHODS, STAGES = ("loss", "gradient", "min_norm", "fixed"), (0, 1, 2, 3)
+TOLERANCE = 1e-5
+
+
+def _run(out: Path, store: Path, processes: int, micro_batch: int, accumulation: int, methods) -> dict:
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [*launcher, str(WORKER), str(store), str(out), str(micro_batch), str(accumulation), ",".join(methods),
+               ",".join(map(str, STAGES))]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
+    done = subprocess.run(command, env=environment | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return torch.load(out)
+
+
+@pytest.fixture(scope="module")
+def curves(store_path, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("equivalence")
+    return {
+        "1x8": _run(folder / "one.pt", store_path, 1, 8, 1, METHODS),
+        "2x4": _run(folder / "two.pt", store_path, 2, 4, 1, METHODS),
+        "2x2x2": _run(folder / "accumulated.pt", store_path, 2, 2, 2, ("fixed",)),
+    }
+
+
+def _difference(a: dict, b: dict, key: str) -> float:
+    if key == "parameters":
+        return max((a[key][name] - b[key][name]).abs().max().item() for name in a[key])
+    return (a[key] - b[key]).abs().max().item()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("method", METHODS)
+def test_ranks_do_not_change_what_is_learned(curves, method, stage):
+    reference = curves["1x8"][method, 0]  # every stage against stage 0 of one process
+    for layout in ("1x8", "2x4"):
+        for key in ("losses", "weights", "parameters"):
+            assert _difference(curves[layout][method, stage], reference, key) <= TOLERANCE, (layout, key)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_accumulation_does_not_change_what_fixed_weights_learn(curves, stage):
+    for key in ("losses", "weights", "parameters"):
+        assert _difference(curves["2x2x2"]["fixed", stage], curves["1x8"]["fixed", 0], key) <= TOLERANCE, key
+
+
+def test_the_runs_learned_something_and_differ_by_method(curves):
+    """Else equality above would say nothing."""
+    for method in METHODS:
+        losses = curves["1x8"][method, 0]["losses"]
+        assert losses[-5:, 0].mean() < losses[:5, 0].mean() - 0.1, method
+    assert _difference(curves["1x8"]["loss", 0], curves["1x8"]["min_norm", 0], "parameters") > 100 * TOLERANCE
+    assert _difference(curves["1x8"]["gradient", 0], curves["1x8"]["fixed", 0], "parameters") > 100 * TOLERANCE
