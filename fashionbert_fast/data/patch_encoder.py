@@ -1,0 +1,203 @@
+"""From square photos to patch features: cut into a grid, normalise, one pooled vector of a vision backbone a patch.
+
+The photo is resized once, to grid * patch_pixels, so that each patch arrives at the backbone's input size.
+
+Shapes: I images, S pixels of a side, P = grid * grid patches, B = I * P, h = patch_pixels, D feature.
+"""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from fashionbert_fast.data.backbones import Backbone, load_backbone
+from fashionbert_fast.data.store import Manifest
+from fashionbert_fast.errors import InputError
+
+INTERPOLATION = "bilinear"  # Pillow's, which widens its window when it shrinks
+LARGEST_IMAGE = 4096  # pixels of a side, after resizing
+
+
+class PatchEncoder:
+    """A backbone made ready for one grid and one device. ``manifest()`` says what its features are.
+
+    On a GPU it computes in bfloat16 (float16 before Ampere), on a CPU in bfloat16 where the processor has it, else in
+    float32. Batch normalisation is folded into the convolutions first, in float32.
+    """
+
+    def __init__(
+        self, backbone: Backbone, *, grid: int = 8, patch_pixels: int | None = None, batch_size: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
+        self.backbone, self.grid = backbone, grid
+        self.patch_pixels = patch_pixels or backbone.patch_pixels
+        self.image_pixels = grid * self.patch_pixels
+        self.device = torch.device(device)
+        self.batch_size = batch_size or self._default_batch_size()
+        self.dtype = compute_dtype(self.device)
+        h, generator = self.patch_pixels, torch.Generator().manual_seed(0)
+        example_B3hw = torch.rand(2, 3, h, h, generator=generator)
+        self._probe(example_B3hw[:1])
+        module = fold_batch_norm(backbone.module, example_B3hw)
+        self.module = module.to(self.device, self.dtype).to(memory_format=torch.channels_last)
+        # (x / 255 - mean) / std as one multiply and add
+        std = torch.tensor(backbone.std, device=self.device)
+        self.scale_3 = 1 / (255 * std)
+        self.shift_3 = -torch.tensor(backbone.mean, device=self.device) / std
+
+    @property
+    def feature_size(self) -> int:
+        return self.backbone.feature_size
+
+    def _default_batch_size(self) -> int:
+        """Images of a forward pass: few on a CPU, so that activations stay in its cache, on a GPU enough to fill it."""
+        pixels = 2**25 if self.device.type == "cuda" else 2**19
+        return max(1, pixels // self.image_pixels**2)
+
+    def _probe(self, example_B3hw: torch.Tensor) -> None:
+        try:
+            with torch.inference_mode():
+                self.backbone.module(example_B3hw)
+        except Exception as error:  # whatever the architecture raises on a size it cannot take
+            reason = " ".join(str(error).split())[:120]
+            raise InputError(f"--patch-pixels {self.patch_pixels}: {self.backbone.name} cannot take it ({reason}); "
+                             f"leave it out for {self.backbone.patch_pixels}") from error  # fmt: skip
+
+    @torch.inference_mode()
+    def encode(self, images_ISS3: torch.Tensor) -> torch.Tensor:
+        """uint8 RGB images [I, S, S, 3] with S = grid * patch_pixels -> float32 features [I, P, D] on the CPU.
+
+        Patches run row by row from the top left. The batch size moves the result by float noise only.
+        """
+        parts = [self._encode(part) for part in images_ISS3.split(self.batch_size)]
+        return torch.cat(parts).float().cpu()
+
+    def _encode(self, images_ISS3: torch.Tensor) -> torch.Tensor:
+        patches_Bhh3 = cut_patches(images_ISS3.to(self.device, non_blocking=True), self.grid)
+        pixels_Bhh3 = torch.addcmul(self.shift_3, patches_Bhh3.float(), self.scale_3).to(self.dtype)
+        features_BD = self.module(pixels_Bhh3.permute(0, 3, 1, 2))  # a view: channels_last
+        return features_BD.view(len(images_ISS3), self.grid**2, -1)
+
+    def manifest(self) -> Manifest:
+        """A manifest with the four things that make the features what they are."""
+        b = self.backbone
+        return Manifest(
+            grid=self.grid,
+            resize={
+                "image_pixels": self.image_pixels,
+                "patch_pixels": self.patch_pixels,
+                "interpolation": INTERPOLATION,
+            },
+            encoder={
+                "name": b.name,
+                "architecture": b.architecture,
+                "pooling": b.pooling,
+                "weights_sha256": b.weights_sha256,
+                "feature_size": b.feature_size,
+                "trained": b.trained,
+                "computed_in": str(self.dtype).removeprefix("torch."),
+            },
+            normalisation={"mean": list(b.mean), "std": list(b.std)},
+            versions=library_versions(),
+        )
+
+
+def load_encoder(
+    name: str, *, grid: int = 8, patch_pixels: int | None = None, batch_size: int | None = None,
+    device: str | torch.device | None = None,
+) -> PatchEncoder:  # fmt: skip
+    """The encoder ``name`` (see `backbones.load_backbone`) on ``device`` (default: a GPU where there is one)."""
+    if grid < 1:
+        raise InputError(f"--grid {grid}: must be 1 or more; the reference has 8")
+    most = LARGEST_IMAGE // grid
+    if patch_pixels is not None and not 8 <= patch_pixels <= most:
+        raise InputError(f"--patch-pixels {patch_pixels}: must lie in [8, {most}] for a grid of {grid}")
+    target = pick_device(device)
+    return PatchEncoder(load_backbone(name), grid=grid, patch_pixels=patch_pixels, batch_size=batch_size, device=target)
+
+
+def pick_device(device: str | torch.device | None) -> torch.device:
+    """``device``, or a GPU where there is one. InputError when it does not exist."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0][:100]
+        raise InputError(f"--device {device}: cannot be used ({reason}); try --device cpu") from error
+    return torch.device(device)
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """Where bfloat16 is native it is twice as fast or more; where it is emulated it is slower than float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return torch.bfloat16 if features.get("avx512_bf16") or features.get("amx_bf16") else torch.float32
+
+
+def cut_patches(images_ISS3: torch.Tensor, grid: int) -> torch.Tensor:
+    """[I, S, S, C] -> [I * grid * grid, S / grid, S / grid, C], row by row from the top left, contiguous."""
+    images, side, _, channels = images_ISS3.shape
+    h = side // grid
+    grid_of_patches = images_ISS3.view(images, grid, h, grid, h, channels).transpose(2, 3)
+    return grid_of_patches.reshape(images * grid * grid, h, h, channels)
+
+
+def read_image(path: Path, side: int) -> np.ndarray:
+    """The photo as uint8 RGB [side, side, 3]: upright by its EXIF, on white where it is transparent.
+
+    Raises what Pillow raises on a file that is no image, is cut short or is unreasonably large.
+    """
+    with Image.open(path) as image:
+        image.draft("RGB", (side, side))  # a JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8
+        upright = ImageOps.exif_transpose(image)
+        if upright.has_transparency_data:
+            upright = upright.convert("RGBA")
+            white = Image.new("RGBA", upright.size, "white")
+            upright = Image.alpha_composite(white, upright)
+        square = upright.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
+    return np.asarray(square)
+
+
+def fold_batch_norm(module: nn.Module, example_B3hw: torch.Tensor) -> nn.Module:
+    """``module`` with each BatchNorm2d folded into the convolution registered just before it (in place).
+
+    Registration order is not proof of execution order, so the result is compared with the original on ``example`` in
+    float32, and undone where they differ.
+    """
+    undo = []
+    with torch.inference_mode():
+        before = module(example_B3hw)
+    for parent in list(module.modules()):
+        for (conv_name, conv), (norm_name, norm) in pairwise(list(parent.named_children())):
+            is_pair = isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+            if is_pair and conv.out_channels == norm.num_features:
+                undo += [(parent, conv_name, conv), (parent, norm_name, norm)]
+                setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(parent, norm_name, nn.Identity())
+    with torch.inference_mode():
+        after = module(example_B3hw)
+    if not torch.allclose(before, after, rtol=1e-3, atol=1e-4 * float(before.abs().max())):
+        for parent, name, child in undo:
+            setattr(parent, name, child)
+    return module
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what the features were computed with: for information, not part of the fingerprint."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "transformers", "pillow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,321 @@
+"""The feature store: patch features of a catalogue, ready to train on.
+
+A directory of four files, written under a temporary name and renamed when complete:
+
+    manifest.json      what the features are and how they were made (`Manifest`)
+    products.parquet   id, title, category, subcategory, split, image; row n belongs to image n
+    features.bin       [N, P, D] in the manifest's dtype, raw, little endian, memory-mapped when read
+    problems.jsonl     what was left out of the catalogue and why
+
+Shapes: N products, n rows asked for, I images, P = grid * grid patches, D feature.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from fashionbert_fast.data.catalogue import Problems, Product
+from fashionbert_fast.errors import InputError
+
+FORMAT_VERSION = 1
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_RAW = {"bfloat16": np.dtype("<u2"), "float16": np.dtype("<u2"), "float32": np.dtype("<u4")}
+COLUMNS = ("id", "title", "category", "subcategory", "split", "image")
+# What must agree before two stores' features may meet: the parts of the manifest that the fingerprint covers.
+# `encoder.name` is left out: the same weights may come from a hub or from a directory of any name.
+SAME_FEATURES = (
+    "grid",
+    "resize.image_pixels", "resize.patch_pixels", "resize.interpolation",
+    "encoder.architecture", "encoder.feature_size", "encoder.pooling", "encoder.weights_sha256",
+    "normalisation.mean", "normalisation.std",
+)  # fmt: skip
+
+
+@dataclass
+class Manifest:
+    """What a store holds. ``fingerprint`` stands for grid, resize, encoder and normalisation together."""
+
+    grid: int  # the image is cut into grid x grid patches
+    resize: dict[str, Any]  # image_pixels, patch_pixels, interpolation
+    encoder: dict[str, Any]  # name, architecture, pooling, weights_sha256, feature_size, trained
+    normalisation: dict[str, Any]  # mean, std of the channels, in units of 1 = white
+    dtype: str = "bfloat16"  # of features.bin: bfloat16 | float16 | float32
+    products: int = 0
+    splits: dict[str, int] = field(default_factory=dict)  # split -> products
+    problems: dict[str, int] = field(default_factory=dict)  # kind -> rows left out
+    source: str = ""  # the catalogue
+    seed: int = 0  # of the hold-out
+    holdout: float = 0.0  # share held out; 0 where the catalogue has a split of its own
+    created: str = ""  # UTC
+    versions: dict[str, str] = field(default_factory=dict)  # libraries that made it, for information
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def patches(self) -> int:
+        return self.grid * self.grid
+
+    @property
+    def feature_size(self) -> int:
+        return self.encoder["feature_size"]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over grid, resize, backbone and normalisation: equal for features that may be mixed."""
+        parts = {name: _get(asdict(self), name) for name in SAME_FEATURES}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, with the fingerprint."""
+        return asdict(self) | {"fingerprint": self.fingerprint}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`. ValueError on a manifest that lacks a field or contradicts its own fingerprint."""
+        known = {f.name for f in fields(cls)}
+        missing = [name for name in SAME_FEATURES if _get(value, name) is None]
+        if missing or value.get("dtype") not in DTYPES:
+            raise ValueError(f"lacks {missing[0]}" if missing else f"dtype {value.get('dtype')!r} is unknown")
+        manifest = cls(**{name: part for name, part in value.items() if name in known})
+        if manifest.fingerprint != value.get("fingerprint"):
+            raise ValueError("was edited: its fingerprint does not belong to its fields")
+        return manifest
+
+
+def _get(value: Any, dotted: str) -> Any:
+    for part in dotted.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def require_same_features(a: Manifest | Mapping[str, Any], b: Manifest | Mapping[str, Any], what: str) -> None:
+    """InputError naming the first field in which the features of ``a`` and ``b`` differ.
+
+    ``what`` names the two, such as "runs/a and stores/b". Compared: grid, resize, backbone and normalisation.
+    """
+    first, second = (m.to_dict() if isinstance(m, Manifest) else m for m in (a, b))
+    for name in SAME_FEATURES:
+        x, y = _get(first, name), _get(second, name)
+        if x != y:
+            if name.startswith("encoder"):
+                x, y = (f"{v} of {_get(m, 'encoder.name')}" for v, m in ((x, first), (y, second)))
+            raise InputError(
+                f"{what}: their patch features differ in {name} ({x} against {y}) and cannot be mixed; "
+                "prepare the catalogue again with the same --encoder, --grid and --patch-pixels"
+            )
+
+
+class FeatureStore:
+    """Reads a store. Rows are memory-mapped: opening is free of its size, processes share the pages."""
+
+    def __init__(
+        self, path: Path, manifest: Manifest, columns: Mapping[str, list[str]], mapped_NPD: np.ndarray
+    ) -> None:
+        self.path, self.manifest = path, manifest
+        self.mapped_NPD = mapped_NPD  # read-only, raw: uint16 holds bfloat16 and float16, uint32 holds float32
+        self.ids, self.titles = columns["id"], columns["title"]
+        self.categories, self.subcategories = columns["category"], columns["subcategory"]
+        self.splits, self.images = columns["split"], columns["image"]
+
+    @classmethod
+    def open(cls, path: Path | str) -> FeatureStore:
+        """Open and check. InputError, in one line, on anything that is not a whole store of this format."""
+        path = Path(path)
+        manifest = _read_manifest(path)
+        columns = _read_products(path, manifest)
+        return cls(path, manifest, columns, _map_features(path, manifest))
+
+    def __reduce__(self):
+        return FeatureStore.open, (self.path,)  # another process maps the file itself: pickling would copy the features
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, split: str | None = None) -> np.ndarray:
+        """int64 rows of a split ("train", "validation", "test"); None: all. Empty where there are none."""
+        if split is None:
+            return np.arange(len(self), dtype=np.int64)
+        return np.flatnonzero(np.asarray(self.splits, dtype=object) == split).astype(np.int64)
+
+    def features(self, rows: np.ndarray | Sequence[int] | torch.Tensor) -> torch.Tensor:
+        """Features of the given rows [n, P, D], in the store's dtype: one copy, from the mapped file to new memory."""
+        gathered_nPD = np.take(self.mapped_NPD, np.asarray(rows, dtype=np.int64), axis=0)
+        return torch.from_numpy(gathered_nPD).view(DTYPES[self.manifest.dtype])
+
+
+def _make_one(path: Path) -> str:
+    return f"make one with: fashionbert prepare SOURCE --out {path}"
+
+
+def _read_manifest(path: Path) -> Manifest:
+    if not path.is_dir():
+        found = "is not a directory" if path.exists() else "no such feature store"
+        raise InputError(f"{path}: {found}; {_make_one(path)}")
+    if not (path / "manifest.json").is_file():
+        raise InputError(f"{path}: is not a feature store: no manifest.json; {_make_one(path)}")
+    try:
+        value = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        if not isinstance(value, dict) or "format_version" not in value:
+            raise ValueError("is not a feature store's")
+        if value["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"has format {value['format_version']}, this version reads {FORMAT_VERSION}")
+        return Manifest.from_dict(value)
+    except OSError as error:
+        raise InputError(f"{path}/manifest.json: cannot be read ({error.strerror}); check its permissions") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}/manifest.json: {error}; prepare the store again with --overwrite") from error
+
+
+def _read_products(path: Path, manifest: Manifest) -> dict[str, list[str]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path / "products.parquet", columns=list(COLUMNS))
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0][:150]
+        raise InputError(f"{path}/products.parquet: cannot be read ({reason}); prepare the store again") from error
+    if table.num_rows != manifest.products:
+        raise InputError(f"{path}/products.parquet: {table.num_rows} products, the manifest has {manifest.products}; "
+                         "the store is damaged, prepare it again with --overwrite")  # fmt: skip
+    return {name: table.column(name).to_pylist() for name in COLUMNS}
+
+
+def _map_features(path: Path, manifest: Manifest) -> np.ndarray:
+    raw = _RAW[manifest.dtype]
+    shape = (manifest.products, manifest.patches, manifest.feature_size)
+    expected = int(np.prod(shape)) * raw.itemsize
+    try:
+        size = (path / "features.bin").stat().st_size
+        if size == expected:
+            return np.memmap(path / "features.bin", dtype=raw, mode="r", shape=shape)
+    except OSError as error:
+        raise InputError(f"{path}/features.bin: cannot be read ({error.strerror}); prepare the store again") from error
+    raise InputError(
+        f"{path}/features.bin: {size} bytes, where {shape} {manifest.dtype} take {expected}; "
+        "the store is damaged, prepare it again with --overwrite"
+    )
+
+
+class StoreWriter:
+    """Writes a store under a temporary sibling name; `commit` renames it into place, leaving early removes it.
+
+        with StoreWriter(out, patches=64, feature_size=1280) as writer:
+            writer.append(products, features_IPD)   # as often as needed, in order
+            writer.commit(manifest, problems)       # fills in products and splits
+
+    ``overwrite`` replaces an existing store (nothing else) at the moment of `commit`. InputError when ``out`` exists
+    without it, is no store, or cannot be written, or when ``expected`` products would not fit on the disk.
+    """
+
+    def __init__(
+        self, out: Path | str, *, patches: int, feature_size: int, dtype: str = "bfloat16", overwrite: bool = False,
+        expected: int = 0,
+    ) -> None:  # fmt: skip
+        self.out, self.dtype, self.shape_PD = Path(out), dtype, (patches, feature_size)
+        self.columns: dict[str, list[str]] = {name: [] for name in COLUMNS}
+        check_out(self.out, overwrite)
+        _check_space(self.out, expected * patches * feature_size * DTYPES[dtype].itemsize)
+        _remove_leftovers(self.out)
+        self.partial = self.out.with_name(f".{self.out.name}.{socket.gethostname()}.{os.getpid()}.partial")
+        try:
+            self.partial.mkdir(parents=True)
+            self.file = (self.partial / "features.bin").open("wb")
+        except OSError as error:
+            raise InputError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
+
+    def append(self, products: Sequence[Product], features_IPD: torch.Tensor) -> None:
+        """Add ``products`` with their features [I, P, D], of any float dtype, rounded to the store's."""
+        if features_IPD.shape != (len(products), *self.shape_PD):
+            raise ValueError(f"features: {tuple(features_IPD.shape)}, not {(len(products), *self.shape_PD)}")
+        rounded_IPD = features_IPD.detach().to("cpu", DTYPES[self.dtype]).contiguous()
+        try:
+            self.file.write(rounded_IPD.view(torch.uint8).numpy())
+        except OSError as error:
+            raise InputError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
+        for name, column in self.columns.items():
+            column.extend(str(getattr(product, name)) for product in products)
+
+    def commit(self, manifest: Manifest, problems: Problems | None = None) -> Manifest:
+        """Write the other files, flush all to disk and rename. Returns the manifest as written."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        problems = problems or Problems()
+        manifest.dtype, manifest.products = self.dtype, len(self.columns["id"])
+        manifest.splits = dict(Counter(self.columns["split"]))
+        manifest.problems = problems.by_kind()
+        try:
+            pq.write_table(pa.table(self.columns), self.partial / "products.parquet")
+            (self.partial / "problems.jsonl").write_text(problems.to_jsonl())
+            (self.partial / "manifest.json").write_text(json.dumps(manifest.to_dict(), indent=2) + "\n")
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.close()
+            _replace(self.partial, self.out)
+        except OSError as error:
+            raise InputError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
+        return manifest
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.close()
+        shutil.rmtree(self.partial, ignore_errors=True)  # gone already after a commit
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """InputError when a store cannot be put at ``out``; called before the long work."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        if not (out / "manifest.json").is_file():
+            raise InputError(f"{out}: exists and is not a feature store; choose another --out")
+        if not overwrite:
+            raise InputError(f"{out}: exists; add --overwrite to replace it, or choose another --out")
+    parent = _existing_parent(out)
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise InputError(f"{out}: cannot be written ({parent} is not a writable directory); choose another --out")
+
+
+def _existing_parent(path: Path) -> Path:
+    path = path.absolute().parent
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _check_space(out: Path, needed: int) -> None:
+    free = shutil.disk_usage(_existing_parent(out)).free
+    if needed > free:
+        raise InputError(f"{out}: needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; "
+                         "free some or choose another --out")  # fmt: skip
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove what killed processes of this machine left of earlier tries at ``out``."""
+    for partial in out.parent.glob(f".{out.name}.{socket.gethostname()}.*.partial"):
+        pid = partial.name.split(".")[-2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace(partial: Path, out: Path) -> None:
+    """Put ``partial`` in the place of ``out``; an old store is set aside first and removed last."""
+    if not out.exists():
+        os.rename(partial, out)
+        return
+    aside = partial.with_suffix(".old")
+    os.rename(out, aside)
+    os.rename(partial, out)
+    shutil.rmtree(aside, ignore_errors=True)
