@@ -51,6 +51,7 @@ COLUMNS = (
 # The protocol ranks a product's own photo among 100 others of its sub-category, so 101 must be held out of each.
 VALIDATION_PER_SUBCATEGORY = 104
 MAX_TITLE_WORDS = 15
+PLAIN_COLOUR_WORD = 0.7  # how often a colour is called by its plain name, not by a random one of its names
 FIRST_ID = 10_000
 
 
@@ -244,7 +245,8 @@ def _colours(look: Look, after: list[str], trailing: bool, generator: random.Ran
     """
 
     def say(colour: str) -> str:
-        return generator.choice(COLOUR_WORDS.get(colour, (colour,)))
+        words = COLOUR_WORDS.get(colour, (colour,))
+        return words[0] if generator.random() < PLAIN_COLOUR_WORD else generator.choice(words)
 
     base = say(look.base)
     if look.pattern == "plain":

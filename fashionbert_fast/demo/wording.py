@@ -98,7 +98,7 @@ AFTER: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "extra": {"tassel": ("tassel", "red tassel"), "pocket": ("front pocket", "outer pocket")},
 }
-COLOUR_WORDS: dict[str, tuple[str, ...]] = {
+COLOUR_WORDS: dict[str, tuple[str, ...]] = {  # the plain word first: shops use it most (see `say` in catalogue.py)
     "navy": ("navy", "navy blue", "dark blue"),
     "grey": ("grey", "gray"),
     "beige": ("beige", "sand", "cream"),
