@@ -47,6 +47,8 @@ def _run(command: str) -> Callable[[argparse.Namespace], int]:
 def main(argv: list[str] | None = None) -> int:
     """Entry point: 0 when the job is done, 2 on a usage or input error or an interrupted job."""
     argv = sys.argv[1:] if argv is None else argv
+    # The deepspeed launcher puts this before everything else; the environment says the same.
+    argv = [word for word in argv if not word.startswith("--local_rank=")]
     command = next((word for word in argv if word in COMMANDS), None)
     args = build_parser(command).parse_args(argv)
     try:

@@ -154,7 +154,7 @@ class TrainConfig:
             raise ValueError(f"train.betas must be two numbers in [0, 1), got {self.betas}")
         if self.optimizer == "lamb" and self.zero_stage > 0:
             raise ValueError(
-                "train.optimizer lamb needs train.zero_stage 0: ZeRO flattens parameters, LAMB's trust ratio is per layer"
+                "train.optimizer lamb needs train.zero_stage 0: ZeRO flattens parameters, LAMB scales per layer"
             )
 
 

@@ -15,7 +15,7 @@ def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
         return
     for item in items:
-        if "gpu" in item.keywords:
+        if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason=f"{item.name} needs a CUDA device"))
 
 
@@ -48,6 +48,12 @@ def write_store(path: Path, products: int = 96, feature_size: int = 24, grid: in
         writer.append(listed, torch.stack(features))
         writer.commit(manifest)
     return path
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread():
+    """Models this small only lose time to threads waiting for one another."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ NOTHING = np.empty(0, dtype=np.int64)
 
 @dataclass
 class Batch:
-    """One micro-batch. Positions are flat, b * L + l for tokens, b * P + p for patches; targets are gathered by index."""
+    """One micro-batch. Positions are flat: b * L + l for tokens, b * P + p for patches; targets go by index."""
 
     input_ids_BL: torch.Tensor  # int64, masked
     text_mask_BL: torch.Tensor  # bool, True: a token, False: padding

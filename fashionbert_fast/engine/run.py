@@ -22,7 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that win over the file's")
     parser.add_argument("--resume", action="store_true", help="continue train.output from its newest valid checkpoint")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # the deepspeed launcher passes it
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,0 +1,219 @@
+"""`fashionbert pretrain` as a person runs it: files, resuming, launchers, precisions, optimizers, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_MODEL
+from safetensors.torch import load_file
+
+from fashionbert_fast.engine.checkpoint import damage, list_checkpoints, newest_valid, resolve_model_dir
+from fashionbert_fast.engine.metrics import read_metrics
+from fashionbert_fast.errors import InputError
+
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")} | {
+    "OMP_NUM_THREADS": "1"
+}
+MODULE = ["-m", "fashionbert_fast", "pretrain"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.fixture(scope="module")
+def config(store_path, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "tiny.yaml"
+    path.write_text(
+        f"data:\n  store: {store_path}\ntrain:\n  output: unset\n  steps: 8\n  micro_batch_size: 8\n  lr: 1.0e-3\n"
+        "  log_every: 2\n  checkpoint_every: 4\n"
+    )
+    return path
+
+
+def _pretrain(config: Path, output: Path, *extra: str, launcher=(sys.executable,)) -> subprocess.CompletedProcess:
+    command = [*launcher, *MODULE, "--config", str(config), *TINY_MODEL, f"train.output={output}", *extra]
+    return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+
+
+def _succeeds(*args, **kwargs) -> None:
+    done = _pretrain(*args, **kwargs)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def _weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(resolve_model_dir(run) / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole_run(config, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    _succeeds(config, run)
+    return run
+
+
+def test_a_run_directory_holds_what_the_contract_says(whole_run):
+    names = {path.name for path in whole_run.iterdir()}
+    assert {"config.yaml", "metrics.jsonl", "checkpoints", "tensorboard", "losses.png", "weights.png"} <= names
+    records = read_metrics(whole_run)
+    assert [record["step"] for record in records] == [2, 4, 6, 8]
+    for record in records:
+        assert set(record["losses"]) == set(record["weights"]) == {"mlm", "tia", "mpm"}
+        assert record["loss"] == pytest.approx(sum(record["losses"][t] * record["weights"][t] for t in record["losses"]))
+        assert record["samples"] == 8 * record["step"]
+        assert all(record[key] > 0 for key in ("samples_per_s", "tokens_per_s", "mfu", "grad_norm"))
+    assert records[-1]["lr"] == 0
+    assert "max_text_tokens: 64" in (whole_run / "config.yaml").read_text()  # resolved: defaults written out
+    assert list((whole_run / "tensorboard").glob("events*"))
+    assert [path.name for path in list_checkpoints(whole_run)] == ["step-00000004", "step-00000008"]
+
+
+def test_resuming_gives_the_uninterrupted_run(config, whole_run, tmp_path):
+    run = tmp_path / "resumed"
+    shutil.copytree(whole_run, run)
+    shutil.rmtree(run / "checkpoints" / "step-00000008")
+    _succeeds(config, run, "--resume")
+    assert [r["step"] for r in read_metrics(run)] == [2, 4, 6, 8]
+    for a, b in zip(read_metrics(run), read_metrics(whole_run), strict=True):
+        assert a["losses"] == b["losses"]
+        assert (a["lr"], a["weights"]) == (b["lr"], b["weights"])
+    resumed, whole = _weights(run), _weights(whole_run)
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_resume_passes_over_a_damaged_checkpoint(config, whole_run, tmp_path):
+    run = tmp_path / "damaged"
+    shutil.copytree(whole_run, run)
+    victim = next((run / "checkpoints" / "step-00000008" / "state").glob("*optim*"))
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1  # one flipped bit, which torch.load would not notice
+    victim.write_bytes(content)
+    assert "damaged" in damage(victim.parent.parent)
+    assert newest_valid(run)[0].name == "step-00000004"
+    done = _pretrain(config, run, "--resume")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "passed over" in done.stdout
+
+
+def test_resume_refuses_another_configuration(config, whole_run):
+    done = _pretrain(config, whole_run, "train.lr=5e-4", "--resume")
+    _is_one_line_error(done, "train.lr")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [0, 3])
+def test_two_processes_under_torchrun_save_and_resume(config, tmp_path, precision, stage):
+    options = (f"train.precision={precision}", f"train.zero_stage={stage}", "train.micro_batch_size=4")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    _succeeds(config, whole, *options, launcher=TORCHRUN)
+    shutil.copytree(whole, cut)
+    shutil.rmtree(cut / "checkpoints" / "step-00000008")
+    _succeeds(config, cut, *options, "--resume", launcher=TORCHRUN)
+    a, b = _weights(whole), _weights(cut)
+    assert all(tensor.dtype == torch.float32 for tensor in a.values())  # master weights
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_deepspeed_launcher(config, tmp_path):
+    launcher = Path(sys.executable).parent / "deepspeed"
+    environment = ENVIRONMENT | {"DS_ACCELERATOR": "cpu", "PATH": f"{launcher.parent}{os.pathsep}{ENVIRONMENT['PATH']}"}
+    command = [str(launcher), "--num_accelerators", "2", "--module", "fashionbert_fast", "pretrain", "--config",
+               str(config), *TINY_MODEL, f"train.output={tmp_path / 'run'}"]  # fmt: skip
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert read_metrics(tmp_path / "run")[-1]["samples"] == 2 * 8 * 8
+
+
+def test_bf16_follows_fp32(config, whole_run, tmp_path):
+    _succeeds(config, tmp_path / "bf16", "train.precision=bf16")
+    for low, full in zip(read_metrics(tmp_path / "bf16"), read_metrics(whole_run), strict=True):
+        for task, loss in full["losses"].items():
+            assert low["losses"][task] == pytest.approx(loss, rel=0.02)
+
+
+def test_loader_workers_change_nothing(config, whole_run, tmp_path):
+    _succeeds(config, tmp_path / "run", "data.workers=2")
+    assert [r["losses"] for r in read_metrics(tmp_path / "run")] == [r["losses"] for r in read_metrics(whole_run)]
+
+
+@pytest.mark.parametrize("backend", ["auto", "pytorch_optimizer"])
+def test_lamb(config, tmp_path, backend):
+    _succeeds(config, tmp_path / "run", "train.optimizer=lamb", f"train.optimizer_backend={backend}", "train.zero_stage=0")
+    assert read_metrics(tmp_path / "run")[-1]["losses"]["mlm"] > 0
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+def _is_one_line_error(done: subprocess.CompletedProcess, *words: str) -> None:
+    assert done.returncode == 2, done.stderr[-3000:]
+    errors = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert len(errors) == 1
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in errors[0]
+
+
+def test_wrong_values_and_missing_files(config, tmp_path, store_path):
+    run = tmp_path / "run"
+    (tmp_path / "broken.yaml").write_text("train: [unclosed")
+    (tmp_path / "empty").mkdir()
+    cases = [
+        (config, ["train.steps=0"], ["train.steps"]),
+        (config, ["train.learning_rate=1"], ["train.learning_rate"]),
+        (config, ["train.lr=fast"], ["train.lr"]),
+        (config, ["data.store=/nowhere"], ["/nowhere"]),
+        (config, [f"data.store={tmp_path / 'empty'}"], ["not a feature store"]),
+        (config, ["model.core=/nowhere"], ["/nowhere"]),
+        (config, ["train.micro_batch_size=1000"], ["micro_batch_size"]),
+        (config, ["train.optimizer_backend=apex"], ["apex"]),
+        (config, ["train.output=/proc/nowhere"], ["/proc/nowhere"]),
+        (tmp_path / "missing.yaml", [], ["missing.yaml"]),
+        (tmp_path / "broken.yaml", [], ["broken.yaml"]),
+    ]
+    for file, overrides, words in cases:
+        _is_one_line_error(_pretrain(file, run, *overrides), *words)
+
+
+def test_an_existing_run_is_not_overwritten(config, whole_run):
+    before = (whole_run / "metrics.jsonl").read_text()
+    _is_one_line_error(_pretrain(config, whole_run), "--resume")
+    assert (whole_run / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_says_how_to_go_on_and_goes_on(config, tmp_path, sent):
+    run = tmp_path / "run"
+    command = [sys.executable, *MODULE, "--config", str(config), *TINY_MODEL, f"train.output={run}", "train.steps=100000",
+               "train.log_every=1"]  # fmt: skip
+    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.time() + 120
+    while not list_checkpoints(run) and time.time() < deadline:
+        time.sleep(0.1)
+    process.send_signal(sent)
+    _, stderr = process.communicate(timeout=60)
+    _is_one_line_error(subprocess.CompletedProcess(command, process.returncode, "", stderr), "interrupted", "--resume")
+    assert newest_valid(run)[0] is not None
+
+
+def test_a_run_interrupted_before_its_first_checkpoint(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("{}")
+    with pytest.raises(InputError, match="interrupted before its first checkpoint"):
+        resolve_model_dir(tmp_path / "run")
+    with pytest.raises(InputError, match="neither a run directory nor a model"):
+        resolve_model_dir(tmp_path)
+
+
+def test_metrics_are_strict_json(whole_run):
+    for line in (whole_run / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(name))
+
+
+@pytest.mark.gpu
+def test_fp16_on_a_gpu(config, tmp_path):
+    _succeeds(config, tmp_path / "run", "train.precision=fp16")
