@@ -42,10 +42,27 @@ class EncoderLayer(nn.Module):
         )
         return self.attention_output(context_BNSE.transpose(1, 2).reshape(B, S, H))
 
+    def cls_attention(self, hidden_BSH: torch.Tensor, attention_mask_B11S: torch.Tensor | None) -> torch.Tensor:
+        """Attention of position 0 alone to all positions: (B, 1, H)."""
+        B, S, H = hidden_BSH.shape
+        weight_q, weight_kv = self.qkv.weight.split((H, 2 * H))
+        bias_q, bias_kv = self.qkv.bias.split((H, 2 * H))
+        query = F.linear(hidden_BSH[:, :1], weight_q, bias_q).view(B, 1, self.heads, H // self.heads).transpose(1, 2)
+        key, value = F.linear(hidden_BSH, weight_kv, bias_kv).view(B, S, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        context_BN1E = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask_B11S)
+        return self.attention_output(context_BN1E.transpose(1, 2).reshape(B, 1, H))
+
+    def _after_attention(self, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        hidden = self.attention_norm(hidden + self.dropout(attended))
+        inner = self.activation(self.feed_forward(hidden))
+        return self.feed_forward_norm(hidden + self.dropout(self.feed_forward_output(inner)))
+
     def forward(self, hidden_BSH: torch.Tensor, attention_mask_B11S: torch.Tensor | None) -> torch.Tensor:
-        hidden_BSH = self.attention_norm(hidden_BSH + self.dropout(self.attention(hidden_BSH, attention_mask_B11S)))
-        inner = self.activation(self.feed_forward(hidden_BSH))
-        return self.feed_forward_norm(hidden_BSH + self.dropout(self.feed_forward_output(inner)))
+        return self._after_attention(hidden_BSH, self.attention(hidden_BSH, attention_mask_B11S))
+
+    def forward_cls(self, hidden_BSH: torch.Tensor, attention_mask_B11S: torch.Tensor | None) -> torch.Tensor:
+        """What `forward` gives at position 0, (B, H), computed there only; for inference, without attention dropout."""
+        return self._after_attention(hidden_BSH[:, :1], self.cls_attention(hidden_BSH, attention_mask_B11S))[:, 0]
 
 
 class Encoder(nn.Module):
@@ -60,3 +77,10 @@ class Encoder(nn.Module):
         for layer in self.layers:
             hidden_BSH = layer(hidden_BSH, mask)
         return hidden_BSH
+
+    def forward_cls(self, hidden_BSH: torch.Tensor, attention_mask_BS: torch.Tensor) -> torch.Tensor:
+        """Last hidden state of position 0 alone, (B, H): the last layer's work shrinks to one position a pair."""
+        mask = attention_mask_BS[:, None, None, :]
+        for layer in self.layers[:-1]:
+            hidden_BSH = layer(hidden_BSH, mask)
+        return self.layers[-1].forward_cls(hidden_BSH, mask)

@@ -101,13 +101,24 @@ class FashionBertForPreTraining(nn.Module):
         mask_BS = F.pad(batch.text_mask_BL, (0, patches_BPH.shape[1]), value=True)
         return self.encoder(torch.cat([text_BLH, patches_BPH], dim=1), mask_BS)
 
+    def encode_cls(self, batch: Batch) -> torch.Tensor:
+        """[CLS] of an unmasked batch, (B, H), for inference: `encode` at position 0 without the work of the others.
+
+        Each distinct image is embedded once, however many titles it meets.
+        """
+        unmasked_IP = torch.zeros(batch.features_IPD.shape[:2], dtype=torch.bool, device=batch.features_IPD.device)
+        segment_H = self.text_embeddings.segment.weight[IMAGE_SEGMENT]
+        images_IPH = self.patch_embeddings(batch.features_IPD, unmasked_IP, segment_H)
+        joint_BSH = torch.cat([self.text_embeddings(batch.input_ids_BL), images_IPH[batch.image_index_B]], dim=1)
+        return self.encoder.forward_cls(joint_BSH, F.pad(batch.text_mask_BL, (0, images_IPH.shape[1]), value=True))
+
     def alignment_logits(self, batch: Batch) -> torch.Tensor:
-        """(B, 2) float32; class 1 = the title and the image belong together."""
-        return self.tia_head(self.encode(batch)[:, 0]).float()
+        """(B, 2) float32 of an unmasked batch; class 1 = the title and the image belong together. For inference."""
+        return self.tia_head(self.encode_cls(batch)).float()
 
     def pooled(self, batch: Batch) -> torch.Tensor:
-        """(B, H) float32: dense + tanh on [CLS]."""
-        return self.tia_head.pooled(self.encode(batch)[:, 0]).float()
+        """(B, H) float32 of an unmasked batch: dense + tanh on [CLS]. For inference."""
+        return self.tia_head.pooled(self.encode_cls(batch)).float()
 
     def forward(self, batch: Batch, counts_T: torch.Tensor | None = None, micro_batches: int = 1) -> FashionBertOutput:
         """Losses of a batch.

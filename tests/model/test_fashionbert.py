@@ -1,0 +1,73 @@
+"""The joint sequence: text first, patches after it, padding without effect, [CLS] alone equal to [CLS] of all."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from fashionbert_fast.data.batches import TokenizedTitles, collate_pairs
+from fashionbert_fast.data.store import FeatureStore
+from fashionbert_fast.data.wordpiece import train_wordpiece
+from fashionbert_fast.model.checkpoint import load_tokenizer
+from fashionbert_fast.model.config import FashionBertConfig
+from fashionbert_fast.model.fashionbert import FashionBertForPreTraining
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    config = FashionBertConfig(
+        vocab_size=300, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, patches=4,
+        patch_feature_size=24, initializer_range=0.2,
+    )  # fmt: skip
+    return FashionBertForPreTraining(config).eval()
+
+
+@pytest.fixture(scope="module")
+def batch(store_path, tmp_path_factory):
+    store = FeatureStore.open(store_path)
+    directory = tmp_path_factory.mktemp("tokenizer")
+    train_wordpiece(store.titles, 300, directory)
+    titles = TokenizedTitles(store.titles, load_tokenizer(directory), 16)
+    return collate_pairs(store, titles, np.array([0, 1, 2, 3]), np.array([0, 1, 1, 5]))
+
+
+@torch.no_grad()
+def test_cls_alone_equals_cls_of_the_whole_sequence(model, batch):
+    torch.testing.assert_close(model.encode_cls(batch), model.encode(batch)[:, 0], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_padding_has_no_effect(model, batch):
+    padded = copy.copy(batch)
+    padded.input_ids_BL = torch.nn.functional.pad(batch.input_ids_BL, (0, 7), value=9)
+    padded.text_mask_BL = torch.nn.functional.pad(batch.text_mask_BL, (0, 7), value=False)
+    torch.testing.assert_close(model.alignment_logits(padded), model.alignment_logits(batch), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.encode(padded)[:, -4:], model.encode(batch)[:, -4:], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_text_and_image_both_matter(model, batch):
+    hidden = model.encode(batch)
+    assert hidden.shape == (4, batch.input_ids_BL.shape[1] + 4, 16)
+    other = copy.copy(batch)
+    other.image_index_B = batch.image_index_B.flip(0)
+    assert (model.alignment_logits(other) - model.alignment_logits(batch)).abs().max() > 1e-4
+    masked = copy.copy(batch)
+    masked.patch_mask_BP = torch.ones_like(batch.patch_mask_BP)
+    everything_masked = model.encode(masked)
+    masked.image_index_B = batch.image_index_B.flip(0)
+    torch.testing.assert_close(model.encode(masked), everything_masked)  # a masked image cannot be told from another
+
+
+def test_initial_losses_are_those_of_guessing(model, batch):
+    """TIA starts at ln 2: a fresh model knows nothing and is not broken."""
+    torch.manual_seed(0)
+    fresh = FashionBertForPreTraining(dataclasses.replace(model.config, initializer_range=0.02))
+    logits = fresh.eval().alignment_logits(batch)
+    loss = torch.nn.functional.cross_entropy(logits, batch.tia_label_B)
+    assert loss.item() == pytest.approx(np.log(2), abs=0.2)
