@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
 import socket
+import sys
 
 import torch
 import torch.distributed as dist
@@ -30,6 +33,9 @@ def init_distributed() -> torch.device:
     if "MASTER_PORT" not in os.environ:
         os.environ["MASTER_PORT"] = str(_free_port())
     os.environ.setdefault("DS_LOG_LEVEL", "error")
+    # DeepSpeed compiles a helper with the first ninja on PATH, and compiles it anew whenever that is another version:
+    # always this environment's, whether it is activated or not.
+    os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
     import deepspeed
     from deepspeed.utils import logger
 
@@ -39,7 +45,8 @@ def init_distributed() -> torch.device:
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+        with contextlib.redirect_stdout(io.StringIO()):  # it reports its compiled helper on stdout, on every start
+            deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
     return device
 
 
@@ -52,3 +59,8 @@ def shutdown() -> None:
     """Leave the process group, so that no launcher waits for it."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    init_distributed()
+    shutdown()

@@ -228,10 +228,11 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 def load_tokenizer(directory: Path):
     """The fast tokenizer (a `transformers` one) of a model directory; InputError where there is none."""
-    from transformers import AutoTokenizer, BertTokenizerFast
+    from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
     if (directory / "tokenizer.json").exists() and (directory / "tokenizer_config.json").exists():
-        return AutoTokenizer.from_pretrained(directory)
+        # Not AutoTokenizer: it looks at config.json, which in our own model directories is no transformers model's.
+        return PreTrainedTokenizerFast.from_pretrained(directory)
     if (directory / "vocab.txt").exists():
         return BertTokenizerFast.from_pretrained(directory)
     raise InputError(f"{directory}: no tokenizer.json or vocab.txt; give a checkpoint with its tokenizer files")
