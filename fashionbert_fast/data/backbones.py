@@ -26,7 +26,7 @@ ALIASES = {"resnet50": "microsoft/resnet-50"}
 # A ResNet has the same stride of 32. See docs of --patch-pixels.
 CNN_PATCH_PIXELS = 64
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-OFFLINE = "give a local directory, efficientnet-lite0, or random"
+OFFLINE = "give --encoder a local directory, efficientnet-lite0 or random"
 
 
 @dataclass
@@ -154,7 +154,7 @@ class _HuggingFaceTrunk(nn.Module):
 
 
 def _transformers_model(name: str) -> Backbone:
-    model, untrained, processor = _download(name)
+    model, untrained, processor = _load(name)
     if hasattr(model, "vision_model"):  # of two towers, the one that sees
         model, untrained = model.vision_model, [key for key in untrained if key.startswith("vision_model.")]
     if "pixel_values" not in inspect.signature(model.forward).parameters:
@@ -175,7 +175,7 @@ def _transformers_model(name: str) -> Backbone:
     )  # fmt: skip
 
 
-def _download(name: str) -> tuple[nn.Module, list[str], object]:
+def _load(name: str) -> tuple[nn.Module, list[str], object]:
     """(model, names of weights its file lacks, image processor). Only safetensors: pickles can run code."""
     from transformers import AutoImageProcessor, AutoModel
     from transformers.utils import logging
@@ -184,19 +184,47 @@ def _download(name: str) -> tuple[nn.Module, list[str], object]:
     before = logging.get_verbosity()
     logging.set_verbosity_error()  # its table of unused classifier weights is not news here
     try:
+        options = {"trust_remote_code": False, "local_files_only": Path(name).is_dir() or not _hub_answers(name)}
         model, info = AutoModel.from_pretrained(
-            name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            name, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
         )
         try:
-            processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+            processor = AutoImageProcessor.from_pretrained(name, **options)
         except (OSError, ValueError, ImportError):
             processor = None  # then ImageNet's normalisation, as the manifest says
-    except Exception as error:  # the hub client, the file formats and the model classes raise all kinds
+    except InputError:
+        raise
+    except Exception as error:  # the file formats and the model classes raise all kinds
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"--encoder {name}: cannot be loaded ({reason}); {OFFLINE}") from error
     finally:
         logging.set_verbosity(before)
     return model, sorted(info["missing_keys"]), processor
+
+
+def _hub_answers(name: str) -> bool:
+    """Whether ``name`` can be asked for, found out in one try: transformers would try six times, with a line each.
+
+    InputError when the hub has no such model, or does not answer and there is no copy from earlier on this machine.
+    """
+    from huggingface_hub import HfApi, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(f"--encoder {name}: no such directory; {OFFLINE}")
+    try:
+        HfApi().model_info(name, timeout=10)
+        return True
+    except HFValidationError as error:
+        raise InputError(f"--encoder {name}: is neither a directory nor a name the hub can have; {OFFLINE}") from error
+    except HfHubHTTPError as error:
+        raise InputError(f"--encoder {name}: the hub does not give it out "
+                         f"({' '.join(str(error).split())[:100]}); {OFFLINE}") from error  # fmt: skip
+    except Exception as error:  # no network or told to stay offline: the HTTP client's errors share no class with ours
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return False
+        raise InputError(f"--encoder {name}: the Hugging Face hub cannot be reached and no copy is on this machine; "
+                         f"{OFFLINE}") from error  # fmt: skip
 
 
 def _own_input_size(model: nn.Module) -> int | None:

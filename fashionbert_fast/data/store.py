@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import socket
+import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -284,8 +285,12 @@ def check_out(out: Path, overwrite: bool) -> None:
         if not overwrite:
             raise InputError(f"{out}: exists; add --overwrite to replace it, or choose another --out")
     parent = _existing_parent(out)
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise InputError(f"{out}: cannot be written ({parent} is not a writable directory); choose another --out")
+    try:
+        os.rmdir(
+            tempfile.mkdtemp(prefix=f".{out.name}.", dir=parent)
+        )  # permission bits do not tell: root, read-only disks
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({parent}: {error.strerror}); choose another --out") from error
 
 
 def _existing_parent(path: Path) -> Path:

@@ -1,0 +1,251 @@
+"""From a catalogue to a store, through the function and through the command line, with everything that can go wrong."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fashionbert_fast.cli import main
+from fashionbert_fast.data.catalogue import Product
+from fashionbert_fast.data.patch_encoder import load_encoder, read_image
+from fashionbert_fast.data.prepare import hold_out, ordered, parse_columns, prepare
+from fashionbert_fast.data.store import FeatureStore
+from fashionbert_fast.errors import InputError
+
+HEADER = "id,masterCategory,subCategory,productDisplayName"
+QUICK = {"encoder": "random", "grid": 2, "patch_pixels": 32, "device": "cpu"}
+QUICK_WORDS = ["--encoder", "random", "--grid", "2", "--device", "cpu"]
+
+
+def write_catalogue(folder: Path, count: int = 9, extra: str = "") -> Path:
+    (folder / "images").mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    lines = [HEADER]
+    for i in range(count):
+        photo = Image.fromarray(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8)).resize((40, 60))
+        photo.save(folder / "images" / f"{100 + i}.jpg", quality=95)
+        lines.append(f"{100 + i},Apparel,Topwear,Shirt number {i}")
+    (folder / "styles.csv").write_text("\n".join(lines) + "\n" + extra)
+    return folder
+
+
+@pytest.fixture
+def catalogue(tmp_path) -> Path:
+    return write_catalogue(tmp_path / "shop")
+
+
+@pytest.fixture
+def broken(tmp_path) -> Path:
+    """Nine products, four of which cannot be used, each in its own way."""
+    folder = write_catalogue(tmp_path / "broken", extra="200,Apparel,Topwear,No photo\n201,Apparel\n")
+    (folder / "images" / "102.jpg").write_bytes(b"not a photo")
+    whole = (folder / "images" / "105.jpg").read_bytes()
+    (folder / "images" / "105.jpg").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+def test_rows_are_the_features_of_their_own_photos(catalogue, tmp_path):
+    report = prepare(catalogue, tmp_path / "s", dtype="float32", **QUICK)
+    store = FeatureStore.open(tmp_path / "s")
+    assert store.ids == [str(100 + i) for i in range(9)]
+    assert (report.products, report.skipped, report.feature_size, report.trained) == (9, 0, 256, False)
+    assert report.fingerprint == store.manifest.fingerprint
+    encoder = load_encoder("random", grid=2, patch_pixels=32, device="cpu")
+    for row in (0, 7):
+        photo = torch.from_numpy(read_image(catalogue / "images" / f"{100 + row}.jpg", 64).copy())
+        expected = encoder.encode(photo[None])
+        assert (store.features([row]) - expected).abs().max() <= 0.02 * expected.abs().max()
+    assert Path(store.images[3]) == catalogue / "images" / "103.jpg"
+
+
+def test_neither_batches_nor_workers_matter(catalogue, tmp_path):
+    prepare(catalogue, tmp_path / "a", dtype="float32", batch_size=1, workers=1, **QUICK)
+    prepare(catalogue, tmp_path / "b", dtype="float32", batch_size=4, workers=3, **QUICK)
+    prepare(catalogue, tmp_path / "c", dtype="float32", batch_size=4, workers=1, **QUICK)
+    a, b, c = (FeatureStore.open(tmp_path / name) for name in "abc")
+    assert a.ids == b.ids == c.ids
+    a_NPD, b_NPD, c_NPD = (store.features(store.rows(None)) for store in (a, b, c))
+    assert torch.equal(b_NPD, c_NPD)
+    assert (a_NPD - b_NPD).abs().max() <= 0.02 * a_NPD.abs().max()
+    assert a.manifest.fingerprint == b.manifest.fingerprint
+
+
+def test_threads_are_given_back(catalogue, tmp_path):
+    before = torch.get_num_threads()
+    prepare(catalogue, tmp_path / "s", **QUICK)
+    assert torch.get_num_threads() == before
+
+
+def test_the_untrained_encoder_says_so(catalogue, tmp_path, capsys):
+    prepare(catalogue, tmp_path / "s", **QUICK)
+    assert "WARNING: encoder random:0:256 IS NOT TRAINED" in capsys.readouterr().err
+    assert json.loads((tmp_path / "s" / "manifest.json").read_text())["encoder"]["trained"] is False
+
+
+def test_bad_rows_and_photos_are_left_out_and_named(broken, tmp_path):
+    report = prepare(broken, tmp_path / "s", batch_size=2, **QUICK)
+    store = FeatureStore.open(tmp_path / "s")
+    assert store.ids == ["100", "101", "103", "104", "106", "107", "108"]
+    assert report.problems == {"unreadable image": 2, "missing image": 1, "bad row": 1} == store.manifest.problems
+    problems = [json.loads(line) for line in (tmp_path / "s" / "problems.jsonl").read_text().splitlines()]
+    assert {problem["id"] for problem in problems} == {"200", "201", "102", "105"}
+    assert any("102.jpg" in p["file"] and "cannot identify" in p["what"] for p in problems)
+
+
+def test_a_photo_that_cannot_be_read_stops_a_strict_job(catalogue, tmp_path):
+    (catalogue / "images" / "107.jpg").write_bytes(b"")
+    with pytest.raises(InputError, match=r"107\.jpg \(id 107\): cannot be read .*--strict"):
+        prepare(catalogue, tmp_path / "s", strict=True, **QUICK)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["shop"]
+
+
+def test_no_photo_can_be_read(catalogue, tmp_path):
+    for photo in (catalogue / "images").iterdir():
+        photo.write_bytes(b"x")
+    with pytest.raises(InputError, match=r"no photo can be read; the first: .*100\.jpg"):
+        prepare(catalogue, tmp_path / "s", **QUICK)
+    assert not (tmp_path / "s").exists()
+
+
+def some_products(count: int, split: str = "") -> list[Product]:
+    return [Product(str(i), "t", "c", "s", Path("x.jpg"), split) for i in range(count)]
+
+
+def test_hold_out_is_a_function_of_seed_and_id():
+    products, share = hold_out(some_products(4000), 0.1, seed=0)
+    held = {p.id for p in products if p.split == "validation"}
+    assert share == 0.1 and 340 < len(held) < 460
+    fewer, _ = hold_out(some_products(1000)[::-1], 0.1, seed=0)
+    assert {p.id for p in fewer if p.split == "validation"} == {i for i in held if int(i) < 1000}
+    other, _ = hold_out(some_products(4000), 0.1, seed=1)
+    assert {p.id for p in other if p.split == "validation"} != held
+    assert {p.split for p in hold_out(some_products(50), 0.0, seed=0)[0]} == {"train"}
+
+
+def test_a_catalogues_own_split_is_respected():
+    products, share = hold_out(some_products(3, "validation") + some_products(2), 0.5, seed=0)
+    assert [p.split for p in products] == ["validation"] * 3 + ["train"] * 2 and share == 0.0
+
+
+def test_columns_of_the_command_line():
+    assert parse_columns(["title=name", "split="]) == {"title": "name", "split": ""}
+    with pytest.raises(InputError, match="--column title: write FIELD=COLUMN"):
+        parse_columns(["title"])
+
+
+def test_ordered_keeps_order_and_stops_early():
+    from concurrent.futures import ThreadPoolExecutor
+
+    begun = []
+
+    def slow(i):
+        begun.append(i)
+        time.sleep(0.002 * (i % 3))
+        return i
+
+    with ThreadPoolExecutor(3) as pool:
+        assert list(ordered(pool, slow, range(20), ahead=4)) == list(range(20))
+        begun.clear()
+        results = ordered(pool, slow, range(1000), ahead=4)
+        next(results)
+        results.close()
+    assert len(begun) <= 4
+
+
+def test_command_line(broken, tmp_path, capsys):
+    out, summary = tmp_path / "s", tmp_path / "summary.json"
+    status = main(["prepare", str(broken), "--out", str(out), "--json", str(summary), "--holdout", "0.3", *QUICK_WORDS])
+    printed = capsys.readouterr().out
+    assert status == 0 and len(printed.splitlines()) == 2
+    assert "7 products" in printed and "images/s" in printed and "(NOT TRAINED)" in printed
+    assert "skipped 4: unreadable image 2" in printed and "problems.jsonl" in printed
+    value = json.loads(summary.read_text())
+    assert value["products"] == 7 and value["skipped"] == 4 and value["images_per_second"] > 0
+    assert main(["prepare", str(broken), "--out", str(out), "--overwrite", *QUICK_WORDS]) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere"], "nowhere: no such file or directory; give a catalogue"),
+        (["{shop}", "--holdout", "1.5"], r"--holdout 1.5: must lie in [0, 1)"),
+        (["{shop}", "--dtype", "int8"], "--dtype int8: must be bfloat16, float16 or float32"),
+        (["{shop}", "--batch-size", "0"], "--batch-size 0: must be 1 or more"),
+        (["{shop}", "--workers", "-1"], "--workers -1: must be 1 or more"),
+        (["{shop}", "--grid", "0"], "--grid 0: must be 1 or more"),
+        (["{shop}", "--device", "abacus"], "--device abacus: cannot be used"),
+        (["{shop}", "--encoder", "./none"], "--encoder ./none: no such directory"),
+        (["{shop}", "--encoder", "random:x"], "--encoder random:x: write random"),
+        (["{shop}", "--column", "title=name"], "no column name for title"),
+        (["{shop}", "--images", "nowhere"], "nowhere: no such image folder"),
+        (["{shop}", "--json", "no/such/file.json"], "no/such/file.json: no directory no/such"),
+        (["{shop}", "--out", "{shop}"], "exists and is not a feature store"),
+        (["{shop}", "--out", "/proc/store"], "/proc/store: cannot be written"),
+    ],
+)
+def test_input_errors_are_one_line_and_status_2(catalogue, tmp_path, capsys, words, message):
+    words = [word.replace("{shop}", str(catalogue)) for word in words]
+    out = [] if "--out" in words else ["--out", str(tmp_path / "s")]
+    given = ["--encoder", "random"] if "--encoder" not in words else []
+    assert main(["prepare", *words, *out, *given]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fashionbert prepare: error: ") and message in error and len(error.splitlines()) == 1
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["shop"]
+
+
+def test_an_existing_store_is_kept(catalogue, tmp_path, capsys):
+    words = ["prepare", str(catalogue), "--out", str(tmp_path / "s"), *QUICK_WORDS]
+    assert main(words) == 0
+    assert main(words) == 2
+    assert "exists; add --overwrite to replace it" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals")
+def test_an_interrupted_job_leaves_no_half_store(tmp_path):
+    catalogue = write_catalogue(tmp_path / "shop", count=300)
+    out = tmp_path / "out" / "s"
+    command = [sys.executable, "-m", "fashionbert_fast", "prepare", str(catalogue), "--out", str(out)]
+    words = [*command, "--encoder", "random", "--device", "cpu", "--patch-pixels", "64", "--batch-size", "1"]
+    job = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    while job.poll() is None and not list(out.parent.glob(".s.*/features.bin")):
+        time.sleep(0.02)
+    job.send_signal(signal.SIGINT)
+    error = job.communicate(timeout=60)[1]
+    assert job.returncode == 2 and "Traceback" not in error
+    assert error.splitlines()[-1] == "fashionbert prepare: error: interrupted"
+    assert list(out.parent.iterdir()) == []
+
+
+def test_help_has_examples_and_needs_no_torch():
+    script = (
+        "import sys; from fashionbert_fast.cli import main\n"
+        "try: main(['prepare', '--help'])\n"
+        "finally: print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert "examples:" in done.stdout and "--encoder efficientnet-lite0" in done.stdout
+    assert done.stdout.splitlines()[-1] == "False False", done.stderr
+
+
+def test_arguments_match_the_function():
+    from inspect import signature
+
+    from fashionbert_fast.data.prepare import add_arguments
+
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    defaults = vars(parser.parse_args(["x", "--out", "y"]))
+    for name, parameter in signature(prepare).parameters.items():
+        if parameter.kind is parameter.KEYWORD_ONLY and name != "columns":
+            assert defaults[name] == parameter.default, name
