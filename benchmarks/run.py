@@ -16,7 +16,9 @@ SUITES = {"ops": ("bench_adaptive_loss",)}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    parser.add_argument("suite", nargs="?", default="ops", choices=SUITES, help="which measurements (default: %(default)s)")
+    parser.add_argument(
+        "suite", nargs="?", default="ops", choices=SUITES, help="which measurements (default: %(default)s)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions: minutes on two cores")
 
@@ -34,7 +36,11 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         check_writable(args.json)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    rows = [row for name in SUITES[args.suite] for row in importlib.import_module(f"benchmarks.{name}").rows(device, args.quick)]
+    rows = [
+        row
+        for name in SUITES[args.suite]
+        for row in importlib.import_module(f"benchmarks.{name}").rows(device, args.quick)
+    ]
     result = report(rows, device)
     table = Table("case", "peer", "ours", "peer's", "ratio", "p20-p80", "target", title=result["device"])
     for row in rows:

@@ -39,7 +39,7 @@ class DataConfig:
     random_negative_epochs: int = 0  # first epochs with random negatives, whatever `negatives` says
     pairs: str = "coin"  # of each product an epoch: coin (a match or a mismatch) | both (one of each, side by side)
     negative_rate: float = 0.5  # coin: share of mismatches
-    mask_negatives: bool = True  # MLM and MPM on negative pairs too, as released
+    predict_negatives: bool = True  # MLM and MPM on negative pairs too, as released (masked they are either way)
     mlm_rate: float = 0.15  # of a title's tokens, whole words
     mlm_most: int = 10  # masked tokens a title
     patch_rate: float = 0.1  # of the patches

@@ -25,6 +25,7 @@ ALIASES = {"resnet50": "microsoft/resnet-50"}
 # its last stages see a 1 x 1 map; at 64 it is 72%, and a linear probe of the garment type gains 10 points (65 -> 75%).
 # A ResNet has the same stride of 32.
 CNN_PATCH_PIXELS = 64
+RANDOM_PATCH_PIXELS = 28  # a patch of a 224-pixel photo as it is
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OFFLINE = "give --encoder a local directory, efficientnet-lite0 or random"
 
@@ -119,20 +120,53 @@ def _spare_copies(net: nn.Module) -> None:
             module.inplace = True
 
 
+class _Standardised(nn.Module):
+    """``trunk`` with each feature shifted and scaled to mean 0 and deviation 1 over ``pixels_B3hw``.
+
+    Untrained features hardly vary around large means: softmax targets would be flat and patches look alike. The
+    statistics are buffers, so the weights' hash covers them.
+    """
+
+    def __init__(self, trunk: nn.Module, pixels_B3hw: torch.Tensor) -> None:
+        super().__init__()
+        self.trunk = trunk.eval()
+        with torch.inference_mode():
+            features_BD = trunk(pixels_B3hw)
+        self.register_buffer("mean_D", features_BD.mean(0).clone())
+        self.register_buffer("scale_D", 1 / (features_BD.std(0) + 1e-3))
+
+    def forward(self, pixels_B3hw: torch.Tensor) -> torch.Tensor:
+        return (self.trunk(pixels_B3hw) - self.mean_D) * self.scale_D
+
+
+def _striped_patches(count: int, pixels: int, generator: torch.Generator) -> torch.Tensor:
+    """Synthetic patches [B, 3, h, w] in [0, 1]: half of one random colour, half striped in two, at any angle."""
+    first, second = (torch.rand(count, 3, 1, 1, generator=generator) for _ in range(2))
+    angle, waves, phase, striped = (torch.rand(count, 1, 1, generator=generator) for _ in range(4))
+    y, x = torch.meshgrid(torch.arange(pixels) / pixels, torch.arange(pixels) / pixels, indexing="ij")
+    angle = 2 * torch.pi * angle
+    wave = torch.sin(2 * torch.pi * (4 * waves * (x * angle.cos() + y * angle.sin()) + phase))
+    return torch.where(((wave > 0) & (striped < 0.5))[:, None], second, first)
+
+
 def _random_resnet(name: str) -> Backbone:
+    """Two wide bottleneck stages: a linear probe reads colours and patterns off them better than off four narrow ones."""
     from transformers import ResNetConfig, ResNetModel
 
     numbers = name.split(":")[1:]
     if len(numbers) > 2 or not all(n.isdigit() for n in numbers) or (len(numbers) == 2 and int(numbers[1]) < 8):
         raise InputError(f"--encoder {name}: write random, random:SEED or random:SEED:WIDTH (WIDTH 8 or more)")
     seed, width = [*map(int, numbers), *(0, 256)[len(numbers) :]]
-    config = ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 128, width], depths=[1, 1, 1, 1], layer_type="basic")
+    config = ResNetConfig(embedding_size=64, hidden_sizes=[128, width], depths=[1, 1], layer_type="bottleneck")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ResNetModel(config)
-    digest = weights_sha256(model.state_dict().items())
-    return Backbone(_HuggingFaceTrunk(model, "mean").eval(), f"random:{seed}:{width}", "resnet", "mean", width,
-                    32, digest, trained=False)  # fmt: skip
+    patches = _striped_patches(1024, RANDOM_PATCH_PIXELS, torch.Generator().manual_seed(seed))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    trunk = _Standardised(_HuggingFaceTrunk(model, "mean"), (patches - mean) / std)
+    digest = weights_sha256(trunk.state_dict().items())
+    return Backbone(trunk.eval(), f"random:{seed}:{width}", "resnet", "mean", width,
+                    RANDOM_PATCH_PIXELS, digest, trained=False)  # fmt: skip
 
 
 class _HuggingFaceTrunk(nn.Module):

@@ -108,7 +108,7 @@ class Pairing:
     random_epochs: int = 0  # first epochs with random negatives, whatever `negatives` says
     way: str = "coin"  # coin | both: see sampling
     negative_rate: float = 0.5
-    mask_negatives: bool = True  # MLM and MPM on negative pairs too, as released
+    predict_negatives: bool = True  # MLM and MPM on negative pairs too, as released
     text: TextMasking = field(default_factory=TextMasking)
     patch_rate: float = 0.1
 
@@ -166,21 +166,21 @@ class PairDataset(Dataset):
     def _collate(self, plan: EpochPlan, span: slice, epoch: int) -> Batch:
         p = self.pairing
         text_rows, is_match = plan.text_rows[span], plan.is_match[span]
-        masked = np.ones(len(text_rows), dtype=bool) if p.mask_negatives else is_match
         samples = text_rows * 2 + is_match  # a title in a match and in a mismatch is masked differently
         vocabulary = self.titles.mask_id, self.titles.vocabulary
         sequences, positions, labels = [], [], []
-        for row, sample, is_masked in zip(text_rows, samples, masked, strict=True):
+        # Every pair is masked, whether or not it is predicted: masks on matches alone would give the label away.
+        predicted_B = np.ones(len(text_rows), dtype=bool) if p.predict_negatives else is_match
+        for row, sample, is_predicted in zip(text_rows, samples, predicted_B, strict=True):
             ids, words = self.titles.title(row)
-            chosen = choose_words(words, sample, p.text, seed=p.seed, epoch=epoch) if is_masked else NOTHING
+            chosen = choose_words(words, sample, p.text, seed=p.seed, epoch=epoch)
             sequences.append(mask_tokens(ids, chosen, sample, p.text, *vocabulary, seed=p.seed, epoch=epoch))
-            positions.append(chosen)
-            labels.append(ids[chosen])
+            positions.append(chosen if is_predicted else NOTHING)
+            labels.append(ids[positions[-1]])
         ids_BL, text_mask_BL = _pad(sequences, self.titles.pad_id)
         mlm_position_M = np.concatenate([b * ids_BL.shape[1] + chosen for b, chosen in enumerate(positions)])
         patch_mask_BP = mask_patches(samples, self.store.manifest.patches, p.patch_rate, seed=p.seed, epoch=epoch)
-        patch_mask_BP &= masked[:, None]
-        mpm_position_K = np.flatnonzero(patch_mask_BP)
+        mpm_position_K = np.flatnonzero(patch_mask_BP & predicted_B[:, None])
         features_IPD, image_index_B = _images(self.store, plan.image_rows[span])
         return Batch(
             ids_BL, text_mask_BL, features_IPD, image_index_B, torch.from_numpy(patch_mask_BP),

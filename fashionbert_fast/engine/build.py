@@ -106,7 +106,7 @@ def build_dataset(config: Config, store: FeatureStore, tokenizer, rank: int, wor
         )
     pairing = Pairing(
         seed=t.seed, negatives=d.negatives, random_epochs=d.random_negative_epochs, way=d.pairs,
-        negative_rate=d.negative_rate, mask_negatives=d.mask_negatives,
+        negative_rate=d.negative_rate, predict_negatives=d.predict_negatives,
         text=TextMasking(rate=d.mlm_rate, most=d.mlm_most), patch_rate=d.patch_rate,
     )  # fmt: skip
     titles = TokenizedTitles(store.titles, tokenizer, d.max_text_tokens)

@@ -86,12 +86,22 @@ def test_loader_workers_change_nothing(parts):
         assert _samples(batches) == _samples(dataset[step])
 
 
-def test_negatives_without_masks(parts):
-    (batch,) = _dataset(parts, mask_negatives=False)[0]
-    negative = batch.tia_label_B == 0
-    assert negative.any()
-    assert not batch.patch_mask_BP[negative].any()
-    assert not negative[batch.mlm_position_M // batch.input_ids_BL.shape[1]].any()
+def test_unpredicted_negatives_are_masked_all_the_same(parts):
+    """Masks on matches alone would tell the model which pairs match."""
+    for predict in (True, False):
+        dataset = _dataset(parts, predict_negatives=predict, way="both")
+        for step in range(4):
+            (batch,) = dataset[step]
+            negative = batch.tia_label_B == 0
+            assert negative.any()
+            assert (batch.patch_mask_BP.sum(1) == 1).all()
+            mask_id = parts[1].mask_id
+            masked = (batch.input_ids_BL == mask_id).any(1)
+            assert masked[negative].any()
+            if not predict:
+                assert not negative[batch.mlm_position_M // batch.input_ids_BL.shape[1]].any()
+                assert not negative[batch.mpm_position_K // 4].any()
+                assert len(batch.mpm_position_K) == (~negative).sum()
 
 
 def test_random_negatives_first_then_the_category(parts):

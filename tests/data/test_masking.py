@@ -16,7 +16,7 @@ def test_whole_words_at_the_rate_never_special_tokens():
         chosen = choose_words(WORDS, sample, TextMasking(), seed=0, epoch=0)
         assert (WORDS[chosen] >= 0).all()
         for word in np.unique(WORDS[chosen]):
-            assert set(np.flatnonzero(WORDS == word)) <= set(chosen)
+            assert set(np.flatnonzero(word == WORDS)) <= set(chosen)
         counts.append(len(chosen))
     assert max(counts) == 3  # 15% of 19 tokens
     assert np.mean(counts) > 2.8

@@ -65,7 +65,9 @@ def test_a_run_directory_holds_what_the_contract_says(whole_run):
     assert [record["step"] for record in records] == [2, 4, 6, 8]
     for record in records:
         assert set(record["losses"]) == set(record["weights"]) == {"mlm", "tia", "mpm"}
-        assert record["loss"] == pytest.approx(sum(record["losses"][t] * record["weights"][t] for t in record["losses"]))
+        assert record["loss"] == pytest.approx(
+            sum(record["losses"][t] * record["weights"][t] for t in record["losses"])
+        )
         assert record["samples"] == 8 * record["step"]
         assert all(record[key] > 0 for key in ("samples_per_s", "tokens_per_s", "mfu", "grad_norm"))
     assert records[-1]["lr"] == 0
@@ -144,7 +146,9 @@ def test_loader_workers_change_nothing(config, whole_run, tmp_path):
 
 @pytest.mark.parametrize("backend", ["auto", "pytorch_optimizer"])
 def test_lamb(config, tmp_path, backend):
-    _succeeds(config, tmp_path / "run", "train.optimizer=lamb", f"train.optimizer_backend={backend}", "train.zero_stage=0")
+    _succeeds(
+        config, tmp_path / "run", "train.optimizer=lamb", f"train.optimizer_backend={backend}", "train.zero_stage=0"
+    )
     assert read_metrics(tmp_path / "run")[-1]["losses"]["mlm"] > 0
 
 

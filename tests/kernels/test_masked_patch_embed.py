@@ -39,7 +39,9 @@ def test_a_masked_feature_is_not_looked_at():
 
 def test_gradcheck():
     x = _inputs(torch.float64)
-    tensors = [x[name].requires_grad_() for name in ("features", "weight", "position", "segment", "ln_weight", "ln_bias")]
+    tensors = [
+        x[name].requires_grad_() for name in ("features", "weight", "position", "segment", "ln_weight", "ln_bias")
+    ]
     assert torch.autograd.gradcheck(lambda f, *rest: masked_patch_embed(f, x["mask"], *rest), tensors)
 
 

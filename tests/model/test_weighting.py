@@ -103,7 +103,9 @@ def test_one_backward_gives_the_weighted_gradients(batch, weighting):
     for i, (name, parameter) in enumerate(model.named_parameters()):
         expected = sum(preference[t] * (own[t][i] + w[t] * shared[t][i]) for t in range(3)) * 1024.0
         torch.testing.assert_close(parameter.grad, expected, atol=2e-3, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
-    torch.testing.assert_close(model.weighter.weighted_loss().double(), (w * preference * losses_T).sum(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model.weighter.weighted_loss().double(), (w * preference * losses_T).sum(), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("detach", [False, True])
