@@ -123,8 +123,7 @@ def _spare_copies(net: nn.Module) -> None:
 class _Standardised(nn.Module):
     """``trunk`` with each feature shifted and scaled to mean 0 and deviation 1 over ``pixels_B3hw``.
 
-    Untrained features hardly vary around large means: softmax targets would be flat and patches look alike. The
-    statistics are buffers, so the weights' hash covers them.
+    Untrained features hardly vary around large means: softmax targets would be flat and patches look alike.
     """
 
     def __init__(self, trunk: nn.Module, pixels_B3hw: torch.Tensor) -> None:
@@ -150,7 +149,7 @@ def _striped_patches(count: int, pixels: int, generator: torch.Generator) -> tor
 
 
 def _random_resnet(name: str) -> Backbone:
-    """Two wide bottleneck stages: a linear probe reads colours and patterns off them better than off four narrow ones."""
+    """Two wide bottleneck stages: a linear probe reads colour and pattern off them better than off four narrow ones."""
     from transformers import ResNetConfig, ResNetModel
 
     numbers = name.split(":")[1:]
@@ -164,7 +163,8 @@ def _random_resnet(name: str) -> Backbone:
     patches = _striped_patches(1024, RANDOM_PATCH_PIXELS, torch.Generator().manual_seed(seed))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     trunk = _Standardised(_HuggingFaceTrunk(model, "mean"), (patches - mean) / std)
-    digest = weights_sha256(trunk.state_dict().items())
+    # Not over the statistics: they follow from the weights, and their last bits from the processor.
+    digest = weights_sha256(model.state_dict().items())
     return Backbone(trunk.eval(), f"random:{seed}:{width}", "resnet", "mean", width,
                     RANDOM_PATCH_PIXELS, digest, trained=False)  # fmt: skip
 

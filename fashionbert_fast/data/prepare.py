@@ -249,7 +249,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="resnet50, efficientnet-lite0, random[:SEED[:WIDTH]], a hub id or a directory (default: %(default)s)")
     add("--grid", type=int, default=8, metavar="N", help="cut photos into N x N patches (default: %(default)s)")
     add("--patch-pixels", type=int, metavar="N",
-        help="side of a patch as the encoder sees it (default: 64 for a CNN, a transformer's own input size, 32 for "
+        help="side of a patch as the encoder sees it (default: 64 for a CNN, a transformer's own input size, 28 for "
         "random; at 32 nearly all features of efficientnet-lite0 are zero)")
     add("--images", type=Path, metavar="DIR", help="folder of the photos (default: beside the catalogue)")
     add("--column", action="append", default=[], metavar="FIELD=COLUMN",
