@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fashionbert_fast.errors import InputError
@@ -190,6 +190,8 @@ def load_config(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
             ) from error
         except Exception as error:  # yaml's errors share no useful base with omegaconf's
             raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(raw, DictConfig):
+            raise InputError(f"{path}: holds a list, not sections; start from a file in configs/")
     for override in overrides:
         if "=" not in override:
             raise InputError(f"{override}: not an override; write section.key=value, for example train.lr=1e-4")

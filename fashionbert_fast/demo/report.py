@@ -125,8 +125,8 @@ def write_report(directory: Path, result: dict, summary: list[tuple[str, str]]) 
 <p>Alignment accuracy <b>{100 * result["alignment_accuracy"]:.1f}%</b> (guessing: 50%): does this photo belong to this
 title, or is it another product of the same sub-category?</p>
 {_figures(result)}
-<p class="note">{result["queries"]} queries; each ranks its true counterpart among {result["candidates"]} products of its
-own sub-category.</p>
+<p class="note">{result["queries"]} queries; each ranks its true counterpart among {result["candidates"]} products of
+its own sub-category.</p>
 <h2>What it learned, task by task</h2>{_picture(directory / "losses.png", "curves of the three losses")}
 <h2>The adaptive weights over time</h2>{_picture(directory / "weights.png", "the three task weights over time")}
 <h2>Titles and their five best photos, right and wrong</h2>

@@ -192,8 +192,8 @@ def test_an_existing_run_is_not_overwritten(config, whole_run):
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_how_to_go_on_and_goes_on(config, tmp_path, sent):
     run = tmp_path / "run"
-    command = [sys.executable, *MODULE, "--config", str(config), *TINY_MODEL, f"train.output={run}", "train.steps=100000",
-               "train.log_every=1"]  # fmt: skip
+    options = [f"train.output={run}", "train.steps=100000", "train.log_every=1"]
+    command = [sys.executable, *MODULE, "--config", str(config), *TINY_MODEL, *options]  # fmt: skip
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.time() + 120
     while not list_checkpoints(run) and time.time() < deadline:

@@ -1,0 +1,91 @@
+"""Configuration: defaults, files, overrides, and one line that names the field for everything wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fashionbert_fast.config import load_config
+from fashionbert_fast.errors import InputError
+
+NEEDED = ["data.store=s", "train.output=r"]
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def test_overrides_win_over_the_file_which_wins_over_defaults(tmp_path):
+    (tmp_path / "c.yaml").write_text("train: {lr: 2.0e-4, steps: 7}\n")
+    config = load_config(tmp_path / "c.yaml", [*NEEDED, "train.steps=9", "weighting.preference=[0.1,1,0.1]"])
+    assert (config.train.lr, config.train.steps, config.train.warmup_ratio) == (2e-4, 9, 0.1)
+    assert config.weighting.preference == [0.1, 1.0, 0.1]
+
+
+def test_the_resolved_file_gives_the_same_configuration(tmp_path):
+    config = load_config(None, [*NEEDED, "model.layers=3", "weighting.method=min_norm"])
+    (tmp_path / "resolved.yaml").write_text(config.to_yaml())
+    assert load_config(tmp_path / "resolved.yaml") == config
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_configurations_load(path):
+    load_config(path, NEEDED)
+
+
+def test_the_released_recipe_is_the_default():
+    config = load_config(None, NEEDED)
+    assert (config.train.lr, config.train.weight_decay, config.train.warmup_ratio) == (1e-4, 0.0, 0.1)
+    assert (config.data.max_text_tokens, config.data.mlm_rate, config.data.mlm_most) == (64, 0.15, 10)
+    assert (config.data.patch_rate, config.data.predict_negatives) == (0.1, True)
+    assert (config.weighting.method, config.weighting.alpha, config.weighting.detach_weights) == ("loss", 1.0, False)
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.split=dev", "data.negatives=hard", "data.pairs=three", "data.max_text_tokens=2", "data.negative_rate=1.5",
+     "data.mlm_rate=-0.1", "data.patch_rate=2", "data.mlm_most=-1", "data.workers=-1", "data.random_negative_epochs=-1",
+     "model.hidden_size=0", "model.heads=7", "model.layers=0", "model.hidden_dropout=1", "model.attention_dropout=-1",
+     "model.patch_dropout=2", "model.vocab_size=0", "model.initializer_range=0", "weighting.method=sum",
+     "weighting.alpha=0.2", "weighting.normalise=l2", "weighting.floor=0.2", "weighting.preference=[1,1]",
+     "train.steps=0", "train.micro_batch_size=0", "train.gradient_accumulation_steps=0", "train.optimizer=sgd",
+     "train.optimizer_backend=own", "train.lr=0", "train.lr=fast", "train.betas=[0.9]", "train.betas=[0.9,1.0]",
+     "train.eps=0", "train.weight_decay=-1", "train.schedule=step", "train.warmup_ratio=1.1",
+     "train.gradient_clipping=-1", "train.precision=fp8", "train.zero_stage=4", "train.log_every=0",
+     "train.checkpoint_every=-1", "train.keep_checkpoints=0", "train.momentum=0.9"],
+)  # fmt: skip
+def test_nonsense_names_the_field(override):
+    with pytest.raises(InputError) as caught:
+        load_config(None, [*NEEDED, override])
+    message = str(caught.value)
+    assert override.split("=")[0].split(".")[-1] in message
+    assert "\n" not in message
+
+
+def test_an_unknown_section_is_named():
+    with pytest.raises(InputError, match="optimizer"):
+        load_config(None, [*NEEDED, "optimizer.lr=1"])
+
+
+def test_combinations_that_cannot_be():
+    with pytest.raises(InputError, match="lamb needs"):
+        load_config(None, [*NEEDED, "train.optimizer=lamb"])
+    with pytest.raises(InputError, match=r"model\.tokenizer"):
+        load_config(None, [*NEEDED, "model.core=x", "model.tokenizer=y"])
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(InputError, match=r"missing\.yaml"):
+        load_config(tmp_path / "missing.yaml")
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    with pytest.raises(InputError, match=r"list\.yaml"):
+        load_config(tmp_path / "list.yaml", NEEDED)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    with pytest.raises(InputError, match=r"binary\.yaml"):
+        load_config(tmp_path / "binary.yaml", NEEDED)
+    with pytest.raises(InputError, match=r"data\.store is not set"):
+        load_config(None)
+
+
+def test_the_file_is_plain_yaml():
+    for path in CONFIGS.glob("*.yaml"):
+        assert isinstance(yaml.safe_load(path.read_text()), dict)
