@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Callable
 
@@ -54,15 +55,12 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return _run(args.command)(args)
     except InputError as error:
-        from fashionbert_fast.engine.distributed import is_main
-
-        if is_main():
-            print(f"fashionbert {args.command}: error: {error}", file=sys.stderr, flush=True)
-        return 2
+        message = str(error)
     except KeyboardInterrupt as interrupt:
-        note = f": {interrupt}" if str(interrupt) else ""
-        print(f"fashionbert {args.command}: error: interrupted{note}", file=sys.stderr, flush=True)
-        return 2
+        message = f"interrupted: {interrupt}" if str(interrupt) else "interrupted"
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # one line a machine, not one a process
+        print(f"fashionbert {args.command}: error: {message}", file=sys.stderr, flush=True)
+    return 2
 
 
 if __name__ == "__main__":

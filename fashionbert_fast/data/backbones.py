@@ -138,14 +138,16 @@ class _Standardised(nn.Module):
         return (self.trunk(pixels_B3hw) - self.mean_D) * self.scale_D
 
 
-def _striped_patches(count: int, pixels: int, generator: torch.Generator) -> torch.Tensor:
-    """Synthetic patches [B, 3, h, w] in [0, 1]: half of one random colour, half striped in two, at any angle."""
+def _product_like_patches(count: int, pixels: int, generator: torch.Generator) -> torch.Tensor:
+    """Synthetic patches [B, 3, h, w] in [0, 1]: half near white, as the background of product photos, a quarter of one
+    random colour, a quarter striped in two at any angle."""
     first, second = (torch.rand(count, 3, 1, 1, generator=generator) for _ in range(2))
-    angle, waves, phase, striped = (torch.rand(count, 1, 1, generator=generator) for _ in range(4))
+    angle, waves, phase, kind = (torch.rand(count, 1, 1, generator=generator) for _ in range(4))
     y, x = torch.meshgrid(torch.arange(pixels) / pixels, torch.arange(pixels) / pixels, indexing="ij")
     angle = 2 * torch.pi * angle
     wave = torch.sin(2 * torch.pi * (4 * waves * (x * angle.cos() + y * angle.sin()) + phase))
-    return torch.where(((wave > 0) & (striped < 0.5))[:, None], second, first)
+    garment = torch.where(((wave > 0) & (kind < 0.25))[:, None], second, first)
+    return torch.where((kind >= 0.5)[:, None], 0.97 + 0.03 * second, garment)
 
 
 def _random_resnet(name: str) -> Backbone:
@@ -160,12 +162,12 @@ def _random_resnet(name: str) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = ResNetModel(config)
-    patches = _striped_patches(1024, RANDOM_PATCH_PIXELS, torch.Generator().manual_seed(seed))
+    patches = _product_like_patches(1024, RANDOM_PATCH_PIXELS, torch.Generator().manual_seed(seed))
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     trunk = _Standardised(_HuggingFaceTrunk(model, "mean"), (patches - mean) / std)
     # Not over the statistics: they follow from the weights, and their last bits from the processor.
     digest = weights_sha256(model.state_dict().items())
-    return Backbone(trunk.eval(), f"random:{seed}:{width}", "resnet", "mean", width,
+    return Backbone(trunk.eval(), f"random:{seed}:{width}", "resnet-standardised", "mean", width,
                     RANDOM_PATCH_PIXELS, digest, trained=False)  # fmt: skip
 
 
