@@ -61,6 +61,20 @@ def store_path(tmp_path_factory) -> Path:
     return write_store(tmp_path_factory.mktemp("stores") / "store")
 
 
+@pytest.fixture(scope="session")
+def store_and_titles(store_path, tmp_path_factory):
+    """The store, opened, and its titles tokenised by a WordPiece trained on them."""
+    from fashionbert_fast.data.batches import TokenizedTitles
+    from fashionbert_fast.data.store import FeatureStore
+    from fashionbert_fast.data.wordpiece import train_wordpiece
+    from fashionbert_fast.model.checkpoint import load_tokenizer
+
+    store = FeatureStore.open(store_path)
+    directory = tmp_path_factory.mktemp("tokenizer")
+    train_wordpiece(store.titles, 300, directory)
+    return store, TokenizedTitles(store.titles, load_tokenizer(directory), 16)
+
+
 TINY_MODEL = ["model.hidden_size=32", "model.heads=2", "model.layers=2", "model.intermediate_size=64",
               "model.vocab_size=300", "model.hidden_dropout=0", "model.attention_dropout=0",
               "model.patch_dropout=0"]  # fmt: skip

@@ -6,19 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from fashionbert_fast.data.batches import PairDataset, Pairing, TokenizedTitles, collate_pairs
-from fashionbert_fast.data.store import FeatureStore
-from fashionbert_fast.data.wordpiece import train_wordpiece
+from fashionbert_fast.data.batches import PairDataset, Pairing, collate_pairs
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.model.checkpoint import load_tokenizer
 
 
-@pytest.fixture(scope="module")
-def parts(store_path, tmp_path_factory):
-    store = FeatureStore.open(store_path)
-    directory = tmp_path_factory.mktemp("tokenizer")
-    train_wordpiece(store.titles, 300, directory)
-    return store, TokenizedTitles(store.titles, load_tokenizer(directory), 16)
+@pytest.fixture
+def parts(store_and_titles):
+    return store_and_titles
 
 
 def _dataset(parts, micro_batch_size=8, micro_batches=1, rank=0, world_size=1, **pairing):

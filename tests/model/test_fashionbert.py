@@ -9,10 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fashionbert_fast.data.batches import TokenizedTitles, collate_pairs
-from fashionbert_fast.data.store import FeatureStore
-from fashionbert_fast.data.wordpiece import train_wordpiece
-from fashionbert_fast.model.checkpoint import load_tokenizer
+from fashionbert_fast.data.batches import collate_pairs
 from fashionbert_fast.model.config import FashionBertConfig
 from fashionbert_fast.model.fashionbert import FashionBertForPreTraining
 
@@ -28,12 +25,8 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def batch(store_path, tmp_path_factory):
-    store = FeatureStore.open(store_path)
-    directory = tmp_path_factory.mktemp("tokenizer")
-    train_wordpiece(store.titles, 300, directory)
-    titles = TokenizedTitles(store.titles, load_tokenizer(directory), 16)
-    return collate_pairs(store, titles, np.array([0, 1, 2, 3]), np.array([0, 1, 1, 5]))
+def batch(store_and_titles):
+    return collate_pairs(*store_and_titles, np.array([0, 1, 2, 3]), np.array([0, 1, 1, 5]))
 
 
 @torch.no_grad()

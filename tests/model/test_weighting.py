@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from fashionbert_fast.data.batches import PairDataset, Pairing, TokenizedTitles
-from fashionbert_fast.data.store import FeatureStore
-from fashionbert_fast.data.wordpiece import train_wordpiece
+from fashionbert_fast.data.batches import PairDataset, Pairing
 from fashionbert_fast.kernels import min_norm_weights
 from fashionbert_fast.kernels.adaptive_loss import adaptive_loss_reference, closed_form_weights_reference
-from fashionbert_fast.model.checkpoint import load_tokenizer
 from fashionbert_fast.model.config import FashionBertConfig, TaskWeighting
 from fashionbert_fast.model.fashionbert import FashionBertForPreTraining
 
@@ -21,11 +18,8 @@ HEADS = ("mlm_head", "tia_head", "mpm_head")
 
 
 @pytest.fixture(scope="module")
-def batch(store_path, tmp_path_factory):
-    store = FeatureStore.open(store_path)
-    directory = tmp_path_factory.mktemp("tokenizer")
-    train_wordpiece(store.titles, 300, directory)
-    titles = TokenizedTitles(store.titles, load_tokenizer(directory), 16)
+def batch(store_and_titles):
+    store, titles = store_and_titles
     dataset = PairDataset(store, titles, np.arange(len(store)), Pairing(), micro_batch_size=8, steps=1)
     batch = dataset[0][0]
     batch.features_IPD = batch.features_IPD.double()
