@@ -1,6 +1,6 @@
 """Runs a list of training cases in this process group and writes each one's curve: started by test_equivalence.py.
 
-[torchrun --nproc-per-node 2] equivalence_worker.py STORE OUT.pt MICRO_BATCH ACCUMULATION METHOD,... STAGE,...
+[torchrun --nproc-per-node 2] equivalence_worker.py STORE OUT.pt MICRO_BATCH ACCUMULATION METHOD,... STAGE,... PRECISION
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from fashionbert_fast.engine.loop import train_step
 STEPS = 20
 
 
-def run_case(store: str, directory: Path, micro_batch: int, accumulation: int, method: str, stage: int, device) -> dict:
-    """The losses, task weights and final parameters of STEPS steps of a tiny model."""
+def run_case(store: str, directory: Path, method: str, stage: int, device, layout: list[str]) -> dict:
+    """Losses, task weights, first and last parameters of STEPS steps of a tiny model.
+
+    layout: micro-batch size, accumulation steps and precision, as overrides.
+    """
     config = load_config(
         None,
         [f"data.store={store}", f"train.output={directory}", "data.split=all", "model.hidden_size=32", "model.heads=2",
          "model.layers=2", "model.intermediate_size=64", "model.hidden_dropout=0", "model.attention_dropout=0",
-         "model.patch_dropout=0", "model.vocab_size=200", f"train.micro_batch_size={micro_batch}",
-         f"train.gradient_accumulation_steps={accumulation}", f"train.steps={STEPS}", "train.lr=1e-3",
+         "model.patch_dropout=0", "model.vocab_size=200", *layout, f"train.steps={STEPS}", "train.lr=1e-3",
          # Adam divides by sqrt(v) + eps: with the usual eps a gradient that is zero up to rounding (the key bias) would
          # turn rounding noise into full-size steps, and this test would compare noise.
          "train.eps=1e-3", f"train.zero_stage={stage}", f"weighting.method={method}",
@@ -35,6 +37,7 @@ def run_case(store: str, directory: Path, micro_batch: int, accumulation: int, m
     )  # fmt: skip
     run = build(config, directory, device)
     run.engine.train()
+    start = master_weights(run.engine)
     losses, weights = [], []
     for micro_batches in build_loader(run, 0):
         losses_T, _ = train_step(run, micro_batches)
@@ -45,16 +48,16 @@ def run_case(store: str, directory: Path, micro_batch: int, accumulation: int, m
     assert all(torch.equal(everyone[0], other) for other in everyone), "task weights differ between ranks"
     parameters = master_weights(run.engine)
     run.engine.destroy()
-    return {"losses": torch.stack(losses), "weights": torch.stack(weights), "parameters": parameters}
+    return {"losses": torch.stack(losses), "weights": torch.stack(weights), "parameters": parameters, "start": start}
 
 
 def main() -> None:
-    store, out, micro_batch, accumulation, methods, stages = sys.argv[1:]
+    store, out, micro_batch, accumulation, methods, stages, precision = sys.argv[1:]
+    layout = [f"train.micro_batch_size={micro_batch}", f"train.gradient_accumulation_steps={accumulation}",
+              f"train.precision={precision}"]  # fmt: skip
     device = init_distributed()
     results = {
-        (method, int(stage)): run_case(
-            store, Path(out).with_suffix(""), int(micro_batch), int(accumulation), method, int(stage), device
-        )
+        (method, int(stage)): run_case(store, Path(out).with_suffix(""), method, int(stage), device, layout)
         for method in methods.split(",")
         for stage in stages.split(",")
     }
