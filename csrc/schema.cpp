@@ -7,4 +7,9 @@ STABLE_TORCH_LIBRARY(fashionbert_fast, m) {
   m.def(
       "adaptive_loss_backward(Tensor grad_loss, Tensor grad_weights, Tensor losses, float alpha, bool detach_weights) "
       "-> Tensor");
+  // Mean over rows of KL(softmax(target) || softmax(logits)): csrc/common/patch_kld.h has the formula. Row m's target
+  // is row target_rows[m] of target, or row m where target_rows is None. rows: (M, 4), what the backward needs of each.
+  m.def("patch_kld(Tensor logits, Tensor target, Tensor? target_rows) -> (Tensor loss, Tensor rows)");
+  m.def(
+      "patch_kld_backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor? target_rows, Tensor rows) -> Tensor");
 }

@@ -154,5 +154,5 @@ class FashionBertForPreTraining(nn.Module):
         P, S = batch.patch_mask_BP.shape[1], hidden_BSH.shape[1]
         pair_K, patch_K = batch.mpm_position_K // P, batch.mpm_position_K % P
         hidden_KH = hidden_BSH.flatten(0, 1).index_select(0, pair_K * S + (S - P) + patch_K)
-        target_KD = batch.features_IPD[batch.image_index_B[pair_K], patch_K]
-        return patch_kld(self.mpm_head(hidden_KH), target_KD) * len(pair_K)
+        target_rows_K = batch.image_index_B[pair_K] * P + patch_K
+        return patch_kld(self.mpm_head(hidden_KH), batch.features_IPD.flatten(0, 1), target_rows_K) * len(pair_K)
