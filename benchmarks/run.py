@@ -11,7 +11,7 @@ EPILOG = """examples:
 
 Results are checked for equality before anything is timed; ratios are medians over alternating pairs."""
 
-SUITES = {"ops": ("bench_adaptive_loss", "bench_patch_kld")}
+SUITES = {"ops": ("bench_adaptive_loss", "bench_min_norm_weights", "bench_patch_kld", "bench_task_gradients")}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

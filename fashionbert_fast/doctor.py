@@ -14,8 +14,8 @@ EPILOG = """examples:
   fashionbert doctor --json doctor.json"""
 
 PACKAGES = ("torch", "triton", "deepspeed", "transformers", "tokenizers", "safetensors", "pybind11", "ninja", "nvtx")
-CSRC_OPERATORS = ("adaptive_loss", "patch_kld")
-TORCH_OPERATORS = ("masked_patch_embed", "min_norm_weights")
+CSRC_OPERATORS = ("adaptive_loss", "min_norm_weights", "patch_kld", "task_gram", "task_mix")
+TORCH_OPERATORS = ("masked_patch_embed",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

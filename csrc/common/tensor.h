@@ -1,6 +1,7 @@
 // Small helpers over torch's stable tensor, shared by cpu/ and cuda/: dtype dispatch and checks.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
@@ -25,11 +26,49 @@ struct ComputeType<double> {
 template <typename Storage>
 using compute_t = typename ComputeType<Storage>::type;
 
+// An uninitialised scalar or vector like `like`. torch::stable::new_empty costs twice as much through the dispatcher,
+// and allocation is most of what an operator over three numbers does.
+inline Tensor new_contiguous(const Tensor& like, int64_t dim, int64_t size) {
+  int32_t dtype, device;
+  STD_TORCH_CHECK(aoti_torch_get_dtype(like.get(), &dtype) == 0 && aoti_torch_get_device_type(like.get(), &device) == 0,
+                  "a tensor without dtype or device");
+  const int64_t stride = 1;
+  AtenTensorHandle handle;
+  STD_TORCH_CHECK(aoti_torch_empty_strided(dim, &size, &stride, dtype, device, like.get_device_index(), &handle) == 0,
+                  "no memory for ", size, " numbers");
+  return Tensor(handle);
+}
+inline Tensor new_scalar(const Tensor& like) { return new_contiguous(like, 0, 1); }
+inline Tensor new_vector(const Tensor& like, int64_t size) { return new_contiguous(like, 1, size); }
+
 // T of a vector of T task losses, at most `most`.
 inline int checked_task_count(const Tensor& losses, int most) {
   STD_TORCH_CHECK(losses.dim() == 1 && losses.size(0) >= 1 && losses.size(0) <= most,
                   "losses must be a vector of 1 to ", most, " task losses");
   return static_cast<int>(losses.size(0));
+}
+
+// T of the (T, T) Gram matrix of at most `most` task gradients.
+inline int checked_gram_size(const Tensor& gram, int most) {
+  STD_TORCH_CHECK(gram.dim() == 2 && gram.size(0) == gram.size(1) && gram.size(0) >= 1 && gram.size(0) <= most,
+                  "gram must be a square matrix of 1 to ", most, " tasks");
+  return static_cast<int>(gram.size(0));
+}
+
+// Elements of each of three contiguous task gradients of one shape and dtype.
+inline int64_t checked_gradient_size(const Tensor& a, const Tensor& b, const Tensor& c) {
+  for (const Tensor* other : {&a, &b, &c}) {
+    STD_TORCH_CHECK(other->numel() == a.numel() && other->scalar_type() == a.scalar_type() && other->is_contiguous(),
+                    "task gradients must be contiguous, of one shape and dtype");
+  }
+  return a.numel();
+}
+
+// The three float32 weights of the task gradients.
+inline const float* checked_weights(const Tensor& weights) {
+  STD_TORCH_CHECK(weights.numel() == 3 && weights.scalar_type() == ScalarType::Float && weights.is_contiguous(),
+                  "weights must be 3 contiguous float32 numbers");
+  return static_cast<const float*>(weights.const_data_ptr());
 }
 
 // Calls body.template operator()<Storage>() for the tensor's floating dtype.

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <optional>
 #include <tuple>
 
 #include "common/tensor.h"
@@ -19,8 +20,8 @@ void load(const Tensor& tensor, int tasks, compute_t<Storage>* out) {
 
 std::tuple<Tensor, Tensor> forward(Tensor losses, double alpha, bool detach_weights) {
   const int tasks = checked_task_count(losses, kMaxTasks);
-  Tensor loss = torch::stable::new_empty(losses, {});
-  Tensor weights = torch::stable::new_empty(losses, {tasks});
+  Tensor loss = new_scalar(losses);
+  Tensor weights = new_vector(losses, tasks);
   dispatch_floating(losses.scalar_type(), "adaptive_loss", [&]<typename Storage>() {
     using Real = compute_t<Storage>;
     Real values[kMaxTasks], solved[kMaxTasks];
@@ -33,15 +34,18 @@ std::tuple<Tensor, Tensor> forward(Tensor losses, double alpha, bool detach_weig
   return {loss, weights};
 }
 
-Tensor backward(Tensor grad_loss, Tensor grad_weights, Tensor losses, double alpha, bool detach_weights) {
+// A gradient that is not there is zero: autograd need not make a tensor of zeros for it.
+Tensor backward(std::optional<Tensor> grad_loss, std::optional<Tensor> grad_weights, Tensor losses, double alpha,
+                bool detach_weights) {
   const int tasks = checked_task_count(losses, kMaxTasks);
-  Tensor grad_losses = torch::stable::new_empty(losses, {tasks});
+  Tensor grad_losses = new_vector(losses, tasks);
   dispatch_floating(losses.scalar_type(), "adaptive_loss_backward", [&]<typename Storage>() {
     using Real = compute_t<Storage>;
-    Real values[kMaxTasks], grads[kMaxTasks], result[kMaxTasks];
+    Real values[kMaxTasks], grads[kMaxTasks] = {}, result[kMaxTasks];
     load<Storage>(losses, tasks, values);
-    load<Storage>(grad_weights, tasks, grads);
-    const auto grad = static_cast<Real>(*static_cast<const Storage*>(grad_loss.const_data_ptr()));
+    if (grad_weights) load<Storage>(*grad_weights, tasks, grads);
+    const auto grad =
+        grad_loss ? static_cast<Real>(*static_cast<const Storage*>(grad_loss->const_data_ptr())) : Real(0);
     adaptive_loss_backward<Real>(grad, grads, values, tasks, static_cast<Real>(alpha), detach_weights, result);
     auto* out = static_cast<Storage*>(grad_losses.mutable_data_ptr());
     for (int i = 0; i < tasks; ++i) out[i] = static_cast<Storage>(result[i]);

@@ -4,6 +4,7 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <optional>
 #include <tuple>
 
 #include "common/tensor.h"
@@ -22,6 +23,7 @@ __global__ void forward_kernel(const Storage* losses, int64_t stride, int tasks,
   FB_FOR_TASKS(i, tasks) weights[i] = static_cast<Storage>(solved[i]);
 }
 
+// A null gradient is zero.
 template <typename Storage>
 __global__ void backward_kernel(const Storage* grad_loss, const Storage* grad_weights, int64_t grad_stride,
                                 const Storage* losses, int64_t stride, int tasks, compute_t<Storage> alpha,
@@ -30,17 +32,18 @@ __global__ void backward_kernel(const Storage* grad_loss, const Storage* grad_we
   Real values[kMaxTasks], grads[kMaxTasks], result[kMaxTasks];
   FB_FOR_TASKS(i, tasks) {
     values[i] = static_cast<Real>(losses[i * stride]);
-    grads[i] = static_cast<Real>(grad_weights[i * grad_stride]);
+    grads[i] = grad_weights ? static_cast<Real>(grad_weights[i * grad_stride]) : Real(0);
   }
-  adaptive_loss_backward<Real>(static_cast<Real>(*grad_loss), grads, values, tasks, alpha, detach_weights, result);
+  const Real grad = grad_loss ? static_cast<Real>(*grad_loss) : Real(0);
+  adaptive_loss_backward<Real>(grad, grads, values, tasks, alpha, detach_weights, result);
   FB_FOR_TASKS(i, tasks) grad_losses[i] = static_cast<Storage>(result[i]);
 }
 
 std::tuple<Tensor, Tensor> forward(Tensor losses, double alpha, bool detach_weights) {
   const int tasks = checked_task_count(losses, kMaxTasks);
   torch::stable::accelerator::DeviceGuard guard(losses.get_device_index());
-  Tensor loss = torch::stable::new_empty(losses, {});
-  Tensor weights = torch::stable::new_empty(losses, {tasks});
+  Tensor loss = new_scalar(losses);
+  Tensor weights = new_vector(losses, tasks);
   dispatch_floating(losses.scalar_type(), "adaptive_loss", [&]<typename Storage>() {
     forward_kernel<Storage><<<1, 1, 0, current_stream(losses)>>>(
         static_cast<const Storage*>(losses.const_data_ptr()), losses.stride(0), tasks,
@@ -51,16 +54,18 @@ std::tuple<Tensor, Tensor> forward(Tensor losses, double alpha, bool detach_weig
   return {loss, weights};
 }
 
-Tensor backward(Tensor grad_loss, Tensor grad_weights, Tensor losses, double alpha, bool detach_weights) {
+Tensor backward(std::optional<Tensor> grad_loss, std::optional<Tensor> grad_weights, Tensor losses, double alpha,
+                bool detach_weights) {
   const int tasks = checked_task_count(losses, kMaxTasks);
   torch::stable::accelerator::DeviceGuard guard(losses.get_device_index());
-  Tensor grad_losses = torch::stable::new_empty(losses, {tasks});
+  Tensor grad_losses = new_vector(losses, tasks);
   dispatch_floating(losses.scalar_type(), "adaptive_loss_backward", [&]<typename Storage>() {
     backward_kernel<Storage><<<1, 1, 0, current_stream(losses)>>>(
-        static_cast<const Storage*>(grad_loss.const_data_ptr()),
-        static_cast<const Storage*>(grad_weights.const_data_ptr()), grad_weights.stride(0),
-        static_cast<const Storage*>(losses.const_data_ptr()), losses.stride(0), tasks,
-        static_cast<compute_t<Storage>>(alpha), detach_weights, static_cast<Storage*>(grad_losses.mutable_data_ptr()));
+        grad_loss ? static_cast<const Storage*>(grad_loss->const_data_ptr()) : nullptr,
+        grad_weights ? static_cast<const Storage*>(grad_weights->const_data_ptr()) : nullptr,
+        grad_weights ? grad_weights->stride(0) : 0, static_cast<const Storage*>(losses.const_data_ptr()),
+        losses.stride(0), tasks, static_cast<compute_t<Storage>>(alpha), detach_weights,
+        static_cast<Storage*>(grad_losses.mutable_data_ptr()));
   });
   check_launch("adaptive_loss_backward");
   return grad_losses;

@@ -1,4 +1,7 @@
-"""Loads the native operators (``_C.so``) once. What cannot load raises and says what to do: there is no fallback."""
+"""Loads the native operators (``_C.so``) and their C++ backwards (``_autograd.so``) once.
+
+What cannot load raises and says what to do: there is no fallback.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,16 @@ from pathlib import Path
 
 import torch
 
-LIBRARY = Path(__file__).parent.parent / "_C.so"
+LIBRARIES = [Path(__file__).parent.parent / name for name in ("_C.so", "_autograd.so")]
 
-try:
-    torch.ops.load_library(str(LIBRARY))
-except OSError as error:
-    raise ImportError(
-        f"{LIBRARY} could not be loaded ({error.__cause__ or error}): build it with `make setup`, or "
-        "`pip install --no-build-isolation -e .` in the environment whose torch you use"
-    ) from error
+for library in LIBRARIES:
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        raise ImportError(
+            f"{library} could not be loaded ({error.__cause__ or error}): build it with `make setup`, or "
+            "`pip install --no-build-isolation -e .` in the environment whose torch you use"
+        ) from error
 
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

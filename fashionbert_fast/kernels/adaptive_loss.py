@@ -37,7 +37,7 @@ def adaptive_loss_reference(
     return (weights_T * losses_T).sum(), weights_T
 
 
-# Registration; the kernels are csrc/cpu/adaptive_loss.cpp and csrc/cuda/adaptive_loss.cu -----------------------------
+# Registration; the kernels are csrc/{cpu,cuda}/adaptive_loss.*, the backward csrc/autograd/adaptive_loss.cpp --------
 @torch.library.register_fake("fashionbert_fast::adaptive_loss")
 def _(losses_T, alpha, detach_weights):
     return losses_T.new_empty(()), losses_T.new_empty(losses_T.shape)
@@ -46,22 +46,6 @@ def _(losses_T, alpha, detach_weights):
 @torch.library.register_fake("fashionbert_fast::adaptive_loss_backward")
 def _(grad_loss, grad_weights_T, losses_T, alpha, detach_weights):
     return losses_T.new_empty(losses_T.shape)
-
-
-def _setup_context(ctx, inputs, output):
-    losses_T, ctx.alpha, ctx.detach_weights = inputs
-    ctx.save_for_backward(losses_T)
-
-
-def _backward(ctx, grad_loss, grad_weights_T):
-    (losses_T,) = ctx.saved_tensors
-    grad_T = torch.ops.fashionbert_fast.adaptive_loss_backward(
-        grad_loss, grad_weights_T, losses_T, ctx.alpha, ctx.detach_weights
-    )
-    return grad_T, None, None
-
-
-torch.library.register_autograd("fashionbert_fast::adaptive_loss", _backward, setup_context=_setup_context)
 
 
 # Public function -----------------------------------------------------------------------------------------------------
@@ -78,7 +62,7 @@ def adaptive_loss(
 
     Returns:
         loss: scalar, dtype of ``losses_T``: sum_i w_i L_i.
-        weights_T: (T,), dtype of ``losses_T``, summing to 1. Both are differentiable.
+        weights_T: (T,), dtype of ``losses_T``, summing to 1. Both are differentiable, the weights unless detached.
 
     Raises:
         ValueError: naming the argument, on a wrong shape or dtype or an alpha too small.
@@ -88,5 +72,4 @@ def adaptive_loss(
         raise ValueError(f"losses_T must have shape (T,) with 1 <= T <= {MAX_TASKS}, got {tuple(losses_T.shape)}")
     if alpha * losses_T.numel() <= 1.0:
         raise ValueError(f"alpha must exceed 1 / T = {1 / losses_T.numel():.4g}, got {alpha}")
-    loss, weights_T = torch.ops.fashionbert_fast.adaptive_loss(losses_T, float(alpha), detach_weights)
-    return loss, weights_T.detach() if detach_weights else weights_T
+    return torch.ops.fashionbert_fast.adaptive_loss.default(losses_T, alpha, detach_weights)

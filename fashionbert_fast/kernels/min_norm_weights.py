@@ -14,6 +14,7 @@ import torch
 from fashionbert_fast.kernels._library import check_floating
 
 
+# Reference -----------------------------------------------------------------------------------------------------------
 def _edge(G_TT: torch.Tensor, i: int, j: int) -> torch.Tensor:
     """Minimiser on the edge between tasks i and j."""
     curvature = G_TT[i, i] + G_TT[j, j] - 2 * G_TT[i, j]
@@ -43,26 +44,39 @@ def _triangle(G_TT: torch.Tensor) -> torch.Tensor:
 def min_norm_weights_reference(gram_TT: torch.Tensor) -> torch.Tensor:
     """The best of all faces, in float64. Scaled to a unit largest entry first, so that scale does not matter."""
     G_TT = gram_TT.to(torch.float64)
+    G_TT = (G_TT + G_TT.T) / 2
     T = G_TT.shape[0]
     G_TT = G_TT / torch.where(G_TT.abs().amax() > 0, G_TT.abs().amax(), 1.0)
-    candidates = [torch.ones(1, dtype=G_TT.dtype, device=G_TT.device)] if T == 1 else []
+    candidates = [torch.full((T,), 1 / T, dtype=G_TT.dtype, device=G_TT.device)]  # wins ties
     candidates += [_edge(G_TT, i, j) for i in range(T) for j in range(i + 1, T)]  # an edge includes its two vertices
     if T == 3:
         candidates.append(_triangle(G_TT))
     weights_CT = torch.stack(candidates)
     values_C = ((weights_CT @ G_TT) * weights_CT).sum(dim=1)
     best = torch.where(values_C.isnan(), torch.inf, values_C).argmin()
-    return weights_CT.index_select(0, best[None])[0].to(gram_TT.dtype)
+    weights_T = weights_CT.index_select(0, best[None])[0]
+    return torch.where(gram_TT.isfinite().all(), weights_T, torch.nan).to(gram_TT.dtype)
 
 
+# Registration; the kernels are csrc/cpu/min_norm_weights.cpp and csrc/cuda/min_norm_weights.cu -----------------------
+@torch.library.register_fake("fashionbert_fast::min_norm_weights")
+def _(gram_TT):
+    return gram_TT.new_empty(gram_TT.shape[:1])
+
+
+# Public function -----------------------------------------------------------------------------------------------------
 def min_norm_weights(gram_TT: torch.Tensor) -> torch.Tensor:
-    """argmin_w w' G w on the simplex, exact for T <= 3. Not differentiable: the weights are constants of the step.
+    """argmin_w w' G w on the simplex, exact for T <= 3: one launch, no host synchronisation.
+
+    Computed in float64 whatever the dtype. Not differentiable: the weights are constants of the step.
 
     Args:
-        gram_TT: (T, T) floating, symmetric positive semi-definite Gram matrix of T gradients, T <= 3.
+        gram_TT: (T, T) float32, bfloat16, float16 or float64, the symmetric positive semi-definite Gram matrix of T
+            gradients, 1 <= T <= 3, on CPU or CUDA.
 
     Returns:
-        weights_T: (T,), dtype of ``gram_TT``, non-negative, summing to 1.
+        weights_T: (T,), dtype of ``gram_TT``, non-negative, summing to 1. Equal weights where they are as good as any
+            (all gradients zero or equal); NaN where an entry of ``gram_TT`` is not finite.
 
     Raises:
         ValueError: naming the argument whose shape or dtype is wrong.
@@ -70,5 +84,4 @@ def min_norm_weights(gram_TT: torch.Tensor) -> torch.Tensor:
     check_floating("gram_TT", gram_TT)
     if gram_TT.dim() != 2 or gram_TT.shape[0] != gram_TT.shape[1] or not 1 <= gram_TT.shape[0] <= 3:
         raise ValueError(f"gram_TT must have shape (T, T) with T <= 3, got {tuple(gram_TT.shape)}")
-    with torch.no_grad():
-        return min_norm_weights_reference(gram_TT)
+    return torch.ops.fashionbert_fast.min_norm_weights.default(gram_TT.detach())

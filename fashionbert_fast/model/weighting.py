@@ -20,6 +20,7 @@ from torch import nn
 
 from fashionbert_fast.kernels import adaptive_loss, min_norm_weights
 from fashionbert_fast.kernels.adaptive_loss import closed_form_weights_reference
+from fashionbert_fast.kernels.task_gradients import task_gram, task_mix
 from fashionbert_fast.model.config import TASKS, TaskWeighting
 
 
@@ -81,10 +82,7 @@ class _Gate(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *gradients):
         weights_T = ctx.weighter.solve(gradients)
-        mixed = torch.zeros_like(gradients[0], dtype=torch.float32)
-        for weight, gradient in zip(weights_T, gradients, strict=True):
-            mixed.addcmul_(gradient.float(), weight)
-        return mixed.to(gradients[0].dtype), None
+        return task_mix(gradients, weights_T), None
 
 
 class TaskWeighter(nn.Module):
@@ -134,9 +132,7 @@ class TaskWeighter(nn.Module):
 
     def solve(self, gradients: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """(T,) float32 weights of the task gradients of the global batch, bitwise equal on all ranks."""
-        flat = [gradient.reshape(-1).float() for gradient in gradients]
-        gram_TT = torch.stack([torch.stack([torch.dot(a, b) for b in flat]) for a in flat])
-        gram_TT = all_reduce_sum(gram_TT) / (self.cotangent.float() * world_size()) ** 2
+        gram_TT = all_reduce_sum(task_gram(gradients)) / (self.cotangent.float() * world_size()) ** 2
         scale_T = self._normaliser(gram_TT)
         gram_TT = gram_TT * scale_T[:, None] * scale_T
         if self.weighting.method == "gradient":
@@ -145,7 +141,7 @@ class TaskWeighter(nn.Module):
             weights_T = min_norm_weights(gram_TT)
         floor = self.weighting.floor
         weights_T = floor + (1 - len(TASKS) * floor) * weights_T
-        weights_T = weights_T * scale_T
+        weights_T = (weights_T * scale_T).float()
         self.weights_T = weights_T * self._preference(weights_T)
         return weights_T
 

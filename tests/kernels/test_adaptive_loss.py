@@ -69,6 +69,31 @@ def test_gradcheck_of_both_outputs():
         assert torch.autograd.gradcheck(lambda x, a=alpha: adaptive_loss(x, alpha=a), (losses_T,))
 
 
+@pytest.mark.parametrize("uses", ["loss", "weights", "both", "loss twice"])
+def test_gradient_of_whichever_output_is_used(uses):
+    direction_T = torch.tensor([0.3, -1.0, 2.0], dtype=torch.float64)
+    combine = {
+        "loss": lambda loss, weights_T: loss,
+        "weights": lambda loss, weights_T: weights_T @ direction_T,
+        "both": lambda loss, weights_T: 2 * loss + weights_T @ direction_T,
+        "loss twice": lambda loss, weights_T: loss * loss,
+    }[uses]
+    ours = torch.tensor([1.2, 0.4, 2.5], dtype=torch.float64, requires_grad=True)
+    exact = ours.detach().clone().requires_grad_()
+    combine(*adaptive_loss(ours)).backward()
+    combine(*adaptive_loss_reference(exact)).backward()
+    torch.testing.assert_close(ours.grad, exact.grad, atol=1e-14, rtol=1e-13)
+
+
+def test_without_grad_nothing_is_recorded():
+    losses_T = torch.rand(3, requires_grad=True)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            loss, weights_T = adaptive_loss(losses_T)
+        assert not loss.requires_grad
+        assert not weights_T.requires_grad
+
+
 def test_strided_and_detached():
     losses_T = torch.tensor([1.2, 9.0, 0.4, 9.0, 2.5], dtype=torch.float64)[::2].requires_grad_()
     loss, weights_T = adaptive_loss(losses_T, detach_weights=True)
@@ -91,12 +116,21 @@ def test_opcheck():
     torch.library.opcheck(OP, (torch.rand(6)[::2], 1.0, False))
 
 
-def test_full_graph_compile():
+@pytest.mark.parametrize("detach", [False, True])
+def test_full_graph_compile(detach):
+    def function(losses_T):
+        loss, weights_T = adaptive_loss(losses_T * 2, detach_weights=detach)
+        return loss, weights_T * 3
+
     losses_T = torch.rand(3, requires_grad=True)
-    compiled = torch.compile(lambda x: adaptive_loss(x * 2)[0], fullgraph=True, backend="aot_eager")
-    compiled(losses_T).backward()
     other = losses_T.detach().clone().requires_grad_()
-    adaptive_loss(other * 2)[0].backward()
+    outputs = torch.compile(function, fullgraph=True, backend="aot_eager")(losses_T)
+    expected = function(other)
+    for ours, eager in zip(outputs, expected, strict=True):
+        torch.testing.assert_close(ours, eager)
+        assert ours.requires_grad == eager.requires_grad
+    outputs[0].backward()
+    expected[0].backward()
     torch.testing.assert_close(losses_T.grad, other.grad)
 
 
