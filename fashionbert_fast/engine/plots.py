@@ -57,14 +57,12 @@ def plot_losses(records: list[dict], path: Path) -> None:
 
 
 def plot_weights(records: list[dict], path: Path) -> None:
-    """The three task weights over time."""
-    figure, axis = plt.subplots(figsize=(6, 3), constrained_layout=True)
-    for task in TASKS:
-        axis.plot(
-            _numbers(records, "step"), _numbers(records, "weights", task), color=COLOURS[task], label=LABELS[task]
-        )
-    axis.legend(fontsize=8, frameon=False)
-    _style(axis, "task weights")
+    """Three panels, a task each on its own scale: the factor its loss or gradient had."""
+    figure, axes = plt.subplots(1, 3, figsize=(11, 2.6), constrained_layout=True)
+    for axis, task in zip(axes, TASKS, strict=True):
+        axis.plot(_numbers(records, "step"), _numbers(records, "weights", task), color=COLOURS[task], linewidth=1.2)
+        axis.yaxis.get_major_formatter().set_useOffset(False)
+        _style(axis, f"weight of {LABELS[task]}")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
