@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -10,8 +11,9 @@ from pathlib import Path
 import torch
 
 from fashionbert_fast.config import Config
+from fashionbert_fast.data.store import require_same_features
 from fashionbert_fast.engine.build import DTYPES, Run, build, build_loader
-from fashionbert_fast.engine.checkpoint import load_checkpoint, newest_valid, save_checkpoint
+from fashionbert_fast.engine.checkpoint import MODEL, load_checkpoint, newest_valid, save_checkpoint
 from fashionbert_fast.engine.distributed import barrier, init_distributed, is_main, shutdown
 from fashionbert_fast.engine.flops import peak_flops, step_counts, useful_flops
 from fashionbert_fast.engine.metrics import METRICS, MetricsWriter, read_metrics
@@ -121,6 +123,8 @@ def _resume(run: Run) -> int:
     if checkpoint is None:
         return 0
     _check_same_run(checkpoint / "config.yaml", run.config)
+    saved = json.loads((checkpoint / MODEL / "patch_features.json").read_text())
+    require_same_features(saved, run.store.manifest, f"{checkpoint} and {run.store.path}")
     return load_checkpoint(run.engine, checkpoint)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY_MODEL
+from conftest import TINY_MODEL, write_store
 from safetensors.torch import load_file
 
 from fashionbert_fast.engine.checkpoint import damage, list_checkpoints, newest_valid, resolve_model_dir
@@ -181,6 +181,11 @@ def test_wrong_values_and_missing_files(config, tmp_path, store_path):
     ]
     for file, overrides, words in cases:
         _is_one_line_error(_pretrain(file, run, *overrides), *words)
+
+
+def test_a_run_is_not_resumed_on_features_of_another_encoder(config, whole_run, tmp_path):
+    other = write_store(tmp_path / "other", feature_size=16)
+    _is_one_line_error(_pretrain(config, whole_run, f"data.store={other}", "--resume"), "patch features differ")
 
 
 def test_an_existing_run_is_not_overwritten(config, whole_run):
