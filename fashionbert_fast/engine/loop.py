@@ -168,8 +168,7 @@ def pretrain(config: Config, *, resume: bool = False) -> Path:
     Raises:
         InputError: bad input, before any work is lost. KeyboardInterrupt on SIGINT and SIGTERM.
     """
-    directory = _prepare_directory(config, resume) if is_main() else Path(config.train.output)
-    signal.signal(signal.SIGTERM, _raise_interrupt)
+    directory = _prepare_directory(config, resume)  # on every rank: none may wait for one that has given up
     device = init_distributed()
     try:
         barrier()
@@ -177,6 +176,7 @@ def pretrain(config: Config, *, resume: bool = False) -> Path:
         first_step = _resume(run) if resume else 0
         if is_main():
             (directory / "config.yaml").write_text(config.to_yaml())
+        signal.signal(signal.SIGTERM, _raise_interrupt)  # not before: Python cannot interrupt the wait for other ranks
         train(run, first_step)
         barrier()
     finally:

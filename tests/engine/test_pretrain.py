@@ -194,6 +194,14 @@ def test_an_existing_run_is_not_overwritten(config, whole_run):
     assert (whole_run / "metrics.jsonl").read_text() == before
 
 
+def test_bad_input_ends_every_process_at_once(config, whole_run):
+    started = time.time()
+    done = _pretrain(config, whole_run, launcher=TORCHRUN)
+    assert done.returncode != 0
+    assert len([line for line in done.stderr.splitlines() if line.startswith("fashionbert pretrain: error:")]) == 1
+    assert time.time() - started < 25  # a rank left waiting is killed by torchrun after 30 s
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_how_to_go_on_and_goes_on(config, tmp_path, sent):
     run = tmp_path / "run"
