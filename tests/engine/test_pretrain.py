@@ -195,11 +195,10 @@ def test_an_existing_run_is_not_overwritten(config, whole_run):
 
 
 def test_bad_input_ends_every_process_at_once(config, whole_run):
-    started = time.time()
     done = _pretrain(config, whole_run, launcher=TORCHRUN)
     assert done.returncode != 0
     assert len([line for line in done.stderr.splitlines() if line.startswith("fashionbert pretrain: error:")]) == 1
-    assert time.time() - started < 25  # a rank left waiting is killed by torchrun after 30 s
+    assert "forcefully" not in done.stderr  # torchrun's word for a rank left waiting that it had to kill
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
