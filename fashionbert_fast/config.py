@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.model.config import METHODS, NORMALISATIONS
+from fashionbert_fast.model.config import TaskWeighting
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -102,11 +102,7 @@ class WeightingConfig:
     floor: float = 0.0  # gradient, min_norm: no weight below this
 
     def __post_init__(self) -> None:
-        _one_of("weighting.method", self.method, METHODS)
-        _one_of("weighting.normalise", self.normalise, NORMALISATIONS)
-        from fashionbert_fast.model.config import TaskWeighting
-
-        TaskWeighting(**vars(self))
+        TaskWeighting(**vars(self))  # has the checks, and names the field
 
 
 @dataclass

@@ -46,6 +46,11 @@ class Meter:
         self.run = run
         self.peak = peak_flops(run.device, DTYPES[run.config.train.precision]) * run.world_size
         self.counts = torch.zeros(6, dtype=torch.float64, device=run.device)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was counted: rates begin here."""
+        self.counts.zero_()
         self.start = time.perf_counter()
 
     def add(self, counts: torch.Tensor) -> None:
@@ -70,8 +75,7 @@ class Meter:
             "tokens_per_s": tokens / seconds,
             "mfu": useful_flops(run.engine.module.config, self.counts) / seconds / self.peak,
         }
-        self.counts.zero_()
-        self.start = time.perf_counter()
+        self.restart()
         return record
 
 
@@ -153,8 +157,7 @@ def train(run: Run, first_step: int) -> None:
             bar.update(task, completed=step)
             if step == t.steps or (t.checkpoint_every and step % t.checkpoint_every == 0):
                 save_checkpoint(run.engine, run.directory, step, run.tokenizer_dir, config_yaml, t.keep_checkpoints)
-                meter.start = time.perf_counter()
-                meter.counts.zero_()
+                meter.restart()  # writing is not training
     if writer is not None:
         from fashionbert_fast.engine.plots import plot_run
 
