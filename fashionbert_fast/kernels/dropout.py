@@ -1,0 +1,75 @@
+"""Dropout by a counter: the mask is a function of (seed, stream, plane, row, column), so a backward draws it again.
+
+Formula: Philox4x32 with 7 rounds (Salmon et al. 2011), key = seed, counter = (call, row, stream, plane). A call gives 8
+draws of 16 bits; column 128 b + 16 j + i is draw j of call 16 b + i. An element is kept where its draw is at least
+round(65536 p), and multiplied by 65536 / (65536 - round(65536 p)). The operators share it: csrc/common/dropout.h in C++
+and CUDA, `keep_tile` below in Triton; a stream is a place in the model, a plane a head of attention.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+BLOCK = 128  # columns that 16 calls cover
+ROUNDS = 7  # the fewest that pass BigCrush
+
+
+def threshold_of(p: float) -> int:
+    """Draws below it drop: round(65536 p), rounded half up as in C++."""
+    return int(p * 65536 + 0.5)
+
+
+def scale_of(p: float) -> float:
+    """What the kept elements are multiplied by; 0 where none is kept."""
+    threshold = threshold_of(p)
+    return 65536 / (65536 - threshold) if threshold < 65536 else 0.0
+
+
+def draw_seed(device: torch.device | str) -> torch.Tensor:
+    """A fresh (1,) int64 seed on ``device`` from torch's generator there: no host synchronisation, capturable."""
+    return torch.randint(0, 2**62, (1,), device=device)
+
+
+# Reference -----------------------------------------------------------------------------------------------------------
+def keep_reference(
+    seed: int, stream: int, rows: torch.Tensor, columns: int, p: float, plane: torch.Tensor | int = 0
+) -> torch.Tensor:
+    """True where an element is kept: (*rows.shape, columns) bool, for the row numbers ``rows`` (and planes like them)."""
+    blocks = -(-columns // BLOCK)
+    c0 = torch.arange(blocks * 16).expand(*rows.shape, -1)
+    c1 = rows[..., None].expand_as(c0)
+    c2 = torch.full_like(c0, stream)
+    c3 = torch.as_tensor(plane)[..., None].expand_as(c0)
+    k0, k1, low = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF, 0xFFFFFFFF
+    for _ in range(ROUNDS):
+        (a_high, a_low), (b_high, b_low) = _product(0xD2511F53, c0), _product(0xCD9E8D57, c2)
+        c0, c1, c2, c3 = b_high ^ c1 ^ k0, b_low, a_high ^ c3 ^ k1, a_low
+        k0, k1 = (k0 + 0x9E3779B9) & low, (k1 + 0xBB67AE85) & low
+    halves = [half for word in (c0, c1, c2, c3) for half in (word & 0xFFFF, word >> 16)]
+    draws = torch.stack([half.unflatten(-1, (blocks, 16)) for half in halves], dim=-2)
+    return draws.flatten(-3)[..., :columns] >= threshold_of(p)
+
+
+def _product(a: int, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """High and low 32 bits of a 32 x 32 bit product, in int64 without overflow."""
+    low_part, high_part = (a & 0xFFFF) * b, (a >> 16) * b  # 48 bits each
+    middle = (low_part >> 16) + high_part
+    return middle >> 16, ((middle & 0xFFFF) << 16) | (low_part & 0xFFFF)
+
+
+# Triton --------------------------------------------------------------------------------------------------------------
+@triton.jit
+def keep_tile(seed, stream, plane, rows, first_block, threshold, ROWS: tl.constexpr, BLOCKS: tl.constexpr):
+    """(ROWS, 128 BLOCKS) bool tile: the columns from 128 ``first_block`` on, for the (ROWS,) row numbers ``rows``."""
+    call = first_block * 16 + tl.arange(0, BLOCKS * 16)
+    c0 = tl.broadcast_to(call[None, :], (ROWS, BLOCKS * 16)).to(tl.uint32)
+    c1 = tl.broadcast_to(rows[:, None], (ROWS, BLOCKS * 16)).to(tl.uint32)
+    zero = c0 * 0
+    w0, w1, w2, w3 = tl.philox(seed, c0, c1, zero + stream, zero + plane, 7)
+    even = tl.join(tl.join(w0 & 0xFFFF, w0 >> 16), tl.join(w2 & 0xFFFF, w2 >> 16))  # (.., half, word / 2)
+    odd = tl.join(tl.join(w1 & 0xFFFF, w1 >> 16), tl.join(w3 & 0xFFFF, w3 >> 16))
+    draws = tl.reshape(tl.join(even, odd), (ROWS, BLOCKS, 16, 2, 2, 2))  # (.., call, half, word / 2, word % 2)
+    draws = tl.reshape(tl.permute(draws, (0, 1, 4, 5, 3, 2)), (ROWS, BLOCKS * 128))
+    return draws >= threshold
