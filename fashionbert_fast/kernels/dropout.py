@@ -36,7 +36,7 @@ def draw_seed(device: torch.device | str) -> torch.Tensor:
 def keep_reference(
     seed: int, stream: int, rows: torch.Tensor, columns: int, p: float, plane: torch.Tensor | int = 0
 ) -> torch.Tensor:
-    """True where an element is kept: (*rows.shape, columns) bool, for the row numbers ``rows`` (and planes like them)."""
+    """True where an element is kept, (*rows.shape, columns) bool, for row numbers ``rows`` (and planes like them)."""
     blocks = -(-columns // BLOCK)
     c0 = torch.arange(blocks * 16).expand(*rows.shape, -1)
     c1 = rows[..., None].expand_as(c0)
