@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -65,6 +67,55 @@ def compare(
     ratio = statistics.median(ratios)
     value, peer_value = (statistics.median(column) * 1e6 for column in zip(*times, strict=True))
     return Row(case, peer, value, peer_value, "us", ratio, target, ratio >= target, [low, high])
+
+
+def peak_extra_bytes(function: Callable[[], object], device: torch.device) -> int:
+    """The most memory ``function`` held at once on top of what was held before, after one call to warm up.
+
+    On CUDA what torch's allocator handed out, on a CPU the process's resident set (Linux).
+    """
+    function()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        return torch.cuda.max_memory_allocated(device) - before
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = _resident("VmRSS")
+    function()
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
+
+
+def compare_memory(
+    case: str, peer: str, ours: Callable[[], object], theirs: Callable[[], object], *, target: float,
+    device: torch.device,
+) -> Row:  # fmt: skip
+    """Peak extra memory of both, the median of 3; the ratio says how many times less ours takes."""
+    pairs = [(peak_extra_bytes(ours, device), peak_extra_bytes(theirs, device)) for _ in range(3)]
+    ratios = sorted(b / max(a, 1) for a, b in pairs)
+    value, peer_value = (statistics.median(column) / 2**20 for column in zip(*pairs, strict=True))
+    return Row(case, peer, value, peer_value, "MiB", ratios[1], target, ratios[1] >= target, [ratios[0], ratios[2]])
+
+
+def forward_backward(
+    function: Callable[..., torch.Tensor], parameters: Sequence[torch.Tensor], *rest: object
+) -> Callable[[], list[torch.Tensor]]:
+    """A call that gives the scalar ``function(*parameters, *rest)`` and its gradients of ``parameters``."""
+    leaves = [parameter.detach().requires_grad_() for parameter in parameters]
+
+    def run() -> list[torch.Tensor]:
+        loss = function(*leaves, *rest)
+        return [loss.detach(), *torch.autograd.grad(loss, leaves)]
+
+    return run
 
 
 def commit() -> str:

@@ -11,7 +11,16 @@ EPILOG = """examples:
 
 Results are checked for equality before anything is timed; ratios are medians over alternating pairs."""
 
-SUITES = {"ops": ("bench_adaptive_loss", "bench_min_norm_weights", "bench_patch_kld", "bench_task_gradients")}
+SUITES = {
+    "ops": (
+        "bench_adaptive_loss",
+        "bench_linear_cross_entropy",
+        "bench_linear_patch_kld",
+        "bench_min_norm_weights",
+        "bench_patch_kld",
+        "bench_task_gradients",
+    )
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

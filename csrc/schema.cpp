@@ -19,4 +19,19 @@ STABLE_TORCH_LIBRARY(fashionbert_fast, m) {
   m.def("patch_kld(Tensor logits, Tensor target, Tensor? target_rows) -> (Tensor loss, Tensor rows)");
   m.def(
       "patch_kld_backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor? target_rows, Tensor rows) -> Tensor");
+
+  // A linear layer and its loss without logits in float32: csrc calls `residual_` the step between the matrix products,
+  // which turns a block of logits into the gradient of its row losses in place and returns those losses. Rows whose
+  // target row or label is -100 count for nothing. linear_* are composed of it in kernels/linear_*.py.
+  m.def("patch_kld_residual_(Tensor(a!) logits, Tensor target, Tensor? target_rows) -> Tensor");
+  m.def("cross_entropy_residual_(Tensor(a!) logits, Tensor? bias, Tensor labels) -> Tensor");
+  m.def(
+      "linear_patch_kld(Tensor hidden, Tensor weight, Tensor target, Tensor? target_rows, bool save) -> (Tensor loss, "
+      "Tensor residual)");
+  m.def(
+      "linear_cross_entropy(Tensor hidden, Tensor weight, Tensor? bias, Tensor labels, bool save) -> (Tensor loss, "
+      "Tensor residual)");
+  m.def(
+      "linear_residual_backward(Tensor grad_loss, Tensor residual, Tensor hidden, Tensor weight, bool bias) -> (Tensor "
+      "grad_hidden, Tensor grad_weight, Tensor grad_bias)");
 }

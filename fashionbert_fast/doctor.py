@@ -14,7 +14,15 @@ EPILOG = """examples:
   fashionbert doctor --json doctor.json"""
 
 PACKAGES = ("torch", "triton", "deepspeed", "transformers", "tokenizers", "safetensors", "pybind11", "ninja", "nvtx")
-CSRC_OPERATORS = ("adaptive_loss", "min_norm_weights", "patch_kld", "task_gram", "task_mix")
+CSRC_OPERATORS = (
+    "adaptive_loss",
+    "cross_entropy_residual_",
+    "min_norm_weights",
+    "patch_kld",
+    "patch_kld_residual_",
+    "task_gram",
+    "task_mix",
+)
 TORCH_OPERATORS = ("masked_patch_embed",)
 
 

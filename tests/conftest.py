@@ -78,3 +78,15 @@ def store_and_titles(store_path, tmp_path_factory):
 TINY_MODEL = ["model.hidden_size=32", "model.heads=2", "model.layers=2", "model.intermediate_size=64",
               "model.vocab_size=300", "model.hidden_dropout=0", "model.attention_dropout=0",
               "model.patch_dropout=0"]  # fmt: skip
+
+
+@pytest.fixture
+def poisoned_memory():
+    """Uninitialised memory reads as NaN, so that an operator which leaves some of its output unwritten is found out."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(before[0])
+    torch.utils.deterministic.fill_uninitialized_memory = before[1]

@@ -57,6 +57,23 @@ inline KldTensors checked_kld_tensors(const Tensor& logits, const Tensor& target
   return {with_contiguous_rows(logits), with_contiguous_rows(target), with_contiguous_rows(*rows)};
 }
 
+// Logits that patch_kld_residual_ can overwrite.
+inline void check_residual_logits(const Tensor& logits) {
+  STD_TORCH_CHECK(logits.dim() == 2 && (logits.size(1) <= 1 || logits.stride(1) == 1),
+                  "patch_kld_residual_: logits must have shape (M, D), the elements of a row side by side");
+}
+
+// For a CPU, where the index can be read: every row it names exists (or is ignored, where that is allowed).
+inline void check_target_rows(const KldTensors& tensors, bool may_ignore) {
+  if (!tensors.rows) return;
+  const auto* index = static_cast<const int64_t*>(tensors.rows->const_data_ptr());
+  const int64_t most = tensors.target.size(0);
+  for (int64_t m = 0; m < tensors.rows->size(0); ++m) {
+    STD_TORCH_CHECK((index[m] >= 0 && index[m] < most) || (may_ignore && index[m] == kIgnored),
+                    "patch_kld: target_rows[", m, "] is ", index[m], " but target has ", most, " rows");
+  }
+}
+
 // What a dtype computes in, as a dtype.
 inline ScalarType kld_compute_dtype(const Tensor& logits) {
   return logits.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;

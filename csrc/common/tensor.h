@@ -26,6 +26,12 @@ struct ComputeType<double> {
 template <typename Storage>
 using compute_t = typename ComputeType<Storage>::type;
 
+// Rows a thread takes at least: about 16k elements, some ten microseconds.
+inline int64_t row_grain(int64_t width) { return width < 16384 ? 16384 / (width + 1) + 1 : 1; }
+
+// A row whose target row or label is this counts for nothing, where an operator says so: torch's ignore_index.
+constexpr int64_t kIgnored = -100;
+
 // An uninitialised scalar or vector like `like`. torch::stable::new_empty costs twice as much through the dispatcher,
 // and allocation is most of what an operator over three numbers does.
 inline Tensor new_contiguous(const Tensor& like, int64_t dim, int64_t size) {

@@ -38,22 +38,9 @@ void for_chunks(const KldRows<Logit, Target>& rows, int64_t m, Use&& use) {
   }
 }
 
-// Rows a thread takes at least: about 16k elements, some ten microseconds.
-int64_t grain(const KldTensors& tensors) { return std::max<int64_t>(1, 16384 / (tensors.logits.size(1) + 1)); }
-
-void check_index(const KldTensors& tensors) {
-  if (!tensors.rows) return;
-  const auto* index = static_cast<const int64_t*>(tensors.rows->const_data_ptr());
-  const int64_t most = tensors.target.size(0);
-  for (int64_t m = 0; m < tensors.rows->size(0); ++m) {
-    STD_TORCH_CHECK(index[m] >= 0 && index[m] < most, "patch_kld: target_rows[", m, "] is ", index[m],
-                    " but target has ", most, " rows");
-  }
-}
-
 std::tuple<Tensor, Tensor> forward(Tensor logits, Tensor target, std::optional<Tensor> target_rows) {
   const KldTensors tensors = checked_kld_tensors(logits, target, target_rows);
-  check_index(tensors);
+  check_target_rows(tensors, /*may_ignore=*/false);
   const int64_t count = logits.size(0);
   Tensor loss = torch::stable::new_empty(logits, {}, kld_compute_dtype(logits));
   Tensor saved = torch::stable::new_empty(logits, {count, kKldRowSize}, kld_compute_dtype(logits));
@@ -62,7 +49,7 @@ std::tuple<Tensor, Tensor> forward(Tensor logits, Tensor target, std::optional<T
     const auto rows = tensors.view<Logit, Target>();
     auto* out = static_cast<KldRow<Real>*>(saved.mutable_data_ptr());
     std::vector<Real> divergences(count);
-    torch::stable::parallel_for(0, count, grain(tensors), [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, count, row_grain(rows.width), [&](int64_t begin, int64_t end) {
       for (int64_t m = begin; m < end; ++m) {
         KldPart<Real> part;
         for_chunks(rows, m, [&](int64_t, int chunk, const Real* z, const Real* t) {
@@ -80,7 +67,7 @@ std::tuple<Tensor, Tensor> forward(Tensor logits, Tensor target, std::optional<T
 
 Tensor backward(Tensor grad_loss, Tensor logits, Tensor target, std::optional<Tensor> target_rows, Tensor saved) {
   const KldTensors tensors = checked_kld_tensors(logits, target, target_rows);
-  check_index(tensors);
+  check_target_rows(tensors, /*may_ignore=*/false);
   const Tensor saved_rows = checked_kld_saved(saved, grad_loss, logits);
   Tensor gradient = torch::stable::new_empty(logits, {logits.size(0), logits.size(1)});
   dispatch_kld(logits, target, [&]<typename Logit, typename Target>() {
@@ -90,7 +77,7 @@ Tensor backward(Tensor grad_loss, Tensor logits, Tensor target, std::optional<Te
     const Real scale =
         *static_cast<const Real*>(grad_loss.const_data_ptr()) / static_cast<Real>(std::max<int64_t>(rows.count, 1));
     auto* out = static_cast<Logit*>(gradient.mutable_data_ptr());
-    torch::stable::parallel_for(0, rows.count, grain(tensors), [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, rows.count, row_grain(rows.width), [&](int64_t begin, int64_t end) {
       alignas(64) Real buffer[kChunk];
       for (int64_t m = begin; m < end; ++m) {
         for_chunks(rows, m, [&](int64_t first, int chunk, const Real* z, const Real* t) {

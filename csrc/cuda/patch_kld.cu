@@ -9,85 +9,23 @@
 #include <tuple>
 
 #include "common/patch_kld_rows.h"
+#include "cuda/patch_kld_block.h"
 #include "cuda/stream.h"
 
 namespace fashionbert {
 namespace {
 
-constexpr int kThreads = 128;  // two loads of 8 elements a thread at D = 2048
-constexpr int kWarps = kThreads / 32;
 constexpr int kSumThreads = 1024;
-constexpr unsigned kAllLanes = 0xffffffffu;
-
-// N elements loaded or stored together, 16 bytes an instruction.
-template <typename Storage, int N>
-struct alignas(N * sizeof(Storage) < 16 ? N * sizeof(Storage) : 16) Pack {
-  Storage values[N];
-};
-
-template <typename Real, int N, typename Storage>
-__device__ __forceinline__ void load(const Storage* from, Real* values) {
-  const auto pack = *reinterpret_cast<const Pack<Storage, N>*>(from);
-  FB_UNROLL for (int i = 0; i < N; ++i)
-    values[i] = static_cast<Real>(pack.values[i]);
-}
-
-// The row's targets; nullptr where the index points outside them. The loss is NaN then: a kernel cannot raise.
-template <typename Logit, typename Target>
-__device__ __forceinline__ const Target* targets_of(const KldRows<Logit, Target>& rows, int64_t m, int64_t most) {
-  const int64_t row = rows.index ? rows.index[m] : m;
-  return row >= 0 && row < most ? rows.targets + row * rows.targets_stride : nullptr;
-}
-
-// Every lane's part as one, in every lane. Maxima first: each part is rescaled once, not at each of five levels.
-template <typename Real>
-__device__ __forceinline__ KldPart<Real> warp_merge(const KldPart<Real>& part) {
-  Real max_q = part.max_q, max_p = part.max_p;
-  FB_UNROLL for (int lane = 16; lane > 0; lane /= 2) {
-    const Real other_q = __shfl_xor_sync(kAllLanes, max_q, lane), other_p = __shfl_xor_sync(kAllLanes, max_p, lane);
-    max_q = other_q > max_q ? other_q : max_q;
-    max_p = other_p > max_p ? other_p : max_p;
-  }
-  KldPart<Real> sum = kld_rescale(part, max_q, max_p);
-  FB_UNROLL for (int lane = 16; lane > 0; lane /= 2) {
-    sum.sum_q += __shfl_xor_sync(kAllLanes, sum.sum_q, lane);
-    sum.sum_p += __shfl_xor_sync(kAllLanes, sum.sum_p, lane);
-    sum.sum_d += __shfl_xor_sync(kAllLanes, sum.sum_d, lane);
-  }
-  return sum;
-}
 
 template <typename Logit, typename Target, int N>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kKldThreads)
     forward_kernel(KldRows<Logit, Target> rows, int64_t target_count, KldRow<compute_t<Logit>>* saved,
                    compute_t<Logit>* divergences) {
   using Real = compute_t<Logit>;
   const int64_t m = blockIdx.x;
-  const Logit* logits = rows.logits + m * rows.logits_stride;
   const Target* targets = targets_of(rows, m, target_count);
-  KldPart<Real> part;
-  if (targets) {
-#pragma unroll 2
-    for (int64_t i = threadIdx.x * N; i < rows.width; i += kThreads * N) {
-      Real z[N], t[N];
-      load<Real, N>(logits + i, z);
-      load<Real, N>(targets + i, t);
-      part = kld_merge(part, kld_part(z, t, N));
-    }
-  }
-  __shared__ Real shared[kWarps][5];
-  part = warp_merge(part);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (lane == 0) {
-    shared[warp][0] = part.max_q, shared[warp][1] = part.sum_q, shared[warp][2] = part.max_p;
-    shared[warp][3] = part.sum_p, shared[warp][4] = part.sum_d;
-  }
-  __syncthreads();
-  if (warp > 0) return;
-  part = KldPart<Real>();
-  if (lane < kWarps) part = {shared[lane][0], shared[lane][1], shared[lane][2], shared[lane][3], shared[lane][4]};
-  part = warp_merge(part);
-  if (lane == 0) {
+  const KldPart<Real> part = block_part<N>(rows.logits + m * rows.logits_stride, targets, rows.width);
+  if (threadIdx.x == 0) {
     KldRow<Real> row;
     const Real divergence = kld_finish(part, &row);
     saved[m] = row;
@@ -111,7 +49,7 @@ __global__ void __launch_bounds__(kSumThreads) mean_kernel(const Real* divergenc
 }
 
 template <typename Logit, typename Target, int N>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kKldThreads)
     backward_kernel(KldRows<Logit, Target> rows, int64_t target_count, const compute_t<Logit>* grad_loss,
                     const KldRow<compute_t<Logit>>* saved, Logit* gradients) {
   using Real = compute_t<Logit>;
@@ -125,30 +63,12 @@ __global__ void __launch_bounds__(kThreads)
     scale = std::numeric_limits<Real>::quiet_NaN();
   }
 #pragma unroll 2
-  for (int64_t i = threadIdx.x * N; i < rows.width; i += kThreads * N) {
+  for (int64_t i = threadIdx.x * N; i < rows.width; i += kKldThreads * N) {
     Real z[N], t[N], g[N];
     load<Real, N>(logits + i, z);
     load<Real, N>(targets + i, t);
     kld_gradient(z, t, N, row, scale, g);
-    Pack<Logit, N> pack;
-    FB_UNROLL for (int k = 0; k < N; ++k)
-      pack.values[k] = static_cast<Logit>(g[k]);
-    *reinterpret_cast<Pack<Logit, N>*>(gradients + m * rows.width + i) = pack;
-  }
-}
-
-bool aligned(const void* data, int64_t stride, int64_t size) {
-  return reinterpret_cast<uintptr_t>(data) % 16 == 0 && stride * size % 16 == 0;
-}
-
-// Calls launch.template operator()<N>() with the number of elements a load takes.
-template <typename Logit, typename Target, typename Launch>
-void with_pack_size(const KldRows<Logit, Target>& rows, Launch&& launch) {
-  if (rows.width % 8 == 0 && aligned(rows.logits, rows.logits_stride, sizeof(Logit)) &&
-      aligned(rows.targets, rows.targets_stride, sizeof(Target))) {
-    launch.template operator()<8>();
-  } else {
-    launch.template operator()<1>();
+    store<Real, N>(g, gradients + m * rows.width + i);
   }
 }
 
@@ -166,7 +86,7 @@ std::tuple<Tensor, Tensor> forward(Tensor logits, Tensor target, std::optional<T
     auto* each = static_cast<Real*>(divergences.mutable_data_ptr());
     if (rows.count > 0) {
       with_pack_size(rows, [&]<int N>() {
-        forward_kernel<Logit, Target, N><<<static_cast<unsigned>(rows.count), kThreads, 0, stream>>>(
+        forward_kernel<Logit, Target, N><<<static_cast<unsigned>(rows.count), kKldThreads, 0, stream>>>(
             rows, tensors.target.size(0), static_cast<KldRow<Real>*>(saved.mutable_data_ptr()), each);
       });
     }
@@ -187,7 +107,7 @@ Tensor backward(Tensor grad_loss, Tensor logits, Tensor target, std::optional<Te
     const auto rows = tensors.view<Logit, Target>();
     if (rows.count == 0 || rows.width == 0) return;
     with_pack_size(rows, [&]<int N>() {
-      backward_kernel<Logit, Target, N><<<static_cast<unsigned>(rows.count), kThreads, 0, stream>>>(
+      backward_kernel<Logit, Target, N><<<static_cast<unsigned>(rows.count), kKldThreads, 0, stream>>>(
           rows, tensors.target.size(0), static_cast<const Real*>(grad_loss.const_data_ptr()),
           static_cast<const KldRow<Real>*>(saved_rows.const_data_ptr()),
           static_cast<Logit*>(gradient.mutable_data_ptr()));

@@ -1,8 +1,17 @@
 """The operators: one file each, reading formula, reference, kernel, launch, registration, public function."""
 
 from fashionbert_fast.kernels.adaptive_loss import adaptive_loss
+from fashionbert_fast.kernels.linear_cross_entropy import linear_cross_entropy
+from fashionbert_fast.kernels.linear_patch_kld import linear_patch_kld
 from fashionbert_fast.kernels.masked_patch_embed import masked_patch_embed
 from fashionbert_fast.kernels.min_norm_weights import min_norm_weights
 from fashionbert_fast.kernels.patch_kld import patch_kld
 
-__all__ = ["adaptive_loss", "masked_patch_embed", "min_norm_weights", "patch_kld"]
+__all__ = [
+    "adaptive_loss",
+    "linear_cross_entropy",
+    "linear_patch_kld",
+    "masked_patch_embed",
+    "min_norm_weights",
+    "patch_kld",
+]

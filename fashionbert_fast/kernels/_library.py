@@ -20,6 +20,7 @@ for library in LIBRARIES:
             "`pip install --no-build-isolation -e .` in the environment whose torch you use"
         ) from error
 
+IGNORED = -100  # a label or target row that counts for nothing, as in torch; csrc/common/tensor.h has it too
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 

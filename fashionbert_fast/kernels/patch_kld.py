@@ -56,11 +56,11 @@ def _backward(ctx, grad_loss, _grad_rows_M4):
             grad_loss, logits_MD, target_RD, target_rows_M, rows_M4
         )
     if ctx.needs_input_grad[1]:
-        grad_target_RD = _target_gradient(grad_loss, logits_MD, target_RD, target_rows_M)
+        grad_target_RD = target_gradient(grad_loss, logits_MD, target_RD, target_rows_M)
     return grad_logits_MD, grad_target_RD, None
 
 
-def _target_gradient(grad_loss, logits_MD, target_RD, target_rows_M):
+def target_gradient(grad_loss, logits_MD, target_RD, target_rows_M):
     """In plain PyTorch: the targets of training are stored features and ask for no gradient."""
     target_MD = target_RD if target_rows_M is None else target_RD.index_select(0, target_rows_M)
     log_p_MD = torch.log_softmax(target_MD.to(grad_loss.dtype), dim=-1)
@@ -101,25 +101,25 @@ def patch_kld(
         raise ValueError(f"logits_MD must have shape (M, D), got {tuple(logits_MD.shape)}")
     if logits_MD.dtype == torch.float64 and logits_MD.is_cuda:
         raise ValueError("logits_MD is float64 on CUDA: float64 is for checking gradients on a CPU; use float32")
-    _check_target(logits_MD, target_MD, target_rows_M)
+    check_target(logits_MD.shape, logits_MD.device, "logits_MD", target_MD, target_rows_M)
     if (logits_MD.dtype == torch.float64) != (target_MD.dtype == torch.float64):
         target_MD = target_MD.to(logits_MD.dtype)  # the kernels mix the narrower dtypes only
     return torch.ops.fashionbert_fast.patch_kld(logits_MD, target_MD, target_rows_M)[0]
 
 
-def _check_target(logits_MD: torch.Tensor, target_MD: torch.Tensor, target_rows_M: torch.Tensor | None) -> None:
-    M, D = logits_MD.shape
-    if target_rows_M is None:
-        if target_MD.shape != logits_MD.shape:
-            raise ValueError(f"target_MD must have shape {tuple(logits_MD.shape)}, got {tuple(target_MD.shape)}")
+def check_target(shape, device, of, target, rows_M, names=("target_MD", "target_rows_M")) -> None:
+    """ValueError naming the argument unless target and rows suit (M, D) logits made from the argument named ``of``."""
+    (M, D), (target_name, rows_name) = shape, names
+    if rows_M is None:
+        if tuple(target.shape) != (M, D):
+            raise ValueError(f"{target_name} must have shape ({M}, {D}), got {tuple(target.shape)}")
     else:
-        if target_MD.dim() != 2 or target_MD.shape[1] != D:
-            raise ValueError(f"target_MD must have shape (R, {D}), got {tuple(target_MD.shape)}")
-        if target_rows_M.dtype != torch.int64 or target_rows_M.shape != (M,):
-            got = f"{target_rows_M.dtype} {tuple(target_rows_M.shape)}"
-            raise ValueError(f"target_rows_M must be int64 of shape ({M},), got {got}")
-        if M > 0 and target_MD.shape[0] == 0:
-            raise ValueError("target_MD has no rows for target_rows_M to point at")
-    for name, tensor in (("target_MD", target_MD), ("target_rows_M", target_rows_M)):
-        if tensor is not None and tensor.device != logits_MD.device:
-            raise ValueError(f"{name} is on {tensor.device} but logits_MD is on {logits_MD.device}: move one of them")
+        if target.dim() != 2 or target.shape[1] != D:
+            raise ValueError(f"{target_name} must have shape (R, {D}), got {tuple(target.shape)}")
+        if rows_M.dtype != torch.int64 or rows_M.shape != (M,):
+            raise ValueError(f"{rows_name} must be int64 of shape ({M},), got {rows_M.dtype} {tuple(rows_M.shape)}")
+        if M > 0 and target.shape[0] == 0:
+            raise ValueError(f"{target_name} has no rows for {rows_name} to point at")
+    for name, tensor in ((target_name, target), (rows_name, rows_M)):
+        if tensor is not None and tensor.device != device:
+            raise ValueError(f"{name} is on {tensor.device} but {of} is on {device}: move one of them")

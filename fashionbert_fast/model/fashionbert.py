@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from fashionbert_fast.data.batches import Batch
-from fashionbert_fast.kernels import patch_kld
 from fashionbert_fast.model import checkpoint
 from fashionbert_fast.model.config import FashionBertConfig
 from fashionbert_fast.model.embeddings import IMAGE_SEGMENT, PatchEmbeddings, TextEmbeddings
@@ -147,12 +146,11 @@ class FashionBertForPreTraining(nn.Module):
         L, S = batch.input_ids_BL.shape[1], hidden_BSH.shape[1]
         rows_M = batch.mlm_position_M // L * S + batch.mlm_position_M % L
         hidden_MH = hidden_BSH.flatten(0, 1).index_select(0, rows_M)
-        logits_MV = self.mlm_head(hidden_MH, self.text_embeddings.word.weight)
-        return F.cross_entropy(logits_MV.float(), batch.mlm_label_M, reduction="sum")
+        return self.mlm_head(hidden_MH, self.text_embeddings.word.weight, batch.mlm_label_M)
 
     def _mpm_sum(self, hidden_BSH: torch.Tensor, batch: Batch) -> torch.Tensor:
         P, S = batch.patch_mask_BP.shape[1], hidden_BSH.shape[1]
         pair_K, patch_K = batch.mpm_position_K // P, batch.mpm_position_K % P
         hidden_KH = hidden_BSH.flatten(0, 1).index_select(0, pair_K * S + (S - P) + patch_K)
         target_rows_K = batch.image_index_B[pair_K] * P + patch_K
-        return patch_kld(self.mpm_head(hidden_KH), batch.features_IPD.flatten(0, 1), target_rows_K) * len(pair_K)
+        return self.mpm_head(hidden_KH, batch.features_IPD.flatten(0, 1), target_rows_K)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fashionbert_fast.kernels import linear_cross_entropy, linear_patch_kld
 from fashionbert_fast.model.config import FashionBertConfig
 from fashionbert_fast.model.encoder import ACTIVATIONS
 
@@ -23,8 +24,17 @@ class MaskedTokenHead(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(self, hidden_MH: torch.Tensor, word_VH: torch.Tensor) -> torch.Tensor:
-        return F.linear(self.norm(self.activation(self.dense(hidden_MH))), word_VH, self.bias)
+    def forward(self, hidden_MH: torch.Tensor, word_VH: torch.Tensor, label_M: torch.Tensor) -> torch.Tensor:
+        """Sum of the rows' cross-entropies, float32; the logits never exist in float32."""
+        return linear_cross_entropy(self.transformed(hidden_MH), word_VH, self.bias, label_M)
+
+    def transformed(self, hidden_MH: torch.Tensor) -> torch.Tensor:
+        """What the decoder multiplies, (M, H)."""
+        return self.norm(self.activation(self.dense(hidden_MH)))
+
+    def logits(self, hidden_MH: torch.Tensor, word_VH: torch.Tensor) -> torch.Tensor:
+        """(M, V) scores of every word, for inference."""
+        return F.linear(self.transformed(hidden_MH), word_VH, self.bias)
 
 
 class MaskedPatchHead(nn.Module):
@@ -34,8 +44,10 @@ class MaskedPatchHead(nn.Module):
         super().__init__()
         self.projection = nn.Linear(config.hidden_size, config.patch_feature_size, bias=False)
 
-    def forward(self, hidden_KH: torch.Tensor) -> torch.Tensor:
-        return self.projection(hidden_KH)
+    def forward(self, hidden_KH: torch.Tensor, features_RD: torch.Tensor, target_row_K: torch.Tensor) -> torch.Tensor:
+        """Sum of the rows' divergences from the raw features ``features_RD[target_row_K]``, float32."""
+        # Under ZeRO-3 a weight is gathered by the module whose forward first reads it: this one.
+        return linear_patch_kld(hidden_KH, self.projection.weight, features_RD, target_row_K) * len(hidden_KH)
 
 
 class AlignmentHead(nn.Module):

@@ -1,0 +1,77 @@
+"""A linear layer and its loss as three matrix products and one pass, for `linear_patch_kld` and `linear_cross_entropy`.
+
+The forward multiplies a block of rows, and while that block of logits is in the cache a native operator turns it, in
+place, into the gradient of the row losses (in the dtype of the input; float32 logits or probabilities are never in
+memory). The backward is two products of that gradient, scaled by what arrives at the loss:
+
+    grad_hidden = s residual @ weight,    grad_weight = s residual.T @ hidden,    grad_bias = s residual.sum(0)
+
+The products are the library's (oneDNN, cuBLAS): a tile kernel that fused the pass into them would have to see a whole
+row before its first gradient, so read or multiply every logit twice.
+
+Shapes: M rows, H hidden, D columns of the logits (patch feature or vocabulary).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+BLOCK_ROWS = {
+    "cpu": 256,
+    "cuda": 4096,
+}  # 2,048 bfloat16 columns of a block: half of this CPU's L2, a third of an H100's
+
+
+def forward_blocks(
+    hidden_MH: torch.Tensor,
+    weight_DH: torch.Tensor,
+    residual_: Callable[[torch.Tensor, slice], torch.Tensor],
+    save: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Row losses (M,) and the residual (M, D), which is empty unless ``save``.
+
+    Args:
+        residual_: turns the logits of a block, in place, into the gradient of their row losses, which it returns.
+    """
+    M, D = hidden_MH.shape[0], weight_DH.shape[0]
+    block = BLOCK_ROWS.get(hidden_MH.device.type, M or 1)
+    logits_MD = hidden_MH.new_empty(M if save else min(M, block), D)
+    losses = []
+    for first in range(0, M, block):
+        rows = slice(first, min(first + block, M))
+        part = logits_MD[rows] if save else logits_MD[: rows.stop - rows.start]
+        torch.mm(hidden_MH[rows], weight_DH.t(), out=part)
+        losses.append(residual_(part, rows))
+    if not losses:
+        losses.append(residual_(logits_MD, slice(0, 0)))
+    return torch.cat(losses) if len(losses) > 1 else losses[0], logits_MD if save else logits_MD.new_empty(0, D)
+
+
+def fake_forward(hidden_MH, weight_DH, save):
+    dtype = torch.float64 if hidden_MH.dtype == torch.float64 else torch.float32
+    rows = hidden_MH.shape[0] if save else 0
+    return hidden_MH.new_empty((), dtype=dtype), hidden_MH.new_empty((rows, weight_DH.shape[0]))
+
+
+@torch.library.impl("fashionbert_fast::linear_residual_backward", "CompositeExplicitAutograd")
+def _backward(grad_loss, residual_MD, hidden_MH, weight_DH, bias):
+    grad_hidden_MH, grad_weight_DH = hidden_MH.new_empty(hidden_MH.shape), weight_DH.new_empty(weight_DH.shape)
+    for out, left, right in ((grad_hidden_MH, residual_MD, weight_DH), (grad_weight_DH, residual_MD.t(), hidden_MH)):
+        if out.device.type == "cpu":  # where the product takes the scale as a number, for nothing
+            torch.addmm(out, left, right, beta=0, alpha=float(grad_loss), out=out)
+        else:  # reading it would wait for the device
+            torch.mm(left, right, out=out).mul_(grad_loss)
+    grad_bias_D = residual_MD.sum(0).mul_(grad_loss) if bias else weight_DH.new_empty(0)
+    return grad_hidden_MH, grad_weight_DH, grad_bias_D
+
+
+@torch.library.register_fake("fashionbert_fast::linear_residual_backward")
+def _(grad_loss, residual_MD, hidden_MH, weight_DH, bias):
+    grad_bias_D = weight_DH.new_empty(weight_DH.shape[0] if bias else 0)
+    return hidden_MH.new_empty(hidden_MH.shape), weight_DH.new_empty(weight_DH.shape), grad_bias_D
+
+
+def backward(grad_loss, residual_MD, hidden_MH, weight_DH, bias: bool = False):
+    return torch.ops.fashionbert_fast.linear_residual_backward(grad_loss, residual_MD, hidden_MH, weight_DH, bias)
