@@ -34,4 +34,18 @@ STABLE_TORCH_LIBRARY(fashionbert_fast, m) {
   m.def(
       "linear_residual_backward(Tensor grad_loss, Tensor residual, Tensor hidden, Tensor weight, bool bias) -> (Tensor "
       "grad_hidden, Tensor grad_weight, Tensor grad_bias)");
+  // LayerNorm(residual + dropout(x + bias)) of each row; dropout is csrc/common/dropout.h's on (stream, plane 0, row).
+  // stats: (T, 2), mean and 1 / standard deviation of each row. The backward's grad_x is empty where nothing drops,
+  // being grad_residual; its grad_bias is empty without a bias.
+  m.def(
+      "dropout_add_layer_norm(Tensor x, Tensor residual, Tensor? bias, Tensor ln_weight, Tensor ln_bias, float eps, "
+      "float dropout, Tensor? seed, int stream) -> (Tensor y, Tensor stats)");
+  m.def(
+      "dropout_add_layer_norm_backward(Tensor grad, Tensor x, Tensor residual, Tensor? bias, Tensor ln_weight, "
+      "Tensor stats, float dropout, Tensor? seed, int stream) -> (Tensor grad_x, Tensor grad_residual, "
+      "Tensor grad_bias, Tensor grad_ln_weight, Tensor grad_ln_bias)");
+
+  // The exact GELU of x + bias: csrc/common/gelu.h has the formula. grad_bias is empty without a bias.
+  m.def("bias_gelu(Tensor x, Tensor? bias) -> Tensor");
+  m.def("bias_gelu_backward(Tensor grad, Tensor x, Tensor? bias) -> (Tensor grad_x, Tensor grad_bias)");
 }

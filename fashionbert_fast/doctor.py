@@ -16,7 +16,9 @@ EPILOG = """examples:
 PACKAGES = ("torch", "triton", "deepspeed", "transformers", "tokenizers", "safetensors", "pybind11", "ninja", "nvtx")
 CSRC_OPERATORS = (
     "adaptive_loss",
+    "bias_gelu",
     "cross_entropy_residual_",
+    "dropout_add_layer_norm",
     "min_norm_weights",
     "patch_kld",
     "patch_kld_residual_",

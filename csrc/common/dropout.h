@@ -74,12 +74,14 @@ inline void dropout_factors(const Dropout& dropout, uint32_t plane, uint32_t row
     for (int call = 0; call < kDropoutCalls; ++call) philox_round(key, c0[call], c1[call], c2[call], c3[call]);
   }
   const uint32_t* words[4] = {c0, c1, c2, c3};
+  const uint32_t threshold = dropout.threshold;  // copies: `factors` could point at dropout, for all the compiler knows
+  const float scale = dropout.scale;
   for (int word = 0; word < 4; ++word) {
     FB_SIMD()
     for (int call = 0; call < kDropoutCalls; ++call) {
       const uint32_t low = words[word][call] & 0xffffu, high = words[word][call] >> 16;
-      factors[2 * word * kDropoutCalls + call] = low >= dropout.threshold ? dropout.scale : 0.0f;
-      factors[(2 * word + 1) * kDropoutCalls + call] = high >= dropout.threshold ? dropout.scale : 0.0f;
+      factors[2 * word * kDropoutCalls + call] = low >= threshold ? scale : 0.0f;
+      factors[(2 * word + 1) * kDropoutCalls + call] = high >= threshold ? scale : 0.0f;
     }
   }
 }

@@ -1,6 +1,8 @@
 """The operators: one file each, reading formula, reference, kernel, launch, registration, public function."""
 
 from fashionbert_fast.kernels.adaptive_loss import adaptive_loss
+from fashionbert_fast.kernels.bias_gelu import bias_gelu
+from fashionbert_fast.kernels.dropout_add_layer_norm import dropout_add_layer_norm
 from fashionbert_fast.kernels.linear_cross_entropy import linear_cross_entropy
 from fashionbert_fast.kernels.linear_patch_kld import linear_patch_kld
 from fashionbert_fast.kernels.masked_patch_embed import masked_patch_embed
@@ -9,6 +11,8 @@ from fashionbert_fast.kernels.patch_kld import patch_kld
 
 __all__ = [
     "adaptive_loss",
+    "bias_gelu",
+    "dropout_add_layer_norm",
     "linear_cross_entropy",
     "linear_patch_kld",
     "masked_patch_embed",

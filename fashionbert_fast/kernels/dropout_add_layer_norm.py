@@ -1,0 +1,289 @@
+"""dropout_add_layer_norm: what closes both halves of an encoder layer.
+
+Formula, of each row:
+
+    s = residual + dropout(x + bias);  n = (s - mean s) / sqrt(var s + eps);  y = n ln_weight + ln_bias
+
+and backwards, g being the gradient of y times ln_weight:
+
+    ds = (g - mean g - n mean(g n)) / sqrt(var s + eps);  dresidual = ds;  dx = ds where kept, scaled, else 0
+
+The gradients of the three parameters are sums over rows, taken in the same pass, in a fixed order. Dropout is
+kernels/dropout.py's: row t of x is row t of plane 0. The backward draws the mask again and forms s again from x and
+residual, so nothing is stored but the mean and 1 / sqrt(var + eps) of each row: the residual is kept for the products
+it feeds, and x takes the place that s would.
+
+Shapes: T tokens, H hidden.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+
+from fashionbert_fast.kernels._library import check_floating, check_same
+from fashionbert_fast.kernels.dropout import keep_reference, keep_tile, scale_of, threshold_of
+
+PROGRAMS = 256  # of the backward, at most: two a multiprocessor of the largest GPUs, whose sums are added up afterwards
+MAX_CUDA_WIDTH = 16384  # a row is one block
+
+
+# Reference -----------------------------------------------------------------------------------------------------------
+def dropout_add_layer_norm_reference(
+    x_TH, residual_TH, ln_weight_H, ln_bias_H, *, bias_H=None, eps=1e-12, dropout=0.0, seed=None, stream=0
+):
+    """The formula in plain PyTorch, with the operator's own mask."""
+    biased_TH = x_TH if bias_H is None else x_TH + bias_H
+    if dropout > 0:
+        T, H = x_TH.shape
+        keep_TH = keep_reference(int(seed), stream, torch.arange(T), H, dropout).to(x_TH.device)
+        biased_TH = biased_TH * (keep_TH * scale_of(dropout)).to(x_TH.dtype)
+    return F.layer_norm(residual_TH + biased_TH, ln_weight_H.shape, ln_weight_H, ln_bias_H, eps)
+
+
+# Triton --------------------------------------------------------------------------------------------------------------
+@triton.jit
+def _factors(seed, stream, row, threshold, scale, BLOCK: tl.constexpr):
+    """What dropout multiplies row ``row`` by, (BLOCK,) float32."""
+    keep = keep_tile(tl.load(seed), stream, 0, row + tl.arange(0, 1), 0, threshold, 1, BLOCK // 128)
+    return tl.reshape(keep, (BLOCK,)).to(tl.float32) * scale
+
+
+@triton.jit
+def _forward_kernel(
+    x, residual, bias, weight, ln_bias, y, stats, seed, width, eps, stream, threshold, scale,
+    HAS_BIAS: tl.constexpr, DROPS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    offsets = row.to(tl.int64) * width + columns
+    s = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        s += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
+    if DROPS:
+        s *= _factors(seed, stream, row, threshold, scale, BLOCK)
+    s += tl.load(residual + offsets, mask=inside, other=0.0).to(tl.float32)
+    mean = tl.sum(s, axis=0) / width
+    centred = tl.where(inside, s - mean, 0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=0) / width + eps)
+    scaled = centred * rstd * tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    result = scaled + tl.load(ln_bias + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + offsets, result.to(y.dtype.element_ty), mask=inside)
+    tl.store(stats + 2 * row.to(tl.int64), mean)
+    tl.store(stats + 2 * row.to(tl.int64) + 1, rstd)
+
+
+@triton.jit
+def _backward_kernel(
+    grad, x, residual, bias, weight, stats, grad_x, grad_residual, sums, seed, height, width, rows_each,
+    stream, threshold, scale, HAS_BIAS: tl.constexpr, DROPS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    program = tl.program_id(0)
+    columns = tl.arange(0, BLOCK)
+    inside = columns < width
+    w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
+    b = tl.zeros((BLOCK,), tl.float32)
+    if HAS_BIAS:
+        b = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
+    of_bias = tl.zeros((BLOCK,), tl.float32)
+    of_weight = tl.zeros((BLOCK,), tl.float32)
+    of_ln_bias = tl.zeros((BLOCK,), tl.float32)
+    for row in range(program * rows_each, min((program + 1) * rows_each, height)):
+        place = tl.cast(row, tl.int64)
+        offsets = place * width + columns
+        s = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32) + b
+        if DROPS:
+            factors = _factors(seed, stream, row, threshold, scale, BLOCK)
+            s *= factors
+        s += tl.load(residual + offsets, mask=inside, other=0.0).to(tl.float32)
+        rstd = tl.load(stats + 2 * place + 1)
+        n = tl.where(inside, (s - tl.load(stats + 2 * place)) * rstd, 0.0)
+        dy = tl.load(grad + offsets, mask=inside, other=0.0).to(tl.float32)
+        g = dy * w
+        ds = (g - tl.sum(g, axis=0) / width - n * (tl.sum(g * n, axis=0) / width)) * rstd
+        tl.store(grad_residual + offsets, ds.to(grad_residual.dtype.element_ty), mask=inside)
+        if DROPS:
+            ds *= factors
+            tl.store(grad_x + offsets, ds.to(grad_x.dtype.element_ty), mask=inside)
+        of_bias += ds
+        of_weight += dy * n
+        of_ln_bias += dy
+    to = sums + program.to(tl.int64) * 3 * width + columns
+    tl.store(to, of_bias, mask=inside)
+    tl.store(to + width, of_weight, mask=inside)
+    tl.store(to + 2 * width, of_ln_bias, mask=inside)
+
+
+# Launch --------------------------------------------------------------------------------------------------------------
+def _block(width: int) -> tuple[int, int]:
+    """Columns of a program and its warps: 8 elements a thread, up to 16 warps."""
+    block = max(128, triton.next_power_of_2(width))
+    return block, min(16, max(1, block // 256))
+
+
+def _contiguous(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
+def launch_forward(x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H, eps, dropout, seed, stream):
+    """``(y_TH, stats_T2)`` by the Triton kernel."""
+    x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H = (
+        None if tensor is None else tensor.contiguous()
+        for tensor in (x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H)
+    )
+    T, H = x_TH.shape
+    y_TH, stats_T2 = torch.empty_like(x_TH), x_TH.new_empty((T, 2), dtype=torch.float32)
+    if y_TH.numel() > 0:
+        block, warps = _block(H)
+        threshold = threshold_of(dropout)
+        with torch.cuda.device_of(x_TH):
+            _forward_kernel[(T,)](
+                x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H, y_TH, stats_T2, seed, H, eps, stream, threshold,
+                scale_of(dropout), bias_H is not None, threshold > 0, block, num_warps=warps,
+            )  # fmt: skip
+    return y_TH, stats_T2
+
+
+def launch_backward(grad_TH, x_TH, residual_TH, bias_H, ln_weight_H, stats_T2, dropout, seed, stream):
+    """The gradients of x (empty where nothing drops: then residual's), residual, bias (empty without one), ln_weight
+    and ln_bias by the Triton kernel."""
+    grad_TH, x_TH, residual_TH, bias_H, ln_weight_H = _contiguous(grad_TH, x_TH, residual_TH, bias_H, ln_weight_H)
+    T, H = x_TH.shape
+    threshold = threshold_of(dropout)
+    grad_residual_TH = torch.empty_like(x_TH)
+    grad_x_TH = torch.empty_like(x_TH) if threshold else x_TH.new_empty(0)
+    rows_each = max(1, triton.cdiv(T, PROGRAMS))
+    sums = x_TH.new_empty((triton.cdiv(T, rows_each), 3, H), dtype=torch.float32)
+    if x_TH.numel() > 0:
+        block, warps = _block(H)
+        with torch.cuda.device_of(x_TH):
+            _backward_kernel[(sums.shape[0],)](
+                grad_TH, x_TH, residual_TH, bias_H, ln_weight_H, stats_T2, grad_x_TH, grad_residual_TH, sums, seed, T,
+                H, rows_each, stream, threshold, scale_of(dropout), bias_H is not None, threshold > 0, block,
+                num_warps=warps,
+            )  # fmt: skip
+    # three tensors, not views of one: an operator's outputs must not share memory
+    grad_bias_H, grad_weight_H, grad_ln_bias_H = (total_H.to(x_TH.dtype, copy=True) for total_H in sums.sum(0))
+    return (
+        grad_x_TH,
+        grad_residual_TH,
+        grad_bias_H if bias_H is not None else x_TH.new_empty(0),
+        grad_weight_H,
+        grad_ln_bias_H,
+    )
+
+
+# Registration; the CPU's kernels are csrc/cpu/dropout_add_layer_norm.cpp ---------------------------------------------
+torch.library.impl("fashionbert_fast::dropout_add_layer_norm", "CUDA")(launch_forward)
+torch.library.impl("fashionbert_fast::dropout_add_layer_norm_backward", "CUDA")(launch_backward)
+
+
+@torch.library.register_fake("fashionbert_fast::dropout_add_layer_norm")
+def _(x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H, eps, dropout, seed, stream):
+    dtype = torch.float64 if x_TH.dtype == torch.float64 else torch.float32
+    return x_TH.new_empty(x_TH.shape), x_TH.new_empty((x_TH.shape[0], 2), dtype=dtype)
+
+
+@torch.library.register_fake("fashionbert_fast::dropout_add_layer_norm_backward")
+def _(grad_TH, x_TH, residual_TH, bias_H, ln_weight_H, stats_T2, dropout, seed, stream):
+    T, H = x_TH.shape
+    grad_x = x_TH.new_empty((T, H)) if threshold_of(dropout) else x_TH.new_empty((0,))
+    grad_bias = x_TH.new_empty((0,) if bias_H is None else (H,))
+    return grad_x, x_TH.new_empty((T, H)), grad_bias, x_TH.new_empty((H,)), x_TH.new_empty((H,))
+
+
+def _setup_context(ctx, inputs, output):
+    x_TH, residual_TH, bias_H, ln_weight_H, _ln_bias_H, _eps, ctx.dropout, seed, ctx.stream = inputs
+    ctx.save_for_backward(x_TH, residual_TH, bias_H, ln_weight_H, output[1], seed)
+    ctx.set_materialize_grads(False)
+
+
+def _backward(ctx, grad_TH, _grad_stats_T2):
+    if grad_TH is None:
+        return (None,) * 9
+    x_TH, residual_TH, bias_H, ln_weight_H, stats_T2, seed = ctx.saved_tensors
+    grad_x_TH, grad_residual_TH, grad_bias_H, grad_weight_H, grad_ln_bias_H = (
+        torch.ops.fashionbert_fast.dropout_add_layer_norm_backward(
+            grad_TH, x_TH, residual_TH, bias_H, ln_weight_H, stats_T2, ctx.dropout, seed, ctx.stream
+        )
+    )
+    if not threshold_of(ctx.dropout):
+        grad_x_TH = grad_residual_TH  # as of any sum: autograd adds in place only to a tensor nobody else holds
+    if bias_H is None:
+        grad_bias_H = None
+    return grad_x_TH, grad_residual_TH, grad_bias_H, grad_weight_H, grad_ln_bias_H, None, None, None, None
+
+
+torch.library.register_autograd("fashionbert_fast::dropout_add_layer_norm", _backward, setup_context=_setup_context)
+
+
+# Public function -----------------------------------------------------------------------------------------------------
+def dropout_add_layer_norm(
+    x_TH: torch.Tensor,
+    residual_TH: torch.Tensor,
+    ln_weight_H: torch.Tensor,
+    ln_bias_H: torch.Tensor,
+    *,
+    bias_H: torch.Tensor | None = None,
+    eps: float = 1e-12,
+    dropout: float = 0.0,
+    seed: torch.Tensor | None = None,
+    stream: int = 0,
+) -> torch.Tensor:
+    """LayerNorm(residual + dropout(x + bias)): (T, H) in the dtype of ``x_TH``, computed in float32 (float64 for
+    float64).
+
+    Forward and backward each read every input once; the same bits on every run and any number of threads.
+
+    Args:
+        x_TH: (T, H) float32, bfloat16 or float16, on CPU or CUDA; float64 on CPU. Strided is copied. On CUDA
+            H <= 16384.
+        residual_TH: (T, H). ln_weight_H, ln_bias_H: (H,) LayerNorm. bias_H: (H,), or None. All of the dtype and on the
+            device of ``x_TH``.
+        eps: LayerNorm's, >= 0.
+        dropout: probability of dropping, 0 to 1, rounded to a multiple of 1 / 65536.
+        seed: (1,) int64 on the device of ``x_TH``, required where ``dropout`` > 0 (`dropout.draw_seed`).
+        stream: the place in the model that drops, 0 <= stream < 2^31: places with one seed drop independently.
+
+    Raises:
+        ValueError: naming the argument whose shape, dtype, device or value is wrong.
+    """
+    check_floating("x_TH", x_TH)
+    if x_TH.dim() != 2:
+        raise ValueError(f"x_TH must have shape (T, H), got {tuple(x_TH.shape)}")
+    if x_TH.is_cuda and (x_TH.dtype == torch.float64 or x_TH.shape[1] > MAX_CUDA_WIDTH):
+        raise ValueError(f"x_TH on CUDA must be float32 or narrower, with H <= {MAX_CUDA_WIDTH}")
+    H = x_TH.shape[1:]
+    _check("residual_TH", residual_TH, x_TH.shape, x_TH)
+    _check("ln_weight_H", ln_weight_H, H, x_TH)
+    _check("ln_bias_H", ln_bias_H, H, x_TH)
+    if bias_H is not None:
+        _check("bias_H", bias_H, H, x_TH)
+    if not eps >= 0:
+        raise ValueError(f"eps must be at least 0, got {eps}")
+    _check_dropout(dropout, seed, stream, x_TH.device)
+    return torch.ops.fashionbert_fast.dropout_add_layer_norm(
+        x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H, eps, dropout, seed if dropout > 0 else None, stream
+    )[0]
+
+
+def _check(name: str, tensor: torch.Tensor, shape: torch.Size, x_TH: torch.Tensor) -> None:
+    check_floating(name, tensor)
+    if tensor.shape != shape:
+        raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
+    check_same(name, tensor, "x_TH", x_TH)
+
+
+def _check_dropout(dropout: float, seed: torch.Tensor | None, stream: int, device: torch.device) -> None:
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout must be a probability from 0 to 1, got {dropout}")
+    if not 0 <= stream < 2**31:
+        raise ValueError(f"stream must be from 0 to 2^31 - 1, got {stream}")
+    if dropout > 0 and seed is None:
+        raise ValueError("seed is required where dropout > 0: kernels.dropout.draw_seed gives one")
+    if dropout > 0 and (seed.shape != (1,) or seed.dtype != torch.int64 or seed.device != device):
+        got = f"{seed.dtype} {tuple(seed.shape)} on {seed.device}"
+        raise ValueError(f"seed must be int64 of shape (1,) on {device}, got {got}")
