@@ -48,4 +48,13 @@ STABLE_TORCH_LIBRARY(fashionbert_fast, m) {
   // The exact GELU of x + bias: csrc/common/gelu.h has the formula. grad_bias is empty without a bias.
   m.def("bias_gelu(Tensor x, Tensor? bias) -> Tensor");
   m.def("bias_gelu_backward(Tensor grad, Tensor x, Tensor? bias) -> (Tensor grad_x, Tensor grad_bias)");
+  // Self-attention inside each of S sequences packed along one axis: fashionbert_fast/kernels/packed_attention.py has
+  // the formula. lse: (heads, T), the log-sum-exp of each query's scaled scores, for the backward.
+  m.def(
+      "packed_attention(Tensor qkv, Tensor? bias, Tensor offsets, int heads, int longest, float dropout, Tensor? seed, "
+      "int stream) -> (Tensor context, Tensor lse)");
+  m.def(
+      "packed_attention_backward(Tensor grad_context, Tensor qkv, Tensor? bias, Tensor offsets, Tensor context, "
+      "Tensor lse, int heads, int longest, float dropout, Tensor? seed, int stream) -> (Tensor grad_qkv, Tensor "
+      "grad_bias)");
 }

@@ -9,6 +9,10 @@
 
 #include <cstdint>
 
+#if defined(__AVX512F__) && !defined(__CUDACC__)
+#include <immintrin.h>
+#endif
+
 #include "common/macros.h"
 
 namespace fashionbert {
@@ -57,6 +61,44 @@ FB_HOST_DEVICE void philox_round(const PhiloxKey& key, uint32_t& c0, uint32_t& c
 }
 
 #if !defined(__CUDACC__)
+#if defined(__AVX512F__)
+// A round of 16 calls at once; the compiler makes several times as many instructions of `philox_round`.
+inline void philox_round(const PhiloxKey& key, __m512i& c0, __m512i& c1, __m512i& c2, __m512i& c3) {
+  const auto high_of = [](__m512i x, __m512i by) {
+    const __m512i even = _mm512_mul_epu32(x, by), odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), by);
+    return _mm512_mask_blend_epi32(0xaaaa, _mm512_srli_epi64(even, 32), odd);
+  };
+  const __m512i by_a = _mm512_set1_epi32(static_cast<int>(0xD2511F53u));
+  const __m512i by_b = _mm512_set1_epi32(static_cast<int>(0xCD9E8D57u));
+  const __m512i high_a = high_of(c0, by_a), high_b = high_of(c2, by_b);
+  const __m512i low_a = _mm512_mullo_epi32(c0, by_a), low_b = _mm512_mullo_epi32(c2, by_b);
+  c0 = _mm512_xor_si512(_mm512_xor_si512(high_b, c1), _mm512_set1_epi32(static_cast<int>(key.k0)));
+  c2 = _mm512_xor_si512(_mm512_xor_si512(high_a, c3), _mm512_set1_epi32(static_cast<int>(key.k1)));
+  c1 = low_b;
+  c3 = low_a;
+}
+
+// What block `block` of a row multiplies by: scale or 0, for each of its 128 columns.
+inline void dropout_factors(const Dropout& dropout, uint32_t plane, uint32_t row, uint32_t block, float* factors) {
+  const __m512i calls = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  __m512i c0 = _mm512_add_epi32(calls, _mm512_set1_epi32(static_cast<int>(block * kDropoutCalls)));
+  __m512i c1 = _mm512_set1_epi32(static_cast<int>(row)), c2 = _mm512_set1_epi32(static_cast<int>(dropout.stream));
+  __m512i c3 = _mm512_set1_epi32(static_cast<int>(plane));
+  PhiloxKey key(dropout.seed);
+  FB_UNROLL for (int round = 0; round < kPhiloxRounds; ++round, key.next())
+    philox_round(key, c0, c1, c2, c3);
+  const __m512i threshold = _mm512_set1_epi32(static_cast<int>(dropout.threshold));
+  const __m512 scale = _mm512_set1_ps(dropout.scale);
+  const __m512i words[4] = {c0, c1, c2, c3};
+  FB_UNROLL for (int word = 0; word < 4; ++word) {
+    const __m512i low = _mm512_and_si512(words[word], _mm512_set1_epi32(0xffff));
+    const __m512i high = _mm512_srli_epi32(words[word], 16);
+    float* to = factors + 2 * word * kDropoutCalls;
+    _mm512_storeu_ps(to, _mm512_maskz_mov_ps(_mm512_cmpge_epu32_mask(low, threshold), scale));
+    _mm512_storeu_ps(to + kDropoutCalls, _mm512_maskz_mov_ps(_mm512_cmpge_epu32_mask(high, threshold), scale));
+  }
+}
+#else
 // What block `block` of a row multiplies by: scale or 0, for each of its 128 columns. `philox` for 16 calls at once,
 // its rounds outside and the calls inside, which is the order the compiler vectorises.
 inline void dropout_factors(const Dropout& dropout, uint32_t plane, uint32_t row, uint32_t block, float* factors) {
@@ -85,6 +127,7 @@ inline void dropout_factors(const Dropout& dropout, uint32_t plane, uint32_t row
     }
   }
 }
+#endif
 
 // values[i] *= factor of column i, for the `count` first columns of a row. NaN where dropped becomes 0 as well.
 template <typename Real>

@@ -1,4 +1,4 @@
-// e^x for x <= 0, host and device: what every softmax here is made of.
+// Exponentials that vectorise on the host, host and device.
 #pragma once
 
 #include <cmath>
@@ -8,7 +8,7 @@
 
 namespace fashionbert {
 
-// On the host a branch-free polynomial (Cephes' expf, 1 ulp), which the compiler vectorises where it
+// e^x for x <= 0. On the host a branch-free polynomial (Cephes' expf, 1 ulp), which the compiler vectorises where it
 // could not vectorise a libm call. Below -87.3 it stays at 1e-38 instead of going to 0. NaN stays NaN.
 FB_HOST_DEVICE float exp_nonpositive(float x) {
 #if defined(__CUDA_ARCH__)

@@ -7,6 +7,7 @@ from fashionbert_fast.kernels.linear_cross_entropy import linear_cross_entropy
 from fashionbert_fast.kernels.linear_patch_kld import linear_patch_kld
 from fashionbert_fast.kernels.masked_patch_embed import masked_patch_embed
 from fashionbert_fast.kernels.min_norm_weights import min_norm_weights
+from fashionbert_fast.kernels.packed_attention import packed_attention
 from fashionbert_fast.kernels.patch_kld import patch_kld
 
 __all__ = [

@@ -1,0 +1,577 @@
+// packed_attention on CPU. The unit of work is a head of a sequence: everything of it is packed once into scratch that
+// stays in the second cache, then worked on a tile of query rows at a time, whose scores stay in the first. Sums run in
+// the same order whatever the number of threads.
+//
+// The backward computes scores and probabilities again. Where bfloat16 is multiplied natively, probabilities and their
+// gradients are rounded to bfloat16 as operands, as PyTorch's own kernels do; sums stay float32.
+#include <torch/csrc/stable/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "common/dropout.h"
+#include "common/exp.h"
+#include "common/tensor.h"
+#include "cpu/convert.h"
+#include "cpu/tiles.h"
+
+namespace fashionbert {
+namespace {
+
+constexpr int64_t kQueryBlock = 192;  // queries whose probabilities the backward holds at once
+
+// The operator's arguments, as both directions see them.
+template <typename Storage>
+struct Problem {
+  const Storage* qkv;   // token t at qkv + t * stride: query, key, value, each `heads` x `width`
+  const Storage* bias;  // or null
+  const int32_t* offsets;
+  int64_t stride, heads, width;
+  Dropout dropout;
+
+  int64_t hidden() const { return heads * width; }
+  compute_t<Storage> scale() const { return 1 / std::sqrt(static_cast<compute_t<Storage>>(width)); }
+};
+
+enum Part { kQuery, kKey, kValue };
+
+// A head of a sequence.
+struct Item {
+  int64_t sequence, head, first, length;
+};
+
+template <typename Storage>
+Item item_of(const Problem<Storage>& problem, int64_t index) {
+  const int64_t sequence = index / problem.heads, first = problem.offsets[sequence];
+  return {sequence, index % problem.heads, first, problem.offsets[sequence + 1] - first};
+}
+
+// Asks for what the next item will load of rows `from` .. `from + count`: they lie a page or so apart, and waiting for
+// each in turn costs more than multiplying them. `grad`: the context's gradient, or null. Inline, for GCC 12 takes a
+// function that only prefetches for one without effects, and its calls away.
+template <typename Storage>
+__attribute__((always_inline)) inline void prefetch_rows(const Problem<Storage>& problem, const Item& next,
+                                                         const Storage* grad, int64_t from, int64_t count) {
+  constexpr int64_t kLine = 64 / sizeof(Storage);
+  const int64_t column = next.head * problem.width;
+  for (int64_t r = from; r < std::min(from + count, next.length); ++r) {
+    const Storage* row = problem.qkv + (next.first + r) * problem.stride + column;
+    for (int64_t i = 0; i < problem.width; i += kLine) {
+      for (int part = 0; part < 3; ++part) __builtin_prefetch(row + part * problem.hidden() + i, 0, 2);
+      if (grad) __builtin_prefetch(grad + (next.first + r) * problem.hidden() + column + i, 0, 2);
+    }
+  }
+}
+
+// Sizes of the scratch of sequences of up to `length`.
+template <typename Storage>
+struct Extent {
+  int64_t keys;   // a whole number of vectors, so also an even number of query rows
+  int64_t width;  // of a head
+  Extent(int64_t length, int64_t head_width)
+      : keys(round_up(length, Operand<Storage>::kLanes)), width(padded<Storage>(head_width)) {}
+  int64_t block() const { return std::min(keys, kQueryBlock); }
+};
+
+// Rows of numbers as elements, zeros where they are padded. `buffer` holds a row in the compute type.
+template <typename Storage, typename Real = compute_t<Storage>>
+void load_rows(const Storage* in, int64_t in_row, const Storage* bias, int64_t count, int64_t padded_count,
+               int64_t width, int64_t padded_width, Real* buffer, typename Operand<Storage>::Element* out) {
+  using Element = typename Operand<Storage>::Element;
+  const int columns = static_cast<int>(width);
+  Real* bias_values = buffer + padded_width;
+  if (bias) widen(bias, columns, bias_values);
+  for (int64_t r = 0; r < count; ++r, in += in_row, out += padded_width) {
+    if constexpr (std::is_same_v<Storage, Element>) {
+      if (!bias) std::memcpy(out, in, width * sizeof(Element));
+    }
+    if (bias || !std::is_same_v<Storage, Element>) {
+      widen(in, columns, buffer);
+      if (bias) {
+        FB_SIMD()
+        for (int i = 0; i < columns; ++i) buffer[i] += bias_values[i];
+      }
+      narrow(buffer, columns, out);
+    }
+    std::memset(static_cast<void*>(out + width), 0, (padded_width - width) * sizeof(Element));
+  }
+  std::memset(static_cast<void*>(out), 0, (padded_count - count) * padded_width * sizeof(Element));
+}
+
+template <typename Storage>
+void load_part(const Problem<Storage>& problem, const Item& item, Part part, const Extent<Storage>& extent,
+               compute_t<Storage>* buffer, typename Operand<Storage>::Element* out) {
+  const int64_t column = part * problem.hidden() + item.head * problem.width;
+  load_rows(problem.qkv + item.first * problem.stride + column, problem.stride,
+            problem.bias ? problem.bias + column : nullptr, item.length, extent.keys, problem.width, extent.width,
+            buffer, out);
+}
+
+inline const uint32_t* as_words(const c10::BFloat16* elements) { return reinterpret_cast<const uint32_t*>(elements); }
+inline const float* as_words(const float* elements) { return elements; }
+inline const double* as_words(const double* elements) { return elements; }
+
+// Rows of elements as the right operand of a sum over rows, in `out` unless they are that already.
+template <typename Storage>
+const typename Operand<Storage>::Word* summed_over_rows(const typename Operand<Storage>::Element* rows, int64_t count,
+                                                        int64_t width, typename Operand<Storage>::Word* out) {
+  if constexpr (Operand<Storage>::kPack == 1) {
+    return rows;
+  } else {
+    for (int64_t r = 0; r < count; r += 2)
+      pair_rows(rows + r * width, rows + (r + 1) * width, width, out + r / 2 * width);
+    return out;
+  }
+}
+
+template <typename Storage>
+int64_t words_of(int64_t count) {
+  return (count + Operand<Storage>::kPack - 1) / Operand<Storage>::kPack;
+}
+
+// What the probabilities of a query are multiplied by; null without dropout.
+inline const float* factors_of(const Dropout& dropout, int64_t head, int64_t token, int64_t keys, float* buffer) {
+  if (!dropout.active()) return nullptr;
+  for (int64_t block = 0; block * kDropoutBlock < keys; ++block) {
+    dropout_factors(dropout, static_cast<uint32_t>(head), static_cast<uint32_t>(token), static_cast<uint32_t>(block),
+                    buffer + block * kDropoutBlock);
+  }
+  return buffer;
+}
+
+// Forward -------------------------------------------------------------------------------------------------------------
+
+template <typename Storage>
+struct ForwardScratch : Scratch {
+  using Ops = Operand<Storage>;
+  typename Ops::Element *rows, *query;
+  typename Ops::Word *key, *value;  // summed over columns, over rows
+  typename Ops::Real* scores;
+  typename Ops::Element* weights;  // e^(score - maximum), after dropout
+  typename Ops::Real *context, *buffer;
+  float* factors;
+
+  explicit ForwardScratch(const Extent<Storage>& most) {
+    for (auto** elements : {&rows, &query}) *elements = take<typename Ops::Element>(most.keys * most.width);
+    for (auto** words : {&key, &value}) *words = take<typename Ops::Word>(most.keys * most.width / Ops::kPack);
+    scores = take<typename Ops::Real>(kTileRows * most.keys);
+    weights = take<typename Ops::Element>(kTileRows * most.keys);
+    context = take<typename Ops::Real>(kTileRows * most.width);
+    buffer = take<typename Ops::Real>(2 * most.width);
+    factors = take<float>(round_up(most.keys, kDropoutBlock));
+  }
+};
+
+template <typename Real>
+struct Softmax {
+  Real maximum, sum;
+};
+
+// Scores become e^(score - maximum), times dropout's factors; the sum is of the exponentials before dropout. Of the
+// `keys` columns those from `length` on are padding.
+template <typename Real>
+Softmax<Real> softmax_row(Real* scores, int64_t length, int64_t keys, Real scale, const float* factors) {
+  Real maximum = -std::numeric_limits<Real>::infinity(), sum = 0;
+  for (int64_t j = length; j < keys; ++j) scores[j] = maximum;
+  FB_SIMD(reduction(max : maximum))
+  for (int64_t j = 0; j < keys; ++j) maximum = scores[j] > maximum ? scores[j] : maximum;
+  maximum *= scale;
+  FB_SIMD(reduction(+ : sum))
+  for (int64_t j = 0; j < keys; ++j) {
+    const Real e = exp_nonpositive(scores[j] * scale - maximum);
+    sum += e;
+    scores[j] = e;
+  }
+  if (factors) {
+    FB_SIMD()
+    for (int64_t j = 0; j < keys; ++j) scores[j] *= factors[j];
+  }
+  return {maximum, sum};
+}
+
+// Stores scale * values.
+template <typename Storage, typename Real = compute_t<Storage>>
+void store_row(Real* values, Real scale, int64_t width, Storage* out) {
+  FB_SIMD()
+  for (int64_t i = 0; i < width; ++i) values[i] *= scale;
+  narrow(values, static_cast<int>(width), out);
+}
+
+template <typename Storage>
+void attend(const Problem<Storage>& problem, const Item& item, const Item& next, ForwardScratch<Storage>& scratch,
+            Storage* context, compute_t<Storage>* lse) {
+  using Ops = Operand<Storage>;
+  const Extent<Storage> extent(item.length, problem.width);
+  const int64_t keys = extent.keys, width = extent.width, row_words = width / Ops::kPack;
+  load_part(problem, item, kQuery, extent, scratch.buffer, scratch.query);
+  load_part(problem, item, kKey, extent, scratch.buffer, scratch.rows);
+  transpose(as_words(scratch.rows), keys, row_words, row_words, scratch.key, keys);
+  load_part(problem, item, kValue, extent, scratch.buffer, scratch.rows);
+  const auto* value = summed_over_rows<Storage>(scratch.rows, keys, width, scratch.value);
+  const auto* query = as_words(scratch.query);
+  const int64_t rows = round_up(item.length, 2);
+  for (int64_t i = 0; i < rows;) {
+    const int count = tile_rows(rows - i);
+    prefetch_rows<Storage>(problem, next, nullptr, i, count);
+    multiply<Storage>(count, keys, words_of<Storage>(problem.width), {query + i * row_words, row_words, 1}, scratch.key,
+                      keys, scratch.scores, keys, false);
+    Softmax<typename Ops::Real> softmax[kTileRows];
+    for (int r = 0; r < count; ++r) {
+      typename Ops::Real* scores = scratch.scores + r * keys;
+      const float* factors = factors_of(problem.dropout, item.head, item.first + i + r, keys, scratch.factors);
+      softmax[r] = softmax_row(scores, item.length, keys, problem.scale(), factors);
+      narrow(scores, static_cast<int>(keys), scratch.weights + r * keys);
+    }
+    const auto* weights = as_words(scratch.weights);
+    multiply<Storage>(count, width, words_of<Storage>(item.length), {weights, keys / Ops::kPack, 1}, value, width,
+                      scratch.context, width, false);
+    for (int r = 0; r < count && i + r < item.length; ++r) {
+      const int64_t token = item.first + i + r;
+      store_row(scratch.context + r * width, 1 / softmax[r].sum, problem.width,
+                context + token * problem.hidden() + item.head * problem.width);
+      lse[token] = softmax[r].maximum + std::log(softmax[r].sum);
+    }
+    i += count;
+  }
+}
+
+// Backward ------------------------------------------------------------------------------------------------------------
+
+template <typename Storage>
+struct BackwardScratch : Scratch {
+  using Ops = Operand<Storage>;
+  typename Ops::Element *query, *key, *value, *grad;         // grad: of the context, of a block of queries
+  typename Ops::Word *key_columns, *value_columns;           // summed over columns
+  typename Ops::Word *key_pairs, *query_pairs, *grad_pairs;  // summed over rows
+  typename Ops::Real *scores, *slopes;                       // become probabilities and gradients of scaled scores
+  typename Ops::Element *weight_rows, *slope_rows;           // those of a tile
+  typename Ops::Word *weight_pairs, *slope_pairs;            // those of a block of queries, summed over queries
+  typename Ops::Real *grad_query, *grad_key, *grad_value, *buffer;
+  float* factors;
+
+  explicit BackwardScratch(const Extent<Storage>& most) {
+    const int64_t size = most.keys * most.width, block = most.block();
+    for (auto** elements : {&query, &key, &value}) *elements = take<typename Ops::Element>(size);
+    for (auto** words : {&key_columns, &value_columns, &key_pairs})
+      *words = take<typename Ops::Word>(size / Ops::kPack);
+    grad = take<typename Ops::Element>(block * most.width);
+    for (auto** words : {&query_pairs, &grad_pairs}) *words = take<typename Ops::Word>(block * most.width / Ops::kPack);
+    for (auto** tile : {&scores, &slopes}) *tile = take<typename Ops::Real>(kTileRows * most.keys);
+    for (auto** tile : {&weight_rows, &slope_rows}) *tile = take<typename Ops::Element>(kTileRows * most.keys);
+    for (auto** words : {&weight_pairs, &slope_pairs})
+      *words = take<typename Ops::Word>(block * most.keys / Ops::kPack);
+    grad_query = take<typename Ops::Real>(kTileRows * most.width);
+    for (auto** sums : {&grad_key, &grad_value}) *sums = take<typename Ops::Real>(size);
+    buffer = take<typename Ops::Real>(2 * most.width);
+    factors = take<float>(round_up(most.keys, kDropoutBlock));
+  }
+};
+
+// Scores become probabilities after dropout, `slopes` (gradients of those) become gradients of the scaled scores.
+// Dividing by the sum again undoes the rounding of a large log-sum-exp.
+template <typename Real>
+void softmax_backward_row(Real* scores, Real* slopes, int64_t length, int64_t keys, Real scale, Real lse,
+                          const float* factors) {
+  for (int64_t j = length; j < keys; ++j) scores[j] = -std::numeric_limits<Real>::infinity();
+  if (factors) {
+    FB_SIMD()
+    for (int64_t j = 0; j < keys; ++j) slopes[j] *= factors[j];
+  }
+  Real sum = 0, dot = 0;
+  FB_SIMD(reduction(+ : sum, dot))
+  for (int64_t j = 0; j < keys; ++j) {
+    const Real e = exp_nonpositive(scores[j] * scale - lse);
+    sum += e;
+    dot += e * slopes[j];
+    scores[j] = e;
+  }
+  const Real inverse = 1 / sum, mean = dot * inverse;
+  FB_SIMD()
+  for (int64_t j = 0; j < keys; ++j) {
+    const Real p = scores[j] * inverse;
+    slopes[j] = p * (slopes[j] - mean);
+    scores[j] = p;
+  }
+  if (factors) {
+    FB_SIMD()
+    for (int64_t j = 0; j < keys; ++j) scores[j] *= factors[j];
+  }
+}
+
+// Numbers of an even number of rows as operands: as the words of rows, which is the result (in `rows` unless the input
+// is that already), and in `pairs` summed over rows.
+template <typename Storage>
+const typename Operand<Storage>::Word* as_operands(const compute_t<Storage>* in, int64_t count, int64_t width,
+                                                   typename Operand<Storage>::Element* rows,
+                                                   typename Operand<Storage>::Word* pairs) {
+  if constexpr (Operand<Storage>::kPack == 1) {
+    std::memcpy(pairs, in, count * width * sizeof(*in));
+    return in;
+  } else {
+    narrow(in, static_cast<int>(count * width), rows);
+    for (int64_t r = 0; r < count; r += 2)
+      pair_rows(rows + r * width, rows + (r + 1) * width, width, pairs + r / 2 * width);
+    return as_words(rows);
+  }
+}
+
+// The gradient of one part of a token's row, and its share of the bias gradient.
+template <typename Storage, typename Real = compute_t<Storage>>
+void store_gradient(Real* values, Real scale, int64_t width, Storage* out, Real* sums) {
+  store_row(values, scale, width, out);
+  if (sums == nullptr) return;
+  FB_SIMD()
+  for (int64_t i = 0; i < width; ++i) sums[i] += values[i];
+}
+
+template <typename Storage>
+struct Gradients {
+  const Storage* context;  // (tokens, hidden), of the result
+  const compute_t<Storage>* lse;
+  Storage* qkv;                // (tokens, 3 hidden)
+  compute_t<Storage>* biases;  // (sequences, 3 hidden) sums of each sequence, or null
+};
+
+template <typename Storage>
+void load_operands(const Problem<Storage>& problem, const Item& item, BackwardScratch<Storage>& scratch) {
+  using Ops = Operand<Storage>;
+  const Extent<Storage> extent(item.length, problem.width);
+  const int64_t keys = extent.keys, row_words = extent.width / Ops::kPack;
+  load_part(problem, item, kQuery, extent, scratch.buffer, scratch.query);
+  load_part(problem, item, kKey, extent, scratch.buffer, scratch.key);
+  load_part(problem, item, kValue, extent, scratch.buffer, scratch.value);
+  transpose(as_words(scratch.key), keys, row_words, row_words, scratch.key_columns, keys);
+  transpose(as_words(scratch.value), keys, row_words, row_words, scratch.value_columns, keys);
+}
+
+// Probabilities and their gradients of the queries from `from` on, in scratch; the queries' own gradients, stored.
+template <typename Storage>
+void differentiate_queries(const Problem<Storage>& problem, const Item& item, const Item& next, int64_t from,
+                           int64_t rows, const typename Operand<Storage>::Word* key_pairs,
+                           BackwardScratch<Storage>& scratch, const Gradients<Storage>& gradients) {
+  using Ops = Operand<Storage>;
+  const Extent<Storage> extent(item.length, problem.width);
+  const int64_t keys = extent.keys, width = extent.width, row_words = width / Ops::kPack, hidden = problem.hidden();
+  const auto* query = as_words(scratch.query) + from * row_words;
+  const auto* grad = as_words(scratch.grad);
+  const int64_t column = item.head * problem.width, head_words = words_of<Storage>(problem.width);
+  auto* sums = gradients.biases ? gradients.biases + item.sequence * 3 * hidden + column : nullptr;
+  for (int64_t i = 0; i < rows;) {
+    const int count = tile_rows(rows - i);
+    prefetch_rows(problem, next, gradients.context, from + i, count);
+    multiply<Storage>(count, keys, head_words, {query + i * row_words, row_words, 1}, scratch.key_columns, keys,
+                      scratch.scores, keys, false);
+    multiply<Storage>(count, keys, head_words, {grad + i * row_words, row_words, 1}, scratch.value_columns, keys,
+                      scratch.slopes, keys, false);
+    for (int r = 0; r < count; ++r) {
+      const int64_t token = item.first + from + i + r;
+      if (from + i + r == item.length) {  // the row that makes their number even
+        std::fill_n(scratch.scores + r * keys, keys, typename Ops::Real(0));
+        std::fill_n(scratch.slopes + r * keys, keys, typename Ops::Real(0));
+        break;
+      }
+      softmax_backward_row(scratch.scores + r * keys, scratch.slopes + r * keys, item.length, keys, problem.scale(),
+                           gradients.lse[token], factors_of(problem.dropout, item.head, token, keys, scratch.factors));
+    }
+    const int64_t pair = i / Ops::kPack * keys;
+    as_operands<Storage>(scratch.scores, count, keys, scratch.weight_rows, scratch.weight_pairs + pair);
+    const auto* slopes =
+        as_operands<Storage>(scratch.slopes, count, keys, scratch.slope_rows, scratch.slope_pairs + pair);
+    multiply<Storage>(count, width, words_of<Storage>(item.length), {slopes, keys / Ops::kPack, 1}, key_pairs, width,
+                      scratch.grad_query, width, false);
+    for (int r = 0; r < count && from + i + r < item.length; ++r) {
+      store_gradient(scratch.grad_query + r * width, problem.scale(), problem.width,
+                     gradients.qkv + (item.first + from + i + r) * 3 * hidden + column, sums);
+    }
+    i += count;
+  }
+}
+
+template <typename Storage>
+void differentiate(const Problem<Storage>& problem, const Item& item, const Item& next,
+                   BackwardScratch<Storage>& scratch, const Gradients<Storage>& gradients) {
+  using Ops = Operand<Storage>;
+  const Extent<Storage> extent(item.length, problem.width);
+  const int64_t keys = extent.keys, width = extent.width, hidden = problem.hidden();
+  const int64_t column = item.head * problem.width, key_rows = round_up(item.length, 2);
+  load_operands(problem, item, scratch);
+  const auto* key_pairs = summed_over_rows<Storage>(scratch.key, keys, width, scratch.key_pairs);
+  for (int64_t from = 0; from < item.length; from += kQueryBlock) {
+    const int64_t count = std::min(kQueryBlock, item.length - from), rows = round_up(count, 2);
+    load_rows<Storage>(gradients.context + (item.first + from) * hidden + column, hidden, nullptr, count, rows,
+                       problem.width, width, scratch.buffer, scratch.grad);
+    differentiate_queries(problem, item, next, from, rows, key_pairs, scratch, gradients);
+    const auto* query = summed_over_rows<Storage>(scratch.query + from * width, rows, width, scratch.query_pairs);
+    const auto* grad = summed_over_rows<Storage>(scratch.grad, rows, width, scratch.grad_pairs);
+    const int64_t words = rows / Ops::kPack;
+    multiply<Storage>(key_rows, width, words, {scratch.slope_pairs, 1, keys}, query, width, scratch.grad_key, width,
+                      from > 0);
+    multiply<Storage>(key_rows, width, words, {scratch.weight_pairs, 1, keys}, grad, width, scratch.grad_value, width,
+                      from > 0);
+  }
+  for (int64_t j = 0; j < item.length; ++j) {
+    Storage* out = gradients.qkv + (item.first + j) * 3 * hidden + column;
+    auto* sums = gradients.biases ? gradients.biases + item.sequence * 3 * hidden + column : nullptr;
+    store_gradient(scratch.grad_key + j * width, problem.scale(), problem.width, out + hidden,
+                   sums ? sums + hidden : nullptr);
+    store_gradient(scratch.grad_value + j * width, typename Ops::Real(1), problem.width, out + 2 * hidden,
+                   sums ? sums + 2 * hidden : nullptr);
+  }
+}
+
+// Operators -----------------------------------------------------------------------------------------------------------
+
+struct Arguments {
+  Tensor qkv;
+  std::optional<Tensor> bias;
+  Tensor offsets;
+  Dropout dropout;
+  int64_t tokens, heads, width, sequences, longest;  // longest: as found
+};
+
+Arguments checked_arguments(const Tensor& qkv, const std::optional<Tensor>& bias, const Tensor& offsets, int64_t heads,
+                            int64_t longest, double dropout, const std::optional<Tensor>& seed, int64_t stream) {
+  STD_TORCH_CHECK(qkv.dim() == 2 && heads >= 1 && qkv.size(1) > 0 && qkv.size(1) % (3 * heads) == 0,
+                  "packed_attention: qkv must have shape (T, 3 * heads * E)");
+  STD_TORCH_CHECK(offsets.dim() == 1 && offsets.size(0) >= 1 && offsets.scalar_type() == ScalarType::Int,
+                  "packed_attention: offsets must be (S + 1,) int32");
+  STD_TORCH_CHECK(
+      !bias || (bias->dim() == 1 && bias->size(0) == qkv.size(1) && bias->scalar_type() == qkv.scalar_type()),
+      "packed_attention: bias must be a vector as wide as qkv, of its dtype");
+  STD_TORCH_CHECK(dropout >= 0 && dropout <= 1, "packed_attention: dropout must lie in [0, 1]");
+  STD_TORCH_CHECK(dropout == 0 || (seed && seed->numel() == 1 && seed->scalar_type() == ScalarType::Long),
+                  "packed_attention: dropout needs a seed of one int64");
+  Arguments result{qkv.stride(1) == 1 ? qkv : torch::stable::contiguous(qkv),
+                   std::nullopt,
+                   torch::stable::contiguous(offsets),
+                   {},
+                   qkv.size(0),
+                   heads,
+                   qkv.size(1) / (3 * heads),
+                   offsets.size(0) - 1,
+                   0};
+  if (bias) result.bias = torch::stable::contiguous(*bias);
+  if (dropout > 0) {
+    const auto key = static_cast<uint64_t>(*static_cast<const int64_t*>(seed->const_data_ptr()));
+    result.dropout = make_dropout(key, static_cast<uint32_t>(stream), dropout);
+  }
+  const auto* at = static_cast<const int32_t*>(result.offsets.const_data_ptr());
+  STD_TORCH_CHECK(at[0] == 0 && at[result.sequences] <= result.tokens,
+                  "packed_attention: offsets must start at 0 and end within the ", result.tokens, " tokens");
+  for (int64_t s = 0; s < result.sequences; ++s) {
+    STD_TORCH_CHECK(at[s] <= at[s + 1] && at[s + 1] - at[s] <= longest, "packed_attention: offsets[", s + 1, "] is ",
+                    at[s + 1], " after ", at[s], ": offsets must ascend by at most longest = ", longest);
+    result.longest = std::max<int64_t>(result.longest, at[s + 1] - at[s]);
+  }
+  return result;
+}
+
+template <typename Storage>
+Problem<Storage> problem_of(const Arguments& arguments) {
+  return {static_cast<const Storage*>(arguments.qkv.const_data_ptr()),
+          arguments.bias ? static_cast<const Storage*>(arguments.bias->const_data_ptr()) : nullptr,
+          static_cast<const int32_t*>(arguments.offsets.const_data_ptr()),
+          arguments.qkv.stride(0),
+          arguments.heads,
+          arguments.width,
+          arguments.dropout};
+}
+
+// Calls use(item, next item, scratch) for each head of each sequence that has tokens; a thread has scratch of its own.
+template <typename Storage, template <typename> typename Scratch, typename Use>
+void for_items(const Problem<Storage>& problem, const Arguments& arguments, Use&& use) {
+  if (arguments.longest == 0) return;
+  const int64_t work = arguments.longest * arguments.longest * arguments.width;
+  const int64_t grain = std::max<int64_t>(1, (int64_t{1} << 18) / work);
+  torch::stable::parallel_for(0, arguments.sequences * arguments.heads, grain, [&](int64_t begin, int64_t end) {
+    Scratch<Storage> scratch(Extent<Storage>(arguments.longest, arguments.width));
+    for (int64_t index = begin; index < end; ++index) {
+      const Item item = item_of(problem, index);
+      if (item.length > 0) use(item, item_of(problem, std::min(index + 1, end - 1)), scratch);
+    }
+  });
+}
+
+ScalarType compute_dtype(const Tensor& tensor) {
+  return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+std::tuple<Tensor, Tensor> forward(Tensor qkv, std::optional<Tensor> bias, Tensor offsets, int64_t heads,
+                                   int64_t longest, double dropout, std::optional<Tensor> seed, int64_t stream) {
+  const Arguments arguments = checked_arguments(qkv, bias, offsets, heads, longest, dropout, seed, stream);
+  const int64_t tokens = arguments.tokens, hidden = heads * arguments.width;
+  Tensor context = torch::stable::new_empty(qkv, {tokens, hidden});
+  Tensor lse = torch::stable::new_empty(qkv, {heads, tokens}, compute_dtype(qkv));
+  dispatch_floating(qkv.scalar_type(), "packed_attention", [&]<typename Storage>() {
+    const auto problem = problem_of<Storage>(arguments);
+    auto* out = static_cast<Storage*>(context.mutable_data_ptr());
+    auto* out_lse = static_cast<compute_t<Storage>*>(lse.mutable_data_ptr());
+    for_items<Storage, ForwardScratch>(problem, arguments,
+                                       [&](const Item& item, const Item& next, ForwardScratch<Storage>& scratch) {
+                                         attend(problem, item, next, scratch, out, out_lse + item.head * tokens);
+                                       });
+    const int64_t used = problem.offsets[arguments.sequences];
+    std::fill_n(out + used * hidden, (tokens - used) * hidden, Storage(0));
+    for (int64_t h = 0; h < heads; ++h) std::fill_n(out_lse + h * tokens + used, tokens - used, compute_t<Storage>(0));
+  });
+  return {context, lse};
+}
+
+// The bias gradient: the sequences' sums, added up in their order.
+template <typename Storage>
+void sum_biases(const std::vector<compute_t<Storage>>& biases, int64_t width, Storage* out) {
+  std::vector<compute_t<Storage>> sums(width, 0);
+  for (size_t from = 0; from < biases.size(); from += width) {
+    FB_SIMD()
+    for (int64_t i = 0; i < width; ++i) sums[i] += biases[from + i];
+  }
+  narrow(sums.data(), static_cast<int>(width), out);
+}
+
+std::tuple<Tensor, Tensor> backward(Tensor grad_context, Tensor qkv, std::optional<Tensor> bias, Tensor offsets,
+                                    Tensor context, Tensor lse, int64_t heads, int64_t longest, double dropout,
+                                    std::optional<Tensor> seed, int64_t stream) {
+  const Arguments arguments = checked_arguments(qkv, bias, offsets, heads, longest, dropout, seed, stream);
+  const int64_t tokens = arguments.tokens, hidden = heads * arguments.width;
+  STD_TORCH_CHECK(grad_context.dim() == 2 && grad_context.size(0) == tokens && grad_context.size(1) == hidden &&
+                      grad_context.scalar_type() == qkv.scalar_type(),
+                  "packed_attention_backward: grad_context must be like the context");
+  STD_TORCH_CHECK(lse.dim() == 2 && lse.size(0) == heads && lse.size(1) == tokens && lse.is_contiguous() &&
+                      lse.scalar_type() == compute_dtype(qkv),
+                  "packed_attention_backward: lse must be what packed_attention returned");
+  const Tensor grad = torch::stable::contiguous(grad_context);
+  Tensor grad_qkv = torch::stable::new_empty(qkv, {tokens, 3 * hidden});
+  Tensor grad_bias = torch::stable::new_empty(qkv, {bias ? 3 * hidden : 0});
+  dispatch_floating(qkv.scalar_type(), "packed_attention_backward", [&]<typename Storage>() {
+    using Real = compute_t<Storage>;
+    const auto problem = problem_of<Storage>(arguments);
+    std::vector<Real> biases(bias ? arguments.sequences * 3 * hidden : 0, Real(0));
+    auto* out = static_cast<Storage*>(grad_qkv.mutable_data_ptr());
+    const Gradients<Storage> gradients{static_cast<const Storage*>(grad.const_data_ptr()),
+                                       static_cast<const Real*>(lse.const_data_ptr()), out,
+                                       bias ? biases.data() : nullptr};
+    for_items<Storage, BackwardScratch>(problem, arguments,
+                                        [&](const Item& item, const Item& next, BackwardScratch<Storage>& scratch) {
+                                          Gradients<Storage> of_head = gradients;
+                                          of_head.lse += item.head * tokens;
+                                          differentiate(problem, item, next, scratch, of_head);
+                                        });
+    const int64_t used = problem.offsets[arguments.sequences];
+    std::fill_n(out + used * 3 * hidden, (tokens - used) * 3 * hidden, Storage(0));
+    if (bias) sum_biases(biases, 3 * hidden, static_cast<Storage*>(grad_bias.mutable_data_ptr()));
+  });
+  return {grad_qkv, grad_bias};
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fashionbert_fast, CPU, m) {
+  m.impl("packed_attention", TORCH_BOX(&forward));
+  m.impl("packed_attention_backward", TORCH_BOX(&backward));
+}
+
+}  // namespace fashionbert
