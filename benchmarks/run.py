@@ -21,6 +21,10 @@ SUITES = {
         "bench_task_gradients",
     )
 }
+        "bench_adaptive_loss", "bench_masked_patch_embed", "bench_min_norm_weights", "bench_patch_kld",
+        "bench_task_gradients",
+    )
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -57,4 +57,19 @@ STABLE_TORCH_LIBRARY(fashionbert_fast, m) {
       "packed_attention_backward(Tensor grad_context, Tensor qkv, Tensor? bias, Tensor offsets, Tensor context, "
       "Tensor lse, int heads, int longest, float dropout, Tensor? seed, int stream) -> (Tensor grad_qkv, Tensor "
       "grad_bias)");
+  // LayerNorm(masked(features) @ weight^T + position + segment), dropout on the feature and on the result:
+  // kernels/masked_patch_embed.py has the formula. With text, the result is a packed sequence of `packed_rows` rows:
+  // text row n at text_row[n], pair b's patches from patch_row[b] on, zeros elsewhere. projection: what the product
+  // gave each row; stats: (rows, 2), a row's mean and 1 / standard deviation; both for the backward.
+  m.def(
+      "masked_patch_embed(Tensor features, Tensor patch_mask, Tensor weight, Tensor position, Tensor segment, "
+      "Tensor ln_weight, Tensor ln_bias, float eps, Tensor? image_index, Tensor? scale, float feature_dropout, "
+      "float hidden_dropout, Tensor? seed, int stream, Tensor? text, Tensor? text_row, Tensor? patch_row, "
+      "SymInt packed_rows) -> (Tensor out, Tensor projection, Tensor stats)");
+  // Gradients of features, weight, position, segment, ln_weight and ln_bias; the first two empty where not asked for.
+  m.def(
+      "masked_patch_embed_backward(Tensor grad_out, Tensor features, Tensor patch_mask, Tensor weight, "
+      "Tensor position, Tensor segment, Tensor ln_weight, Tensor? image_index, Tensor? scale, float feature_dropout, "
+      "float hidden_dropout, Tensor? seed, int stream, Tensor? patch_row, Tensor projection, Tensor stats, "
+      "bool features_gradient, bool weight_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }

@@ -26,6 +26,8 @@ CSRC_OPERATORS = (
     "task_mix",
 )
 TORCH_OPERATORS = ("masked_patch_embed",)
+CSRC_OPERATORS = ("adaptive_loss", "masked_patch_embed", "min_norm_weights", "patch_kld", "task_gram", "task_mix")
+TRITON_OPERATORS = ("masked_patch_embed",)  # on CUDA
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,12 +67,10 @@ def diagnose() -> dict:
     if cuda:
         report["devices"] += [f"cuda:{i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     try:
-        from fashionbert_fast import _host, kernels
+        from fashionbert_fast import _host, kernels  # noqa: F401 - loads the operators
 
         report["build"] = _host.build_info()
         report["operators"] = {name: _implementations(name, cuda) for name in CSRC_OPERATORS}
-        plain = "plain PyTorch on every device: no native kernel yet"
-        report["operators"] |= {name: plain for name in TORCH_OPERATORS if hasattr(kernels, name)}
     except ImportError as error:
         report["build"], report["operators"] = {"error": str(error)}, {}
     return report
@@ -85,6 +85,8 @@ def _implementations(name: str, cuda_here: bool) -> str:
     }
     cpu = "C++" if has["CPU"] else "missing"
     cuda = "CUDA C++" if has["CUDA"] else "not built: no nvcc when this was compiled"
+    if name in TRITON_OPERATORS:
+        cuda = "Triton, compiled at first use"
     return f"cpu: {cpu}; cuda: {cuda}{'' if cuda_here else ' (no CUDA device here)'}"
 
 

@@ -6,6 +6,7 @@ from fashionbert_fast.kernels.dropout_add_layer_norm import dropout_add_layer_no
 from fashionbert_fast.kernels.linear_cross_entropy import linear_cross_entropy
 from fashionbert_fast.kernels.linear_patch_kld import linear_patch_kld
 from fashionbert_fast.kernels.masked_patch_embed import masked_patch_embed
+from fashionbert_fast.kernels.masked_patch_embed import masked_patch_embed, masked_patch_embed_packed
 from fashionbert_fast.kernels.min_norm_weights import min_norm_weights
 from fashionbert_fast.kernels.packed_attention import packed_attention
 from fashionbert_fast.kernels.patch_kld import patch_kld
@@ -17,6 +18,7 @@ __all__ = [
     "linear_cross_entropy",
     "linear_patch_kld",
     "masked_patch_embed",
+    "masked_patch_embed_packed",
     "min_norm_weights",
     "patch_kld",
 ]

@@ -1,0 +1,80 @@
+"""masked_patch_embed, forward and backward, against plain PyTorch, torch.compile of it, and its bare matrix products:
+torch's, over the unmasked rows copied out beforehand, with nothing of what comes before and after them."""
+
+from __future__ import annotations
+
+import torch
+
+from benchmarks.measure import Row, compare
+from fashionbert_fast.kernels import masked_patch_embed
+from fashionbert_fast.kernels.masked_patch_embed import masked_patch_embed_reference
+
+P, D, H = 64, 2048, 768
+MASKED = 0.1
+ROWS = (1024, 4096, 16384)
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+# peer -> times faster to be: on a CPU, on a GPU
+PEERS = {"plain PyTorch": (1.5, 1.5), "torch.compile": (1.0, 1.0), "bare matrix products": (0.8, 0.8)}
+
+
+def _inputs(rows: int, dtype: torch.dtype, device: torch.device) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Arguments of the operator, and the gradient that comes in."""
+    generator = torch.Generator(device).manual_seed(rows)
+
+    def normal(*shape, scale=1.0):
+        return (torch.randn(shape, generator=generator, device=device) * scale).to(dtype)
+
+    features_BPD = normal(rows // P, P, D)
+    mask_BP = torch.rand(rows // P, P, generator=generator, device=device) < MASKED
+    parameters = [normal(H, D, scale=0.02), normal(P, H, scale=0.02), normal(H, scale=0.02), 1 + normal(H, scale=0.02),
+                  normal(H, scale=0.02)]  # fmt: skip
+    inputs = [features_BPD, mask_BP, *(x.requires_grad_() for x in parameters)]
+    return inputs, normal(rows // P, P, H)
+
+
+def _step(function):
+    def run(inputs, grad_BPH):
+        out_BPH = function(*inputs)
+        return out_BPH.detach(), torch.autograd.grad(out_BPH, inputs[2:], grad_BPH)
+
+    return run
+
+
+def _bare_products(inputs, grad_BPH):
+    """The two products, forward and weight gradient, ready to call."""
+    unmasked_N = ~inputs[1].flatten()
+    x_ND, grad_NH = inputs[0].flatten(0, 1)[unmasked_N], grad_BPH.flatten(0, 1)[unmasked_N]
+    weight_HD = inputs[2].detach()
+    return lambda: (x_ND @ weight_HD.T, grad_NH.T @ x_ND)
+
+
+def _check(mine, theirs, dtype: torch.dtype) -> None:
+    """AssertionError unless outputs and gradients agree to the rounding of plain PyTorch's longer chain."""
+    for a, b in zip((mine[0], *mine[1]), (theirs[0], *theirs[1]), strict=True):
+        error = (a.float() - b.float()).norm() / b.float().norm()
+        assert error < 16 * torch.finfo(dtype).eps, f"relative error {error:.2e} against plain PyTorch"
+
+
+def rows(device: torch.device, quick: bool) -> list[Row]:
+    """A row for each dtype, number of rows and peer; ``quick``: the fewest rows, fewer pairs."""
+    result = []
+    for dtype in (F32, BF16, F16) if device.type == "cuda" else (F32, BF16):
+        torch.compiler.reset()  # each dtype is one compilation, not a step towards dynamic shapes
+        for count in ROWS[:1] if quick else ROWS:
+            inputs, grad_BPH = _inputs(count, dtype, device)
+            compiled = torch.compile(masked_patch_embed_reference, dynamic=False)
+            ours, bare = _step(masked_patch_embed), _bare_products(inputs, grad_BPH)
+            for peer, function in (
+                ("plain PyTorch", _step(masked_patch_embed_reference)),
+                ("torch.compile", _step(compiled)),
+                ("bare matrix products", None),
+            ):
+                if function is not None:
+                    _check(ours(inputs, grad_BPH), function(inputs, grad_BPH), dtype)
+                result.append(compare(
+                    f"masked_patch_embed N={count} D={D} H={H} {str(dtype).removeprefix('torch.')} forward+backward",
+                    peer, lambda x=inputs, g=grad_BPH: ours(x, g),
+                    bare if function is None else lambda f=function, x=inputs, g=grad_BPH: f(x, g),
+                    target=PEERS[peer][device.type == "cuda"], device=device, pairs=5 if quick else 15,
+                ))  # fmt: skip
+    return result
