@@ -16,15 +16,12 @@ SUITES = {
         "bench_adaptive_loss",
         "bench_linear_cross_entropy",
         "bench_linear_patch_kld",
+        "bench_masked_patch_embed",
         "bench_min_norm_weights",
         "bench_patch_kld",
         "bench_task_gradients",
     )
 }
-        "bench_adaptive_loss", "bench_masked_patch_embed", "bench_min_norm_weights", "bench_patch_kld",
-        "bench_task_gradients",
-    )
-}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

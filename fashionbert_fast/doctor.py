@@ -14,20 +14,20 @@ EPILOG = """examples:
   fashionbert doctor --json doctor.json"""
 
 PACKAGES = ("torch", "triton", "deepspeed", "transformers", "tokenizers", "safetensors", "pybind11", "ninja", "nvtx")
-CSRC_OPERATORS = (
-    "adaptive_loss",
-    "bias_gelu",
-    "cross_entropy_residual_",
-    "dropout_add_layer_norm",
-    "min_norm_weights",
-    "patch_kld",
-    "patch_kld_residual_",
-    "task_gram",
-    "task_mix",
-)
-TORCH_OPERATORS = ("masked_patch_embed",)
-CSRC_OPERATORS = ("adaptive_loss", "masked_patch_embed", "min_norm_weights", "patch_kld", "task_gram", "task_mix")
-TRITON_OPERATORS = ("masked_patch_embed",)  # on CUDA
+# operator -> what its CUDA implementation is written in; each has C++ for the CPU
+OPERATORS = {
+    "adaptive_loss": "CUDA C++",
+    "bias_gelu": "Triton",
+    "cross_entropy_residual_": "CUDA C++",
+    "dropout_add_layer_norm": "Triton",
+    "masked_patch_embed": "Triton",
+    "min_norm_weights": "CUDA C++",
+    "packed_attention": "Triton",
+    "patch_kld": "CUDA C++",
+    "patch_kld_residual_": "CUDA C++",
+    "task_gram": "CUDA C++",
+    "task_mix": "CUDA C++",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ def diagnose() -> dict:
         from fashionbert_fast import _host, kernels  # noqa: F401 - loads the operators
 
         report["build"] = _host.build_info()
-        report["operators"] = {name: _implementations(name, cuda) for name in CSRC_OPERATORS}
+        report["operators"] = {name: _implementations(name, cuda) for name in OPERATORS}
     except ImportError as error:
         report["build"], report["operators"] = {"error": str(error)}, {}
     return report
@@ -84,9 +84,7 @@ def _implementations(name: str, cuda_here: bool) -> str:
         key: torch._C._dispatch_has_kernel_for_dispatch_key(f"fashionbert_fast::{name}", key) for key in ("CPU", "CUDA")
     }
     cpu = "C++" if has["CPU"] else "missing"
-    cuda = "CUDA C++" if has["CUDA"] else "not built: no nvcc when this was compiled"
-    if name in TRITON_OPERATORS:
-        cuda = "Triton, compiled at first use"
+    cuda = OPERATORS[name] if has["CUDA"] else "not built: no nvcc when this was compiled"
     return f"cpu: {cpu}; cuda: {cuda}{'' if cuda_here else ' (no CUDA device here)'}"
 
 

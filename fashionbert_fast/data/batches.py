@@ -1,7 +1,7 @@
-"""Batches: pairs of titles and images as tensors, padded to the longest title of the batch.
+"""Batches: pairs of titles and images as tensors, packed: one axis of tokens, no padding between pairs.
 
-Shapes: B pairs, L text tokens of the longest title, P patches, I distinct images, D patch feature, M masked tokens,
-K masked patches, T = 3 tasks (mlm, tia, mpm).
+Shapes: B pairs, S1 = B + 1 offsets, N title tokens of all pairs, P patches, T = N + B P rows of the packed axis,
+I distinct images, D patch feature, M masked tokens, K masked patches, three tasks (mlm, tia, mpm).
 """
 
 from __future__ import annotations
@@ -19,35 +19,69 @@ from fashionbert_fast.data.store import FeatureStore
 from fashionbert_fast.errors import InputError
 
 NOTHING = np.empty(0, dtype=np.int64)
+IGNORED = -100  # a label or target row that counts for nothing, as in torch
 
 
 @dataclass
 class Batch:
-    """One micro-batch. Positions are flat: b * L + l for tokens, b * P + p for patches; targets go by index."""
+    """One micro-batch. Pair b is the rows ``offsets_S1[b]`` to ``offsets_S1[b + 1]`` of the packed axis: its title's
+    tokens, then its P patches. Rows after the last pair, [PAD] tokens, fill up to a token budget (`Budget`)."""
 
-    input_ids_BL: torch.Tensor  # int64, masked
-    text_mask_BL: torch.Tensor  # bool, True: a token, False: padding
+    input_id_N: torch.Tensor  # int64, masked; the fill last
+    position_N: torch.Tensor  # int64: the place of each token in its title
+    text_row_N: torch.Tensor  # int64: its row of the packed axis
+    offsets_S1: torch.Tensor  # int32
+    patch_row_B: torch.Tensor  # int64: the row of each pair's first patch
     features_IPD: torch.Tensor  # the store's dtype, each distinct image once
     image_index_B: torch.Tensor  # int64: the image of each pair
     patch_mask_BP: torch.Tensor  # bool, True: masked
-    mlm_position_M: torch.Tensor  # int64, flat
-    mlm_label_M: torch.Tensor  # int64 token ids
-    mpm_position_K: torch.Tensor  # int64, flat
+    mlm_row_M: torch.Tensor  # int64: packed rows to predict, the fill's being 0
+    mlm_label_M: torch.Tensor  # int64 token ids, the fill's being -100
+    mpm_row_K: torch.Tensor  # int64: packed rows to predict
+    mpm_target_K: torch.Tensor  # int64: their row of the features, image * P + patch
     tia_label_B: torch.Tensor  # int64, 1: title and image belong together
-    counts_T: torch.Tensor  # float32: M, B, K of this batch
+    counts_T: torch.Tensor  # float32: masked tokens, pairs, masked patches of this batch
+    longest: int  # at least the tokens of any pair
+
+    def _with(self, change) -> Batch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: change(v) if isinstance(v, torch.Tensor) else v for k, v in values.items()})
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """The batch with every tensor on ``device``."""
-        moved = {f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
-        return Batch(**moved)
+        return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        return Batch(**{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+        return self._with(lambda tensor: tensor.pin_memory())
+
+    @property
+    def rows(self) -> int:
+        """T, the rows of the packed axis, fill included."""
+        return len(self.input_id_N) + self.patch_mask_BP.numel()
 
     @property
     def tokens(self) -> int:
-        """Useful tokens: title tokens and patches, no padding. Reads a tensor: keep it out of a GPU step."""
-        return int(self.text_mask_BL.sum()) + self.patch_mask_BP.numel()
+        """Useful tokens: title tokens and patches, no fill. Reads a tensor: keep it out of a GPU step."""
+        return int(self.offsets_S1[-1])
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Shapes repeat from batch to batch when sizes are rounded up: fewer compilations, CUDA graphs that fit again, and
+    products of even sizes, which libraries like. A size s is rounded up to a multiple of the field."""
+
+    tokens: int = 1  # rows of the packed axis
+    predictions: int = 1  # masked tokens
+
+    @classmethod
+    def of(cls, pairs: int, longest: int) -> Budget:
+        """For batches of ``pairs`` pairs of up to ``longest`` tokens: fill stays near 1% of the tokens."""
+        tokens = max(16, 2 ** int(np.log2(max(1, pairs * longest / 64))))
+        return cls(tokens, max(1, tokens // 4))
+
+
+def rounded_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
 
 
 class TokenizedTitles:
@@ -63,6 +97,7 @@ class TokenizedTitles:
         self.mask_id = tokenizer.mask_token_id
         self.pad_id = tokenizer.pad_token_id
         self.vocabulary = len(tokenizer)
+        self.longest = max_text_tokens
 
     def title(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, word of each token) of a product's title, special tokens included."""
@@ -73,12 +108,22 @@ class TokenizedTitles:
         return self.offsets[rows + 1] - self.offsets[rows]
 
 
-def _pad(sequences: Sequence[np.ndarray], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    lengths = np.asarray([len(s) for s in sequences])
-    ids = np.full((len(sequences), lengths.max()), pad_id, dtype=np.int64)
-    mask = np.arange(lengths.max())[None, :] < lengths[:, None]
-    ids[mask] = np.concatenate(sequences)
-    return torch.from_numpy(ids), torch.from_numpy(mask)
+def _pack(sequences: Sequence[np.ndarray], patches: int, pad_id: int, budget: Budget) -> dict[str, torch.Tensor]:
+    """The text's and the layout's fields of a `Batch`."""
+    lengths_B = np.asarray([len(s) for s in sequences], dtype=np.int64)
+    offsets_S1 = np.concatenate([[0], np.cumsum(lengths_B + patches)])
+    fill = rounded_up(int(offsets_S1[-1]), budget.tokens) - int(offsets_S1[-1])
+    before_B = np.cumsum(lengths_B) - lengths_B  # title tokens of the pairs before
+    place_N = np.arange(lengths_B.sum()) - np.repeat(before_B, lengths_B)
+    rows_N = place_N + np.repeat(offsets_S1[:-1], lengths_B)
+    fields_of_text = {
+        "input_id_N": np.concatenate([*sequences, np.full(fill, pad_id)]),
+        "position_N": np.concatenate([place_N, np.zeros(fill, dtype=np.int64)]),
+        "text_row_N": np.concatenate([rows_N, offsets_S1[-1] + np.arange(fill)]),
+        "patch_row_B": offsets_S1[:-1] + lengths_B,
+    }
+    tensors = {name: torch.from_numpy(value.astype(np.int64)) for name, value in fields_of_text.items()}
+    return tensors | {"offsets_S1": torch.from_numpy(offsets_S1.astype(np.int32))}
 
 
 def _images(store: FeatureStore, image_rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
@@ -89,13 +134,16 @@ def _images(store: FeatureStore, image_rows: np.ndarray) -> tuple[torch.Tensor, 
 
 def collate_pairs(store: FeatureStore, titles: TokenizedTitles, text_rows: np.ndarray, image_rows: np.ndarray) -> Batch:
     """Unmasked pairs, for evaluation: title ``text_rows[b]`` with image ``image_rows[b]``, both int64 store rows."""
-    ids_BL, mask_BL = _pad([titles.title(row)[0] for row in text_rows], titles.pad_id)
+    P = store.manifest.patches
     features_IPD, image_index_B = _images(store, image_rows)
-    B, P = len(text_rows), store.manifest.patches
     nothing = torch.empty(0, dtype=torch.int64)
     return Batch(
-        ids_BL, mask_BL, features_IPD, image_index_B, torch.zeros(B, P, dtype=torch.bool), nothing, nothing, nothing,
-        torch.from_numpy((text_rows == image_rows).astype(np.int64)), torch.tensor([0.0, B, 0.0]),
+        **_pack([titles.title(row)[0] for row in text_rows], P, titles.pad_id, Budget()),
+        features_IPD=features_IPD, image_index_B=image_index_B,
+        patch_mask_BP=torch.zeros(len(text_rows), P, dtype=torch.bool),
+        mlm_row_M=nothing, mlm_label_M=nothing, mpm_row_K=nothing, mpm_target_K=nothing,
+        tia_label_B=torch.from_numpy((text_rows == image_rows).astype(np.int64)),
+        counts_T=torch.tensor([0.0, len(text_rows), 0.0]), longest=titles.longest + P,
     )  # fmt: skip
 
 
@@ -123,11 +171,13 @@ class PairDataset(Dataset):
     def __init__(
         self, store: FeatureStore, titles: TokenizedTitles, rows: np.ndarray, pairing: Pairing, *,
         micro_batch_size: int, micro_batches: int = 1, rank: int = 0, world_size: int = 1, steps: int,
+        budget: Budget | None = None,
     ) -> None:  # fmt: skip
         self.store, self.titles, self.rows, self.pairing = store, titles, np.asarray(rows), pairing
         self.micro_batch_size, self.micro_batches = micro_batch_size, micro_batches
         self.rank, self.world_size, self.steps = rank, world_size, steps
         self.global_batch = micro_batch_size * micro_batches * world_size
+        self.budget = budget or Budget.of(micro_batch_size, titles.longest + store.manifest.patches)
         self.steps_per_epoch = len(self.rows) * (2 if pairing.way == "both" else 1) // self.global_batch
         if self.steps_per_epoch == 0:
             raise InputError(
@@ -177,16 +227,21 @@ class PairDataset(Dataset):
             sequences.append(mask_tokens(ids, chosen, sample, p.text, *vocabulary, seed=p.seed, epoch=epoch))
             positions.append(chosen if is_predicted else NOTHING)
             labels.append(ids[positions[-1]])
-        ids_BL, text_mask_BL = _pad(sequences, self.titles.pad_id)
-        mlm_position_M = np.concatenate([b * ids_BL.shape[1] + chosen for b, chosen in enumerate(positions)])
-        patch_mask_BP = mask_patches(samples, self.store.manifest.patches, p.patch_rate, seed=p.seed, epoch=epoch)
-        mpm_position_K = np.flatnonzero(patch_mask_BP & predicted_B[:, None])
+        P = self.store.manifest.patches
+        packed = _pack(sequences, P, self.titles.pad_id, self.budget)
+        mlm_row_M = np.concatenate([o + c for o, c in zip(packed["offsets_S1"].tolist(), positions, strict=False)])
+        fill = rounded_up(len(mlm_row_M), self.budget.predictions) - len(mlm_row_M)
+        patch_mask_BP = mask_patches(samples, P, p.patch_rate, seed=p.seed, epoch=epoch)
+        pair_K, patch_K = np.nonzero(patch_mask_BP & predicted_B[:, None])
         features_IPD, image_index_B = _images(self.store, plan.image_rows[span])
         return Batch(
-            ids_BL, text_mask_BL, features_IPD, image_index_B, torch.from_numpy(patch_mask_BP),
-            torch.from_numpy(mlm_position_M.astype(np.int64)),
-            torch.from_numpy(np.concatenate(labels).astype(np.int64)),
-            torch.from_numpy(mpm_position_K.astype(np.int64)),
-            torch.from_numpy(is_match.astype(np.int64)),
-            torch.tensor([len(mlm_position_M), len(text_rows), len(mpm_position_K)], dtype=torch.float32),
+            **packed, features_IPD=features_IPD, image_index_B=image_index_B,
+            patch_mask_BP=torch.from_numpy(patch_mask_BP),
+            mlm_row_M=torch.from_numpy(np.pad(mlm_row_M.astype(np.int64), (0, fill))),
+            mlm_label_M=torch.from_numpy(np.concatenate([*labels, np.full(fill, IGNORED)]).astype(np.int64)),
+            mpm_row_K=packed["patch_row_B"][pair_K] + torch.from_numpy(patch_K),
+            mpm_target_K=image_index_B[pair_K] * P + torch.from_numpy(patch_K),
+            tia_label_B=torch.from_numpy(is_match.astype(np.int64)),
+            counts_T=torch.tensor([len(mlm_row_M), len(text_rows), len(pair_K)], dtype=torch.float32),
+            longest=self.titles.longest + P,
         )  # fmt: skip

@@ -29,7 +29,7 @@ def step_counts(batches: list[Batch]) -> torch.Tensor:
     total = torch.zeros(6)
     for batch in batches:
         patches = batch.patch_mask_BP.shape[1]
-        lengths_B = batch.text_mask_BL.sum(dim=1).float() + patches
+        lengths_B = batch.offsets_S1.diff().float()
         rest = torch.stack([lengths_B.sum(), lengths_B.square().sum(), torch.tensor(float(len(lengths_B) * patches))])
         total += torch.cat([batch.counts_T, rest])
     return total

@@ -5,6 +5,7 @@ Shapes: K pairs, U distinct pairs, B pairs of a batch, H hidden.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +26,7 @@ class PairScorer:
 
     model: has ``alignment_logits(batch) -> logits_B2`` (class 1 = match) and ``pooled(batch) -> pooled_BH``.
     titles: all titles of the store, tokenised once. batch_size: pairs of a forward pass; it moves results by float
-    noise only. precision: "bf16" runs the products of the model in bfloat16: about twice as fast on processors that
+    noise only. precision: "bf16" runs a bfloat16 copy of the model: about twice as fast on processors that
     have it, and close pairs may change places. Batches go to the device of the model.
     """
 
@@ -40,7 +41,8 @@ class PairScorer:
     ) -> None:
         if precision not in PRECISIONS:
             raise InputError(f"precision: {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
-        self.model = model.eval()
+        # A copy: the caller's model keeps its weights. Its operators take one dtype, so autocast would not do.
+        self.model = model.eval() if precision == "fp32" else copy.deepcopy(model).to(torch.bfloat16).eval()
         self.store = store
         self.titles = titles
         self.batch_size = batch_size
@@ -66,8 +68,7 @@ class PairScorer:
         text_U, image_U = np.divmod(keys_U, len(self.store))
         scores_U = np.empty(len(keys_U), dtype=np.float64)
         for chosen, batch in self._batches(text_U, image_U, "scoring pairs"):
-            with self._autocast():
-                logits_B2 = self.model.alignment_logits(batch).double()
+            logits_B2 = self.model.alignment_logits(batch).double()
             scores_U[chosen] = torch.sigmoid(logits_B2[:, 1] - logits_B2[:, 0]).cpu().numpy()
         return scores_U[place_K]
 
@@ -77,17 +78,13 @@ class PairScorer:
         rows = np.asarray(rows, dtype=np.int64)
         vectors_H: list[Any] = [None] * len(rows)
         for chosen, batch in self._batches(self.text_N[rows], rows, "reading [CLS] vectors"):
-            with self._autocast():
-                pooled_BH = self.model.pooled(batch).float()
+            pooled_BH = self.model.pooled(batch).float()
             for place, vector_H in zip(chosen, pooled_BH.cpu().numpy(), strict=True):
                 vectors_H[place] = vector_H
         return np.stack(vectors_H)
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-
     def _batches(self, text: np.ndarray, image: np.ndarray, description: str) -> Iterator[tuple[np.ndarray, Batch]]:
-        """Batches of pairs, titles of one length together (little padding) and of one image side by side (reused)."""
+        """Batches of pairs, titles of one length together (keys padded little) and of one image side by side (reused)."""
         order = np.lexsort((image, self.titles.lengths(text)))
         starts = range(0, len(order), self.batch_size)
         for start in progress(starts, total=len(starts), description=description):

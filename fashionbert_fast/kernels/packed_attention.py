@@ -387,7 +387,9 @@ def packed_attention(
 
 def _check_offsets(qkv_T3H: torch.Tensor, offsets_S1: torch.Tensor) -> None:
     if not isinstance(offsets_S1, torch.Tensor) or offsets_S1.dtype != torch.int32 or offsets_S1.dim() != 1:
-        raise ValueError("offsets_S1 must be an int32 vector: the first token of each sequence, and the end of the last")
+        raise ValueError(
+            "offsets_S1 must be an int32 vector: the first token of each sequence, and the end of the last"
+        )
     if offsets_S1.shape[0] == 0:
         raise ValueError("offsets_S1 is empty: it has one number more than there are sequences")
     if offsets_S1.device != qkv_T3H.device:

@@ -1,6 +1,6 @@
-"""Text and patch embeddings.
+"""Text and patch embeddings, and the packed axis they meet on.
 
-Shapes: B pairs, L text tokens, P patches, D patch feature, H hidden.
+Shapes: N title tokens, B pairs, P patches, D patch feature, I images, H hidden, T rows of the packed axis.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fashionbert_fast.kernels import masked_patch_embed
+from fashionbert_fast.data.batches import Batch
+from fashionbert_fast.kernels import masked_patch_embed, masked_patch_embed_packed
 from fashionbert_fast.model.config import FashionBertConfig
 
 TEXT_SEGMENT, IMAGE_SEGMENT = 0, 1
@@ -26,34 +27,42 @@ class TextEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(H, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids_BL: torch.Tensor) -> torch.Tensor:
-        L = input_ids_BL.shape[1]
-        summed_BLH = self.word(input_ids_BL) + self.position.weight[:L] + self.segment.weight[TEXT_SEGMENT]
-        return self.dropout(self.norm(summed_BLH))
+    def forward(self, input_id_N: torch.Tensor, position_N: torch.Tensor) -> torch.Tensor:
+        """(N, H), of tokens at those places of their titles."""
+        summed_NH = self.word(input_id_N) + self.position(position_N) + self.segment.weight[TEXT_SEGMENT]
+        return self.dropout(self.norm(summed_NH))
 
 
 class PatchEmbeddings(nn.Module):
     """Dropout on the feature -> masked bias-free projection + position + image segment -> LayerNorm -> dropout."""
 
-    def __init__(self, config: FashionBertConfig) -> None:
+    def __init__(self, config: FashionBertConfig, stream: int) -> None:
         super().__init__()
         H = config.hidden_size
-        self.feature_dropout = nn.Dropout(config.patch_dropout_prob)
+        self.feature_dropout = config.patch_dropout_prob
+        self.hidden_dropout = config.hidden_dropout_prob
+        self.stream = stream
         self.projection = nn.Linear(config.patch_feature_size, H, bias=False)
         self.position = nn.Embedding(config.patches, H)
         self.norm = nn.LayerNorm(H, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, features_BPD, patch_mask_BP, segment_H) -> torch.Tensor:
-        # Under ZeRO-3 a weight is gathered by the module whose forward first reads it: nobody else may read this one.
-        embedded_BPH = masked_patch_embed(
-            self.feature_dropout(features_BPD.to(segment_H.dtype)),
-            patch_mask_BP,
-            self.projection.weight,
-            self.position.weight,
-            segment_H,
-            self.norm.weight,
-            self.norm.bias,
-            eps=self.norm.eps,
-        )
-        return self.dropout(embedded_BPH)
+    # Under ZeRO-3 a weight is gathered by the module whose forward first reads it: nobody else may read these.
+    def _weights(self, segment_H: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return self.projection.weight, self.position.weight, segment_H, self.norm.weight, self.norm.bias
+
+    def forward(
+        self, text_NH: torch.Tensor, batch: Batch, segment_H: torch.Tensor, seed: torch.Tensor | None
+    ) -> torch.Tensor:
+        """(T, H): the finished text and the patches of every pair, each on its rows of the packed axis."""
+        drops = self.training and seed is not None
+        return masked_patch_embed_packed(
+            text_NH, batch.text_row_N, batch.patch_row_B, batch.rows, batch.features_IPD, batch.patch_mask_BP,
+            *self._weights(segment_H), eps=self.norm.eps, image_index_B=batch.image_index_B,
+            feature_dropout=self.feature_dropout if drops else 0.0,
+            hidden_dropout=self.hidden_dropout if drops else 0.0, seed=seed, stream=self.stream,
+        )  # fmt: skip
+
+    def images(self, features_IPD: torch.Tensor, segment_H: torch.Tensor) -> torch.Tensor:
+        """(I, P, H): images without masks or dropout, for inference."""
+        unmasked_IP = torch.zeros(features_IPD.shape[:2], dtype=torch.bool, device=features_IPD.device)
+        return masked_patch_embed(features_IPD, unmasked_IP, *self._weights(segment_H), eps=self.norm.eps)

@@ -1,86 +1,125 @@
-"""The BERT encoder: post-LayerNorm Transformer layers over one joint sequence, attention by SDPA.
+"""The BERT encoder: post-LayerNorm Transformer layers over packed sequences.
 
-Shapes: B pairs, S = L + P positions, H hidden, N heads, E = H / N.
+Products are the library's; what lies between them is one operator each: attention inside each sequence (with the bias
+of query, key and value), bias + GELU, and bias + dropout + residual + LayerNorm. So a layer is four products and four
+operators each way, stores no dropout mask and pads nothing.
+
+Shapes: T rows of the packed axis, S sequences, H hidden, F feed-forward, N heads, E = H / N, B pairs.
 """
 
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fashionbert_fast.kernels import bias_gelu, dropout_add_layer_norm, packed_attention
 from fashionbert_fast.model.config import FashionBertConfig
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu_new": functools.partial(F.gelu, approximate="tanh"), "relu": F.relu}
+STREAMS_A_LAYER = 3  # places that drop: attention's probabilities, its output, the feed-forward's output
+
+
+@dataclass
+class Packing:
+    """What the encoder needs to know of a packed axis.
+
+    offsets_S1: (S + 1,) int32; sequence s is the rows offsets_S1[s] to offsets_S1[s + 1]. longest: at least the length
+    of any. seed: (1,) int64 the step's dropout is drawn from, None without dropout.
+    """
+
+    offsets_S1: torch.Tensor
+    longest: int
+    seed: torch.Tensor | None = None
+
+
+def dropout_streams(config: FashionBertConfig) -> int:
+    """How many dropout streams, from 0 on, the encoder's layers draw from."""
+    return STREAMS_A_LAYER * config.num_hidden_layers
 
 
 class EncoderLayer(nn.Module):
     """Self-attention and feed-forward, each followed by dropout, residual and LayerNorm, as in BERT."""
 
-    def __init__(self, config: FashionBertConfig) -> None:
+    def __init__(self, config: FashionBertConfig, stream: int) -> None:
         super().__init__()
         H = config.hidden_size
         self.heads = config.num_attention_heads
         self.attention_dropout = config.attention_probs_dropout_prob
-        self.activation = ACTIVATIONS[config.hidden_act]
+        self.hidden_dropout = config.hidden_dropout_prob
+        self.hidden_act = config.hidden_act
+        self.stream = stream
         self.qkv = nn.Linear(H, 3 * H)  # query, key and value in one product
         self.attention_output = nn.Linear(H, H)
         self.attention_norm = nn.LayerNorm(H, eps=config.layer_norm_eps)
         self.feed_forward = nn.Linear(H, config.intermediate_size)
         self.feed_forward_output = nn.Linear(config.intermediate_size, H)
         self.feed_forward_norm = nn.LayerNorm(H, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def attention(self, hidden_BSH: torch.Tensor, attention_mask_B11S: torch.Tensor | None) -> torch.Tensor:
-        B, S, H = hidden_BSH.shape
-        query, key, value = self.qkv(hidden_BSH).view(B, S, 3, self.heads, H // self.heads).permute(2, 0, 3, 1, 4)
-        dropout = self.attention_dropout if self.training else 0.0
-        context_BNSE = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=attention_mask_B11S, dropout_p=dropout
-        )
-        return self.attention_output(context_BNSE.transpose(1, 2).reshape(B, S, H))
+    def forward(self, hidden_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
+        qkv_T3H = F.linear(hidden_TH, self.qkv.weight)
+        context_TH = packed_attention(
+            qkv_T3H, packing.offsets_S1, self.heads, longest=packing.longest, bias_3H=self.qkv.bias,
+            dropout=self._rate(self.attention_dropout, packing), seed=packing.seed, stream=self.stream,
+        )  # fmt: skip
+        return self._after_attention(hidden_TH, context_TH, packing)
 
-    def cls_attention(self, hidden_BSH: torch.Tensor, attention_mask_B11S: torch.Tensor | None) -> torch.Tensor:
-        """Attention of position 0 alone to all positions: (B, 1, H)."""
-        B, S, H = hidden_BSH.shape
+    def forward_cls(self, hidden_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """What `forward` gives at the first row of each sequence, (B, H), computed there only; for inference."""
+        H, first_B = hidden_TH.shape[1], packing.offsets_S1[:-1].long()
         weight_q, weight_kv = self.qkv.weight.split((H, 2 * H))
         bias_q, bias_kv = self.qkv.bias.split((H, 2 * H))
-        query = F.linear(hidden_BSH[:, :1], weight_q, bias_q).view(B, 1, self.heads, H // self.heads).transpose(1, 2)
-        key, value = F.linear(hidden_BSH, weight_kv, bias_kv).view(B, S, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
-        context_BN1E = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask_B11S)
-        return self.attention_output(context_BN1E.transpose(1, 2).reshape(B, 1, H))
+        query_BN1E = F.linear(hidden_TH[first_B], weight_q, bias_q).view(len(first_B), self.heads, 1, -1)
+        key_value_T2H = F.linear(hidden_TH, weight_kv, bias_kv)
+        lengths_B = packing.offsets_S1.diff()
+        place_S = torch.arange(packing.longest, device=hidden_TH.device)
+        live_BS = place_S < lengths_B[:, None]
+        rows_BS = torch.where(live_BS, first_B[:, None] + place_S, 0)
+        key, value = key_value_T2H[rows_BS].view(*rows_BS.shape, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        context_BN1E = F.scaled_dot_product_attention(query_BN1E, key, value, attn_mask=live_BS[:, None, None, :])
+        return self._after_attention(hidden_TH[first_B], context_BN1E.reshape(len(first_B), H), packing)
 
-    def _after_attention(self, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        hidden = self.attention_norm(hidden + self.dropout(attended))
-        inner = self.activation(self.feed_forward(hidden))
-        return self.feed_forward_norm(hidden + self.dropout(self.feed_forward_output(inner)))
+    def _after_attention(self, hidden_TH: torch.Tensor, context_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
+        drop = {"dropout": self._rate(self.hidden_dropout, packing), "seed": packing.seed}
+        hidden_TH = dropout_add_layer_norm(
+            F.linear(context_TH, self.attention_output.weight), hidden_TH, self.attention_norm.weight,
+            self.attention_norm.bias, bias_H=self.attention_output.bias, eps=self.attention_norm.eps,
+            stream=self.stream + 1, **drop,
+        )  # fmt: skip
+        return dropout_add_layer_norm(
+            F.linear(self._inner(hidden_TH), self.feed_forward_output.weight), hidden_TH,
+            self.feed_forward_norm.weight, self.feed_forward_norm.bias, bias_H=self.feed_forward_output.bias,
+            eps=self.feed_forward_norm.eps, stream=self.stream + 2, **drop,
+        )  # fmt: skip
 
-    def forward(self, hidden_BSH: torch.Tensor, attention_mask_B11S: torch.Tensor | None) -> torch.Tensor:
-        return self._after_attention(hidden_BSH, self.attention(hidden_BSH, attention_mask_B11S))
+    def _inner(self, hidden_TH: torch.Tensor) -> torch.Tensor:
+        if self.hidden_act == "gelu":
+            return bias_gelu(F.linear(hidden_TH, self.feed_forward.weight), self.feed_forward.bias)
+        return ACTIVATIONS[self.hidden_act](self.feed_forward(hidden_TH))
 
-    def forward_cls(self, hidden_BSH: torch.Tensor, attention_mask_B11S: torch.Tensor | None) -> torch.Tensor:
-        """What `forward` gives at position 0, (B, H), computed there only; for inference, without attention dropout."""
-        return self._after_attention(hidden_BSH[:, :1], self.cls_attention(hidden_BSH, attention_mask_B11S))[:, 0]
+    def _rate(self, dropout: float, packing: Packing) -> float:
+        return dropout if self.training and packing.seed is not None else 0.0
 
 
 class Encoder(nn.Module):
-    """``num_hidden_layers`` layers. The mask is bool, True where a position may be attended to."""
+    """``num_hidden_layers`` layers."""
 
     def __init__(self, config: FashionBertConfig) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(
+            EncoderLayer(config, stream=STREAMS_A_LAYER * i) for i in range(config.num_hidden_layers)
+        )
 
-    def forward(self, hidden_BSH: torch.Tensor, attention_mask_BS: torch.Tensor | None) -> torch.Tensor:
-        mask = None if attention_mask_BS is None else attention_mask_BS[:, None, None, :]
+    def forward(self, hidden_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
         for layer in self.layers:
-            hidden_BSH = layer(hidden_BSH, mask)
-        return hidden_BSH
+            hidden_TH = layer(hidden_TH, packing)
+        return hidden_TH
 
-    def forward_cls(self, hidden_BSH: torch.Tensor, attention_mask_BS: torch.Tensor) -> torch.Tensor:
-        """Last hidden state of position 0 alone, (B, H): the last layer's work shrinks to one position a pair."""
-        mask = attention_mask_BS[:, None, None, :]
+    def forward_cls(self, hidden_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
+        """Last hidden state of each sequence's first row, (B, H): the last layer's work shrinks to that row."""
         for layer in self.layers[:-1]:
-            hidden_BSH = layer(hidden_BSH, mask)
-        return self.layers[-1].forward_cls(hidden_BSH, mask)
+            hidden_TH = layer(hidden_TH, packing)
+        return self.layers[-1].forward_cls(hidden_TH, packing)

@@ -1,7 +1,7 @@
 """FashionBertForPreTraining: text and patches through one BERT core, three tasks, one loss.
 
-Shapes: B pairs, L text tokens, P patches, S = L + P joint positions (text first), H hidden, I images in the batch,
-D patch feature, M masked tokens, K masked patches, T = 3 tasks (mlm, tia, mpm).
+Shapes: B pairs, N title tokens of all pairs, P patches, T = N + B P rows of the packed axis, H hidden, I images in the
+batch, D patch feature, M masked tokens, K masked patches; of losses and counts, T = 3 tasks (mlm, tia, mpm).
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from fashionbert_fast.data.batches import Batch
+from fashionbert_fast.kernels.dropout import draw_seed
 from fashionbert_fast.model import checkpoint
 from fashionbert_fast.model.config import FashionBertConfig
 from fashionbert_fast.model.embeddings import IMAGE_SEGMENT, PatchEmbeddings, TextEmbeddings
-from fashionbert_fast.model.encoder import Encoder
+from fashionbert_fast.model.encoder import Encoder, Packing, dropout_streams
 from fashionbert_fast.model.heads import AlignmentHead, MaskedPatchHead, MaskedTokenHead
 from fashionbert_fast.model.weighting import TaskWeighter, all_reduce_sum, global_means
 
@@ -39,7 +40,7 @@ class FashionBertForPreTraining(nn.Module):
         super().__init__()
         self.config = config
         self.text_embeddings = TextEmbeddings(config)
-        self.patch_embeddings = PatchEmbeddings(config)
+        self.patch_embeddings = PatchEmbeddings(config, stream=dropout_streams(config))
         self.encoder = Encoder(config)
         self.mlm_head = MaskedTokenHead(config)
         self.mpm_head = MaskedPatchHead(config)
@@ -87,29 +88,46 @@ class FashionBertForPreTraining(nn.Module):
 
     # Forward ---------------------------------------------------------------------------------------------------------
     def encode_text(self, input_ids_BL: torch.Tensor, text_mask_BL: torch.Tensor | None = None) -> torch.Tensor:
-        """Last hidden states (B, L, H) of text alone: what `transformers.BertModel` computes."""
-        mask = None if text_mask_BL is None else text_mask_BL.bool()
-        return self.encoder(self.text_embeddings(input_ids_BL), mask)
+        """Last hidden states (B, L, H) of text alone: what `transformers.BertModel` computes; zeros at padding.
+
+        Args:
+            text_mask_BL: True (or 1) at tokens, which come before the padding.
+        """
+        B, L = input_ids_BL.shape
+        live_BL = torch.ones_like(input_ids_BL, dtype=torch.bool) if text_mask_BL is None else text_mask_BL.bool()
+        offsets_S1 = F.pad(live_BL.sum(1).cumsum(0), (1, 0)).int()
+        place_BL = torch.arange(L, device=input_ids_BL.device).expand(B, L)
+        text_NH = self.text_embeddings(input_ids_BL[live_BL], place_BL[live_BL])
+        hidden_NH = self.encoder(text_NH, Packing(offsets_S1, L, self._seed(text_NH.device)))
+        return hidden_NH.new_zeros(B, L, hidden_NH.shape[1]).masked_scatter(live_BL[..., None], hidden_NH)
 
     def encode(self, batch: Batch) -> torch.Tensor:
-        """Joint last hidden states (B, S, H): text positions first, then the patches."""
-        features_BPD = batch.features_IPD[batch.image_index_B]
-        text_BLH = self.text_embeddings(batch.input_ids_BL)
+        """Joint last hidden states (T, H) on the batch's packed axis."""
+        seed = self._seed(batch.input_id_N.device)
+        text_NH = self.text_embeddings(batch.input_id_N, batch.position_N)
         segment_H = self.text_embeddings.segment.weight[IMAGE_SEGMENT]
-        patches_BPH = self.patch_embeddings(features_BPD, batch.patch_mask_BP, segment_H)
-        mask_BS = F.pad(batch.text_mask_BL, (0, patches_BPH.shape[1]), value=True)
-        return self.encoder(torch.cat([text_BLH, patches_BPH], dim=1), mask_BS)
+        joint_TH = self.patch_embeddings(text_NH, batch, segment_H, seed)
+        return self.encoder(joint_TH, Packing(batch.offsets_S1, batch.longest, seed))
+
+    def _seed(self, device: torch.device) -> torch.Tensor | None:
+        """What this forward's dropout is drawn from; None where nothing drops."""
+        c = self.config
+        drops = max(c.hidden_dropout_prob, c.attention_probs_dropout_prob, c.patch_dropout_prob) > 0
+        return draw_seed(device) if self.training and drops else None
 
     def encode_cls(self, batch: Batch) -> torch.Tensor:
         """[CLS] of an unmasked batch, (B, H), for inference: `encode` at position 0 without the work of the others.
 
         Each distinct image is embedded once, however many titles it meets.
         """
-        unmasked_IP = torch.zeros(batch.features_IPD.shape[:2], dtype=torch.bool, device=batch.features_IPD.device)
         segment_H = self.text_embeddings.segment.weight[IMAGE_SEGMENT]
-        images_IPH = self.patch_embeddings(batch.features_IPD, unmasked_IP, segment_H)
-        joint_BSH = torch.cat([self.text_embeddings(batch.input_ids_BL), images_IPH[batch.image_index_B]], dim=1)
-        return self.encoder.forward_cls(joint_BSH, F.pad(batch.text_mask_BL, (0, images_IPH.shape[1]), value=True))
+        images_IPH = self.patch_embeddings.images(batch.features_IPD, segment_H)
+        text_NH = self.text_embeddings(batch.input_id_N, batch.position_N)
+        joint_TH = text_NH.new_empty(batch.rows, text_NH.shape[1])
+        joint_TH[batch.text_row_N] = text_NH
+        patch_P = torch.arange(images_IPH.shape[1], device=text_NH.device)
+        joint_TH[batch.patch_row_B[:, None] + patch_P] = images_IPH[batch.image_index_B]
+        return self.encoder.forward_cls(joint_TH, Packing(batch.offsets_S1, batch.longest))
 
     def alignment_logits(self, batch: Batch) -> torch.Tensor:
         """(B, 2) float32 of an unmasked batch; class 1 = the title and the image belong together. For inference."""
@@ -130,27 +148,22 @@ class FashionBertForPreTraining(nn.Module):
         """
         if counts_T is None:
             counts_T = all_reduce_sum(batch.counts_T.clone())
-        for_mlm, for_tia, for_mpm = self.weighter.gate(self.encode(batch))
-        logits_B2 = self.tia_head(for_tia[:, 0]).float()
+        mlm_MH, cls_BH, mpm_KH = self._head_rows(self.encode(batch), batch)
+        logits_B2 = self.tia_head(cls_BH).float()
         sums_T = torch.stack(
             [
-                self._mlm_sum(for_mlm, batch),
+                self.mlm_head(mlm_MH, self.text_embeddings.word.weight, batch.mlm_label_M),
                 F.cross_entropy(logits_B2, batch.tia_label_B, reduction="sum"),
-                self._mpm_sum(for_mpm, batch),
+                self.mpm_head(mpm_KH, batch.features_IPD.flatten(0, 1), batch.mpm_target_K),
             ]
         )
         losses_T = global_means(sums_T, counts_T, micro_batches)
         return FashionBertOutput(self.weighter(losses_T), losses_T.detach(), logits_B2.detach())
 
-    def _mlm_sum(self, hidden_BSH: torch.Tensor, batch: Batch) -> torch.Tensor:
-        L, S = batch.input_ids_BL.shape[1], hidden_BSH.shape[1]
-        rows_M = batch.mlm_position_M // L * S + batch.mlm_position_M % L
-        hidden_MH = hidden_BSH.flatten(0, 1).index_select(0, rows_M)
-        return self.mlm_head(hidden_MH, self.text_embeddings.word.weight, batch.mlm_label_M)
-
-    def _mpm_sum(self, hidden_BSH: torch.Tensor, batch: Batch) -> torch.Tensor:
-        P, S = batch.patch_mask_BP.shape[1], hidden_BSH.shape[1]
-        pair_K, patch_K = batch.mpm_position_K // P, batch.mpm_position_K % P
-        hidden_KH = hidden_BSH.flatten(0, 1).index_select(0, pair_K * S + (S - P) + patch_K)
-        target_rows_K = batch.image_index_B[pair_K] * P + patch_K
-        return self.mpm_head(hidden_KH, batch.features_IPD.flatten(0, 1), target_rows_K)
+    def _head_rows(self, hidden_TH: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, ...]:
+        """The rows each head reads: of aliases behind the weighter's gate where it has one, else in one gathering."""
+        rows = (batch.mlm_row_M, batch.offsets_S1[:-1].long(), batch.mpm_row_K)
+        if self.weighter.at_gate:
+            aliases = self.weighter.gate(hidden_TH)
+            return tuple(alias.index_select(0, row) for alias, row in zip(aliases, rows, strict=True))
+        return hidden_TH.index_select(0, torch.cat(rows)).split([len(row) for row in rows])

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 
-from fashionbert_fast.data.batches import PairDataset, Pairing, collate_pairs
+from fashionbert_fast.data.batches import Budget, PairDataset, Pairing, collate_pairs
 from fashionbert_fast.errors import InputError
 
 
@@ -15,10 +17,11 @@ def parts(store_and_titles):
     return store_and_titles
 
 
-def _dataset(parts, micro_batch_size=8, micro_batches=1, rank=0, world_size=1, **pairing):
+def _dataset(parts, micro_batch_size=8, micro_batches=1, rank=0, world_size=1, budget=None, **pairing):
     return PairDataset(
         *parts, parts[0].rows("train"), Pairing(seed=1, **pairing), micro_batch_size=micro_batch_size,
         micro_batches=micro_batches, rank=rank, world_size=world_size, steps=50,
+        budget=budget,
     )  # fmt: skip
 
 
@@ -28,17 +31,49 @@ def test_positions_labels_and_targets(parts):
     (batch,) = dataset[3]
     plan = dataset.plan(0)
     span = slice(3 * 8, 4 * 8)
-    L, P = batch.input_ids_BL.shape[1], 4
-    for position, label in zip(batch.mlm_position_M.tolist(), batch.mlm_label_M.tolist(), strict=True):
-        assert titles.title(plan.text_rows[span][position // L])[0][position % L] == label
+    P, offsets = 4, batch.offsets_S1.tolist()
+    predicted = batch.mlm_label_M != -100
+    for row, label in zip(batch.mlm_row_M[predicted].tolist(), batch.mlm_label_M[predicted].tolist(), strict=True):
+        pair = max(b for b in range(8) if offsets[b] <= row)
+        assert titles.title(plan.text_rows[span][pair])[0][row - offsets[pair]] == label
     features = batch.features_IPD[batch.image_index_B]
     assert torch.equal(features, store.features(plan.image_rows[span]))
-    assert torch.equal(batch.mpm_position_K, batch.patch_mask_BP.flatten().nonzero()[:, 0])
-    assert (batch.mpm_position_K < 8 * P).all()
+    pair_K, patch_K = batch.patch_mask_BP.nonzero(as_tuple=True)
+    assert torch.equal(batch.mpm_row_K, batch.patch_row_B[pair_K] + patch_K)
+    assert torch.equal(batch.mpm_target_K, batch.image_index_B[pair_K] * P + patch_K)
     assert batch.tia_label_B.tolist() == plan.is_match[span].tolist()
-    assert batch.counts_T.tolist() == [len(batch.mlm_label_M), 8, len(batch.mpm_position_K)]
-    unmasked = batch.text_mask_BL.flatten()
-    assert (batch.input_ids_BL.flatten()[~unmasked] == titles.pad_id).all()
+    assert batch.counts_T.tolist() == [int(predicted.sum()), 8, len(batch.mpm_row_K)]
+
+
+def test_every_row_is_one_token_and_the_fill_is_padding(parts):
+    """Title, patches, title, patches, ... then [PAD] up to the budget: no row twice, none left out."""
+    titles = parts[1]
+    for budget in (Budget(), Budget(tokens=64, predictions=16)):
+        dataset = _dataset(parts, budget=budget)
+        (batch,) = dataset[3]
+        plan, offsets = dataset.plan(0), batch.offsets_S1.long()
+        text_rows = plan.text_rows[3 * 8 : 4 * 8]
+        assert offsets.diff().tolist() == [len(titles.title(row)[0]) + 4 for row in text_rows]
+        assert torch.equal(batch.patch_row_B, offsets[1:] - 4)
+        patch_rows = (batch.patch_row_B[:, None] + torch.arange(4)).flatten()
+        assert torch.cat([batch.text_row_N, patch_rows]).sort().values.tolist() == list(range(batch.rows))
+        assert batch.rows % budget.tokens == 0 and batch.rows - batch.tokens < budget.tokens
+        assert len(batch.mlm_row_M) % budget.predictions == 0
+        fill = batch.text_row_N >= batch.tokens
+        assert (batch.input_id_N[fill] == titles.pad_id).all() and (
+            batch.mlm_row_M[batch.mlm_label_M == -100] == 0
+        ).all()
+        starts = batch.position_N == 0
+        assert torch.equal(batch.text_row_N[starts & ~fill], offsets[:-1])
+        assert int(offsets.diff().max()) <= batch.longest
+
+
+def test_budgets_repeat_shapes(parts):
+    dataset = _dataset(parts, budget=Budget(tokens=32, predictions=8))
+    exact = _dataset(parts, budget=Budget())
+    shapes = [{(b.rows, len(b.mlm_row_M)) for step in range(9) for b in d[step]} for d in (dataset, exact)]
+    assert len(shapes[0]) < len(shapes[1])
+    assert Budget.of(32, 128) == Budget(64, 16) and Budget.of(512, 128) == Budget(1024, 256)
 
 
 @pytest.mark.parametrize("pairs", ["coin", "both"])
@@ -53,11 +88,12 @@ def _samples(batches):
     """What is learned from, pair by pair, free of how it was batched."""
     pairs = []
     for batch in batches:
-        L = batch.input_ids_BL.shape[1]
-        for b, (ids, mask) in enumerate(zip(batch.input_ids_BL, batch.text_mask_BL, strict=True)):
-            here = batch.mlm_position_M // L == b
+        offsets = batch.offsets_S1.tolist()
+        for b, (first, last) in enumerate(pairwise(offsets)):
+            here = (batch.mlm_row_M >= first) & (batch.mlm_row_M < last) & (batch.mlm_label_M != -100)
+            ids = batch.input_id_N[(batch.text_row_N >= first) & (batch.text_row_N < last)]
             pairs.append(
-                (ids[mask].tolist(), batch.features_IPD[batch.image_index_B[b]].sum().item(),
+                (ids.tolist(), batch.features_IPD[batch.image_index_B[b]].sum().item(),
                  batch.patch_mask_BP[b].tolist(), batch.mlm_label_M[here].tolist(), batch.tia_label_B[b].item())
             )  # fmt: skip
     return pairs
@@ -90,12 +126,13 @@ def test_unpredicted_negatives_are_masked_all_the_same(parts):
             assert negative.any()
             assert (batch.patch_mask_BP.sum(1) == 1).all()
             mask_id = parts[1].mask_id
-            masked = (batch.input_ids_BL == mask_id).any(1)
-            assert masked[negative].any()
+            pair_N = torch.bucketize(batch.text_row_N, batch.offsets_S1[1:], right=True)
+            assert negative[pair_N[batch.input_id_N == mask_id]].any()
             if not predict:
-                assert not negative[batch.mlm_position_M // batch.input_ids_BL.shape[1]].any()
-                assert not negative[batch.mpm_position_K // 4].any()
-                assert len(batch.mpm_position_K) == (~negative).sum()
+                rows_M = batch.mlm_row_M[batch.mlm_label_M != -100]
+                for rows in (rows_M, batch.mpm_row_K):
+                    assert not negative[torch.bucketize(rows, batch.offsets_S1[1:], right=True)].any()
+                assert len(batch.mpm_row_K) == (~negative).sum()
 
 
 def test_random_negatives_first_then_the_category(parts):

@@ -31,22 +31,26 @@ def batch(store_and_titles):
 
 @torch.no_grad()
 def test_cls_alone_equals_cls_of_the_whole_sequence(model, batch):
-    torch.testing.assert_close(model.encode_cls(batch), model.encode(batch)[:, 0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model.encode_cls(batch), model.encode(batch)[batch.offsets_S1[:-1]], atol=1e-5, rtol=1e-5
+    )
 
 
 @torch.no_grad()
-def test_padding_has_no_effect(model, batch):
-    padded = copy.copy(batch)
-    padded.input_ids_BL = torch.nn.functional.pad(batch.input_ids_BL, (0, 7), value=9)
-    padded.text_mask_BL = torch.nn.functional.pad(batch.text_mask_BL, (0, 7), value=False)
-    torch.testing.assert_close(model.alignment_logits(padded), model.alignment_logits(batch), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(model.encode(padded)[:, -4:], model.encode(batch)[:, -4:], atol=1e-5, rtol=1e-5)
+def test_the_fill_of_a_budget_has_no_effect(model, batch):
+    filled = copy.copy(batch)
+    filled.input_id_N = torch.nn.functional.pad(batch.input_id_N, (0, 7), value=9)
+    filled.position_N = torch.nn.functional.pad(batch.position_N, (0, 7))
+    filled.text_row_N = torch.cat([batch.text_row_N, torch.arange(batch.rows, batch.rows + 7)])
+    assert filled.rows == batch.rows + 7
+    torch.testing.assert_close(model.alignment_logits(filled), model.alignment_logits(batch), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model.encode(filled)[:-7], model.encode(batch), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_text_and_image_both_matter(model, batch):
     hidden = model.encode(batch)
-    assert hidden.shape == (4, batch.input_ids_BL.shape[1] + 4, 16)
+    assert hidden.shape == (batch.tokens, 16) == (batch.rows, 16)
     other = copy.copy(batch)
     other.image_index_B = batch.image_index_B.flip(0)
     assert (model.alignment_logits(other) - model.alignment_logits(batch)).abs().max() > 1e-4

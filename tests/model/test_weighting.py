@@ -41,9 +41,10 @@ def _task_losses_and_gradients(model, batch):
     with respect to every parameter through the hidden states (shared) and through the head alone (own)."""
     hidden = model.encode(batch)
     leaf = hidden.detach().requires_grad_()
-    mlm = model._mlm_sum(leaf, batch) / batch.counts_T[0]
-    tia = torch.nn.functional.cross_entropy(model.tia_head(leaf[:, 0]), batch.tia_label_B)
-    mpm = model._mpm_sum(leaf, batch) / batch.counts_T[2]
+    word_VH, features_RD = model.text_embeddings.word.weight, batch.features_IPD.flatten(0, 1)
+    mlm = model.mlm_head(leaf[batch.mlm_row_M], word_VH, batch.mlm_label_M) / batch.counts_T[0]
+    tia = torch.nn.functional.cross_entropy(model.tia_head(leaf[batch.offsets_S1[:-1].long()]), batch.tia_label_B)
+    mpm = model.mpm_head(leaf[batch.mpm_row_K], features_RD, batch.mpm_target_K) / batch.counts_T[2]
     losses_T = torch.stack([mlm, tia, mpm])
     parameters = list(model.parameters())
     at_hidden, own = [], []
@@ -127,7 +128,7 @@ def test_fixed_weights_are_the_preference(batch):
 def test_a_batch_without_masks_has_zero_losses_and_dense_gradients(batch):
     empty = copy.copy(batch)
     nothing = torch.empty(0, dtype=torch.int64)
-    empty.mlm_position_M = empty.mlm_label_M = empty.mpm_position_K = nothing
+    empty.mlm_row_M = empty.mlm_label_M = empty.mpm_row_K = empty.mpm_target_K = nothing
     empty.patch_mask_BP = torch.zeros_like(batch.patch_mask_BP)
     empty.counts_T = torch.tensor([0.0, 8.0, 0.0])
     for method in ("loss", "gradient", "min_norm", "fixed"):
