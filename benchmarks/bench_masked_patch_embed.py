@@ -73,7 +73,7 @@ def rows(device: torch.device, quick: bool) -> list[Row]:
                     _check(ours(inputs, grad_BPH), function(inputs, grad_BPH), dtype)
                 result.append(compare(
                     f"masked_patch_embed N={count} D={D} H={H} {str(dtype).removeprefix('torch.')} forward+backward",
-                    peer, lambda x=inputs, g=grad_BPH: ours(x, g),
+                    peer, lambda f=ours, x=inputs, g=grad_BPH: f(x, g),
                     bare if function is None else lambda f=function, x=inputs, g=grad_BPH: f(x, g),
                     target=PEERS[peer][device.type == "cuda"], device=device, pairs=5 if quick else 15,
                 ))  # fmt: skip

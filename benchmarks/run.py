@@ -14,10 +14,13 @@ Results are checked for equality before anything is timed; ratios are medians ov
 SUITES = {
     "ops": (
         "bench_adaptive_loss",
+        "bench_bias_gelu",
+        "bench_dropout_add_layer_norm",
         "bench_linear_cross_entropy",
         "bench_linear_patch_kld",
         "bench_masked_patch_embed",
         "bench_min_norm_weights",
+        "bench_packed_attention",
         "bench_patch_kld",
         "bench_task_gradients",
     )

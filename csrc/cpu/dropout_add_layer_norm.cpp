@@ -103,11 +103,24 @@ class SummedRows {
 };
 
 template <typename Real>
-Real square_distance(const Real* values, Real mean, int64_t count) {
-  Real total = 0;
-  FB_SIMD(reduction(+ : total))
-  for (int64_t i = 0; i < count; ++i) total += (values[i] - mean) * (values[i] - mean);
-  return total;
+struct Moments {
+  Real mean, variance;
+};
+
+// Of `count` numbers whose sum is `total`. What that sum's rounding put into the mean is taken out by the sum of the
+// distances from it, which matters to rows far from 0.
+template <typename Real>
+Moments<Real> moments(const Real* values, Real total, int64_t count) {
+  const Real rough = total / static_cast<Real>(count);
+  Real distances = 0, squares = 0;
+  FB_SIMD(reduction(+ : distances, squares))
+  for (int64_t i = 0; i < count; ++i) {
+    const Real distance = values[i] - rough;
+    distances += distance;
+    squares += distance * distance;
+  }
+  const Real shift = distances / static_cast<Real>(count);
+  return {rough + shift, std::max(Real(0), squares / static_cast<Real>(count) - shift * shift)};
 }
 
 template <typename Real, typename Out>
@@ -139,8 +152,8 @@ std::tuple<Tensor, Tensor> forward(Tensor x, Tensor residual, std::optional<Tens
       SummedRows<Storage> summed(arguments);
       std::vector<Real> buffer(kBuffered<Storage> ? width : 0);
       for (int64_t row = begin; row < end; ++row) {
-        const Real mean = summed.load(row) / static_cast<Real>(width);
-        const Real variance = square_distance(summed.sum(), mean, width) / static_cast<Real>(width);
+        const Real total = summed.load(row);
+        const auto [mean, variance] = moments(summed.sum(), total, width);
         const Real rstd = Real(1) / std::sqrt(variance + static_cast<Real>(eps));
         auto* out = writable(to + row * width, buffer.data());
         normalise(summed.sum(), mean, rstd, weights.data(), biases.data(), width, out);

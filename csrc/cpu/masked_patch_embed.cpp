@@ -4,6 +4,9 @@
 // in one pass, and multiplies the weight gradient in blocks of feature columns, each a single product over all rows, so
 // that nothing narrow is accumulated.
 //
+// Threads take whole chunks and blocks, and multiply them alone. Products that all threads share would meet at barriers
+// by the dozen, and where the machine has anything else to do each barrier waits for whichever thread was set aside.
+//
 // Sums over the rows are taken position by position, in blocks of a fixed number of pairs: the same bits on any number
 // of threads.
 #include <torch/csrc/stable/library.h>
@@ -20,15 +23,13 @@
 namespace fashionbert {
 namespace {
 
-constexpr int64_t kChunk = 512;             // rows multiplied at once in the forward
-constexpr int64_t kBlockBytes = 4 << 20;    // of gathered feature columns multiplied at once in the backward
-constexpr int64_t kMostBlockColumns = 512;  // whole blocks of dropout
+constexpr int64_t kChunk = 512;         // rows multiplied at once
+constexpr int64_t kBlockColumns = 256;  // of the weight gradient, multiplied at once: whole blocks of dropout
 // Row counts are padded with zero rows to a multiple of this. The number of masked patches changes each step, and
 // oneDNN compiles a kernel for each shape it meets.
 constexpr int64_t kPadding = 32;
-constexpr int64_t kGrain = 16;  // rows a thread, at least
-constexpr int64_t kSumPairs =
-    16;  // rows summed before they join a sum over all pairs, which errs less than one long sum
+constexpr int64_t kGrain = 16;       // rows a thread, at least
+constexpr int64_t kSumPairs = 16;    // rows summed before they join a longer sum, which errs less than one long sum
 constexpr int64_t kTransposed = 32;  // side of a block of a transposition
 
 // What a product of `Storage` is computed from: processors without float16 arithmetic would emulate it.
@@ -172,11 +173,9 @@ std::vector<Real> base_of(const Inputs& in) {
 template <typename To>
 void gather(const Inputs& in, int64_t begin, int64_t end, int64_t padded_end, int64_t first, int64_t columns, To* to) {
   dispatch_features<To>(in.features.scalar_type(), [&]<typename Feature>() {
-    torch::stable::parallel_for(begin, end, kGrain, [&](int64_t from, int64_t until) {
-      for (int64_t slot = from; slot < until; ++slot) {
-        read_features<Feature>(in.feature_rows, in.unmasked[slot], first, columns, to + (slot - begin) * columns);
-      }
-    });
+    for (int64_t slot = begin; slot < end; ++slot) {
+      read_features<Feature>(in.feature_rows, in.unmasked[slot], first, columns, to + (slot - begin) * columns);
+    }
   });
   std::memset(static_cast<void*>(to + (end - begin) * columns), 0, (padded_end - end) * columns * sizeof(To));
 }
@@ -221,16 +220,12 @@ struct Forward {
   RowStats<Real>* stats;
 
   // Rows [begin, end), of which the unmasked have their products in `products`, one after the other.
-  void finish(int64_t begin, int64_t end, int64_t first_slot, const Product* products) const {
-    torch::stable::parallel_for(begin, end, kGrain, [&](int64_t from, int64_t until) {
-      std::vector<Real> x(in.hidden);
-      const auto slot = std::lower_bound(in.unmasked.begin(), in.unmasked.end(), from) - in.unmasked.begin();
-      const Product* product = products + (slot - first_slot) * in.hidden;
-      for (int64_t row = from; row < until; ++row) {
-        finish_row(row, in.masked(row) ? nullptr : product, x.data());
-        if (!in.masked(row)) product += in.hidden;
-      }
-    });
+  void finish(int64_t begin, int64_t end, const Product* products) const {
+    std::vector<Real> x(in.hidden);
+    for (int64_t row = begin; row < end; ++row) {
+      finish_row(row, in.masked(row) ? nullptr : products, x.data());
+      if (!in.masked(row)) products += in.hidden;
+    }
   }
 
   void finish_row(int64_t row, const Product* product, Real* x) const {
@@ -252,24 +247,43 @@ struct Forward {
   }
 
   void run() const {
-    const int64_t chunk_rows = std::min(kChunk, padded(in.kept()));
-    if (chunk_rows == 0 || in.hidden == 0 || in.width == 0) return no_products();
+    if (in.kept() == 0 || in.hidden == 0 || in.width == 0) return no_products();
     const Tensor weight = product_weight<Storage>(in);
-    const Tensor columns = torch::stable::transpose(weight, 0, 1);
-    Tensor scratch = torch::stable::new_empty(weight, {chunk_rows, in.width});
-    for (int64_t begin = 0; begin < in.kept(); begin += kChunk) {
-      const int64_t end = std::min(begin + kChunk, in.kept()), rows = padded(end - begin);
-      gather(in, begin, end, begin + rows, 0, in.width, data_of<Product>(scratch));
-      const Tensor product = matrix_product(torch::stable::narrow(scratch, 0, 0, rows), columns);
-      finish(begin == 0 ? 0 : in.unmasked[begin], end == in.kept() ? in.rows : in.unmasked[end], begin,
-             data_of<Product>(product));
+    const int64_t part = summed_at_once<Product>(in.width);
+    std::vector<Tensor> weights;  // (H, part) each
+    for (int64_t first = 0; first < in.width; first += part) {
+      Tensor whole = matrix_at(data_of<Product>(weight), in.hidden, in.width, weight);
+      Tensor columns = torch::stable::narrow(whole, 1, first, std::min(part, in.width - first));
+      weights.push_back(torch::stable::contiguous(columns));
     }
+    const int64_t chunks = (in.kept() + kChunk - 1) / kChunk;
+    torch::stable::parallel_for(0, chunks, 1, [&](int64_t first_chunk, int64_t last_chunk) {
+      std::vector<Product> scratch(kChunk * part);
+      for (int64_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
+        const int64_t begin = chunk * kChunk, end = std::min(begin + kChunk, in.kept());
+        const ProductSum<Product> product = multiply(begin, end, weights, scratch.data());
+        finish(begin == 0 ? 0 : in.unmasked[begin], end == in.kept() ? in.rows : in.unmasked[end], product.data());
+      }
+    });
+  }
+
+  ProductSum<Product> multiply(int64_t begin, int64_t end, const std::vector<Tensor>& weights, Product* scratch) const {
+    const int64_t rows = padded(end - begin);
+    ProductSum<Product> product;
+    int64_t first = 0;
+    for (const Tensor& weight : weights) {
+      const int64_t columns = weight.size(1);
+      gather(in, begin, end, begin + rows, first, columns, scratch);
+      product.add(matrix_at(scratch, rows, columns, weight), torch::stable::transpose(weight, 0, 1));
+      first += columns;
+    }
+    return product;
   }
 
   // Nothing to multiply: the products are zeros.
   void no_products() const {
     const std::vector<Product> zeros(in.kept() * in.hidden);
-    finish(0, in.rows, 0, zeros.data());
+    finish(0, in.rows, zeros.data());
   }
 };
 
@@ -458,24 +472,30 @@ void weight_gradient(const Inputs& in, const Tensor& products, Storage* to) {
     std::memset(static_cast<void*>(to), 0, H * in.width * sizeof(Storage));
     return;
   }
-  // Transposed once here, or the product would do it for every block.
+  // Transposed once here, or the product would do it for every block; each part by itself.
+  const int64_t part = summed_at_once<Product>(rows);
   Tensor transposed = torch::stable::new_empty(products, {H, rows});
-  transpose_into(data_of<Product>(products), rows, H, data_of<Product>(transposed));
-  const int64_t fitting = kBlockBytes / (rows * static_cast<int64_t>(sizeof(Product))) / kDropoutBlock * kDropoutBlock;
-  const int64_t block = std::clamp<int64_t>(fitting, kDropoutBlock, kMostBlockColumns);
-  Tensor scratch = torch::stable::new_empty(products, {rows * std::min(block, in.width)});
-  for (int64_t first = 0; first < in.width; first += block) {
-    const int64_t columns = std::min(block, in.width - first);
-    Tensor used = torch::stable::narrow(scratch, 0, 0, rows * columns);
-    gather(in, 0, in.kept(), rows, first, columns, data_of<Product>(used));
-    const Tensor gradient = matrix_product(transposed, torch::stable::view(used, {rows, columns}));
-    const Product* from = data_of<Product>(gradient);
-    torch::stable::parallel_for(0, H, kGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t h = begin; h < end; ++h) {
-        convert(from + h * columns, static_cast<int>(columns), to + h * in.width + first);
-      }
-    });
+  for (int64_t begin = 0; begin < rows; begin += part) {
+    transpose_into(data_of<Product>(products) + begin * H, std::min(part, rows - begin), H,
+                   data_of<Product>(transposed) + begin * H);
   }
+  const int64_t blocks = (in.width + kBlockColumns - 1) / kBlockColumns;
+  torch::stable::parallel_for(0, blocks, 1, [&](int64_t first_block, int64_t last_block) {
+    std::vector<Product> scratch(rows * std::min(kBlockColumns, in.width));
+    for (int64_t block = first_block; block < last_block; ++block) {
+      const int64_t first = block * kBlockColumns, columns = std::min(kBlockColumns, in.width - first);
+      gather(in, 0, in.kept(), rows, first, columns, scratch.data());
+      ProductSum<Product> gradient;
+      for (int64_t begin = 0; begin < rows; begin += part) {
+        const int64_t count = std::min(part, rows - begin);
+        gradient.add(matrix_at(data_of<Product>(transposed) + begin * H, H, count, products),
+                     matrix_at(scratch.data() + begin * columns, count, columns, products));
+      }
+      for (int64_t h = 0; h < H; ++h) {
+        convert(gradient.data() + h * columns, static_cast<int>(columns), to + h * in.width + first);
+      }
+    }
+  });
 }
 
 // Adds chunk [begin, end) of the unmasked rows' feature gradients to `sums` (I, P, D), columns shared out among
@@ -510,11 +530,19 @@ void feature_gradient(const Inputs& in, Tensor& products, Tensor& out) {
   using Product = product_t<Storage>;
   using Real = compute_t<Storage>;
   std::vector<Real> sums(out.numel());
-  const Tensor weight = product_weight<Storage>(in);
+  const Tensor stored = product_weight<Storage>(in);
+  Tensor weight = matrix_at(data_of<Product>(stored), in.hidden, in.width, stored);
   for (int64_t begin = 0; begin < in.kept() && in.hidden > 0 && in.width > 0; begin += kChunk) {
     const int64_t end = std::min(begin + kChunk, in.kept());
-    const Tensor gradient = matrix_product(torch::stable::narrow(products, 0, begin, padded(end - begin)), weight);
-    add_feature_gradients(in, begin, end, data_of<Product>(gradient), sums.data());
+    Tensor chunk = torch::stable::narrow(products, 0, begin, padded(end - begin));
+    ProductSum<Product> gradient;
+    const int64_t part = summed_at_once<Product>(in.hidden);
+    for (int64_t first = 0; first < in.hidden; first += part) {
+      const int64_t count = std::min(part, in.hidden - first);
+      gradient.add(torch::stable::contiguous(torch::stable::narrow(chunk, 1, first, count)),
+                   torch::stable::narrow(weight, 0, first, count));
+    }
+    add_feature_gradients(in, begin, end, gradient.data(), sums.data());
   }
   dispatch_floating(out.scalar_type(), "masked_patch_embed", [&]<typename Feature>() {
     if constexpr (std::is_same_v<compute_t<Feature>, Real>) {

@@ -16,8 +16,8 @@
 #include "common/dropout.h"
 #include "common/exp.h"
 #include "common/tensor.h"
-#include "cpu/convert.h"
 #include "cpu/tiles.h"
+#include "cpu/vectors.h"
 
 namespace fashionbert {
 namespace {
@@ -77,38 +77,27 @@ struct Extent {
   int64_t block() const { return std::min(keys, kQueryBlock); }
 };
 
-// Rows of numbers as elements, zeros where they are padded. `buffer` holds a row in the compute type.
-template <typename Storage, typename Real = compute_t<Storage>>
+// Rows of numbers plus bias as elements, zeros where they are padded.
+template <typename Storage>
 void load_rows(const Storage* in, int64_t in_row, const Storage* bias, int64_t count, int64_t padded_count,
-               int64_t width, int64_t padded_width, Real* buffer, typename Operand<Storage>::Element* out) {
-  using Element = typename Operand<Storage>::Element;
-  const int columns = static_cast<int>(width);
-  Real* bias_values = buffer + padded_width;
-  if (bias) widen(bias, columns, bias_values);
+               int64_t width, int64_t padded_width, typename Operand<Storage>::Element* out) {
+  constexpr int kLanes = Operand<Storage>::kLanes;
   for (int64_t r = 0; r < count; ++r, in += in_row, out += padded_width) {
-    if constexpr (std::is_same_v<Storage, Element>) {
-      if (!bias) std::memcpy(out, in, width * sizeof(Element));
+    for (int64_t i = 0; i < padded_width; i += kLanes) {
+      auto values = load_lanes(in + i, width - i);
+      if (bias) values += load_lanes(bias + i, width - i);
+      store_vector(values, out + i);
     }
-    if (bias || !std::is_same_v<Storage, Element>) {
-      widen(in, columns, buffer);
-      if (bias) {
-        FB_SIMD()
-        for (int i = 0; i < columns; ++i) buffer[i] += bias_values[i];
-      }
-      narrow(buffer, columns, out);
-    }
-    std::memset(static_cast<void*>(out + width), 0, (padded_width - width) * sizeof(Element));
   }
-  std::memset(static_cast<void*>(out), 0, (padded_count - count) * padded_width * sizeof(Element));
+  std::fill_n(out, (padded_count - count) * padded_width, typename Operand<Storage>::Element(0));
 }
 
 template <typename Storage>
 void load_part(const Problem<Storage>& problem, const Item& item, Part part, const Extent<Storage>& extent,
-               compute_t<Storage>* buffer, typename Operand<Storage>::Element* out) {
+               typename Operand<Storage>::Element* out) {
   const int64_t column = part * problem.hidden() + item.head * problem.width;
   load_rows(problem.qkv + item.first * problem.stride + column, problem.stride,
-            problem.bias ? problem.bias + column : nullptr, item.length, extent.keys, problem.width, extent.width,
-            buffer, out);
+            problem.bias ? problem.bias + column : nullptr, item.length, extent.keys, problem.width, extent.width, out);
 }
 
 inline const uint32_t* as_words(const c10::BFloat16* elements) { return reinterpret_cast<const uint32_t*>(elements); }
@@ -143,6 +132,23 @@ inline const float* factors_of(const Dropout& dropout, int64_t head, int64_t tok
   return buffer;
 }
 
+template <typename Real>
+vector_t<Real> load_factors(const float* factors) {
+  if constexpr (std::is_same_v<Real, float>) return load_vector(factors);
+  vector_t<Real> wide;
+  for (int lane = 0; lane < kLanesOf<Real>; ++lane) wide[lane] = factors[lane];
+  return wide;
+}
+
+// Minus infinity for the scores of what is not a key; all of it lies in the last vector.
+template <typename Real>
+void mask_padding(Real* scores, int64_t length, int64_t keys) {
+  const int64_t last = keys - kLanesOf<Real>;
+  const auto masked =
+      first_lanes<Real>(load_vector(scores + last), length - last, -std::numeric_limits<Real>::infinity());
+  store_vector(masked, scores + last);
+}
+
 // Forward -------------------------------------------------------------------------------------------------------------
 
 template <typename Storage>
@@ -152,7 +158,7 @@ struct ForwardScratch : Scratch {
   typename Ops::Word *key, *value;  // summed over columns, over rows
   typename Ops::Real* scores;
   typename Ops::Element* weights;  // e^(score - maximum), after dropout
-  typename Ops::Real *context, *buffer;
+  typename Ops::Real* context;
   float* factors;
 
   explicit ForwardScratch(const Extent<Storage>& most) {
@@ -161,7 +167,6 @@ struct ForwardScratch : Scratch {
     scores = take<typename Ops::Real>(kTileRows * most.keys);
     weights = take<typename Ops::Element>(kTileRows * most.keys);
     context = take<typename Ops::Real>(kTileRows * most.width);
-    buffer = take<typename Ops::Real>(2 * most.width);
     factors = take<float>(round_up(most.keys, kDropoutBlock));
   }
 };
@@ -171,34 +176,33 @@ struct Softmax {
   Real maximum, sum;
 };
 
-// Scores become e^(score - maximum), times dropout's factors; the sum is of the exponentials before dropout. Of the
-// `keys` columns those from `length` on are padding.
-template <typename Real>
-Softmax<Real> softmax_row(Real* scores, int64_t length, int64_t keys, Real scale, const float* factors) {
-  Real maximum = -std::numeric_limits<Real>::infinity(), sum = 0;
-  for (int64_t j = length; j < keys; ++j) scores[j] = maximum;
-  FB_SIMD(reduction(max : maximum))
-  for (int64_t j = 0; j < keys; ++j) maximum = scores[j] > maximum ? scores[j] : maximum;
-  maximum *= scale;
-  FB_SIMD(reduction(+ : sum))
-  for (int64_t j = 0; j < keys; ++j) {
-    const Real e = exp_nonpositive(scores[j] * scale - maximum);
-    sum += e;
-    scores[j] = e;
+// Takes scores to weights e^(score - maximum) times dropout's factors; the sum is of the exponentials before dropout.
+// Of the `keys` columns those from `length` on are padding.
+template <typename Storage, typename Real = compute_t<Storage>>
+Softmax<Real> softmax_row(Real* scores, int64_t length, int64_t keys, Real scale, const float* factors,
+                          typename Operand<Storage>::Element* weights) {
+  constexpr int kLanes = kLanesOf<Real>;
+  mask_padding(scores, length, keys);
+  vector_t<Real> largest = load_vector(scores), sums = {};
+  for (int64_t j = kLanes; j < keys; j += kLanes) largest = larger<Real>(largest, load_vector(scores + j));
+  const Real maximum = largest_lane<Real>(largest) * scale;
+  for (int64_t j = 0; j < keys; j += kLanes) {
+    vector_t<Real> e = exp_nonpositive(load_vector(scores + j) * scale - maximum);
+    sums += e;
+    if (factors) e *= load_factors<Real>(factors + j);
+    store_vector(e, weights + j);
   }
-  if (factors) {
-    FB_SIMD()
-    for (int64_t j = 0; j < keys; ++j) scores[j] *= factors[j];
-  }
-  return {maximum, sum};
+  return {maximum, sum_lanes<Real>(sums)};
 }
 
-// Stores scale * values.
+// Stores scale * values; the result is added to `sums` unless that is null.
 template <typename Storage, typename Real = compute_t<Storage>>
-void store_row(Real* values, Real scale, int64_t width, Storage* out) {
-  FB_SIMD()
-  for (int64_t i = 0; i < width; ++i) values[i] *= scale;
-  narrow(values, static_cast<int>(width), out);
+void store_row(const Real* values, Real scale, int64_t width, Storage* out, Real* sums = nullptr) {
+  for (int64_t i = 0; i < width; i += kLanesOf<Real>) {
+    const vector_t<Real> result = load_vector(values + i) * scale;
+    store_lanes(result, out + i, width - i);
+    if (sums) store_lanes(load_lanes(sums + i, width - i) + result, sums + i, width - i);
+  }
 }
 
 template <typename Storage>
@@ -207,10 +211,10 @@ void attend(const Problem<Storage>& problem, const Item& item, const Item& next,
   using Ops = Operand<Storage>;
   const Extent<Storage> extent(item.length, problem.width);
   const int64_t keys = extent.keys, width = extent.width, row_words = width / Ops::kPack;
-  load_part(problem, item, kQuery, extent, scratch.buffer, scratch.query);
-  load_part(problem, item, kKey, extent, scratch.buffer, scratch.rows);
+  load_part(problem, item, kQuery, extent, scratch.query);
+  load_part(problem, item, kKey, extent, scratch.rows);
   transpose(as_words(scratch.rows), keys, row_words, row_words, scratch.key, keys);
-  load_part(problem, item, kValue, extent, scratch.buffer, scratch.rows);
+  load_part(problem, item, kValue, extent, scratch.rows);
   const auto* value = summed_over_rows<Storage>(scratch.rows, keys, width, scratch.value);
   const auto* query = as_words(scratch.query);
   const int64_t rows = round_up(item.length, 2);
@@ -223,8 +227,8 @@ void attend(const Problem<Storage>& problem, const Item& item, const Item& next,
     for (int r = 0; r < count; ++r) {
       typename Ops::Real* scores = scratch.scores + r * keys;
       const float* factors = factors_of(problem.dropout, item.head, item.first + i + r, keys, scratch.factors);
-      softmax[r] = softmax_row(scores, item.length, keys, problem.scale(), factors);
-      narrow(scores, static_cast<int>(keys), scratch.weights + r * keys);
+      softmax[r] =
+          softmax_row<Storage>(scores, item.length, keys, problem.scale(), factors, scratch.weights + r * keys);
     }
     const auto* weights = as_words(scratch.weights);
     multiply<Storage>(count, width, words_of<Storage>(item.length), {weights, keys / Ops::kPack, 1}, value, width,
@@ -248,9 +252,9 @@ struct BackwardScratch : Scratch {
   typename Ops::Word *key_columns, *value_columns;           // summed over columns
   typename Ops::Word *key_pairs, *query_pairs, *grad_pairs;  // summed over rows
   typename Ops::Real *scores, *slopes;                       // become probabilities and gradients of scaled scores
-  typename Ops::Element *weight_rows, *slope_rows;           // those of a tile
+  typename Ops::Element* slope_rows;                         // of a tile, where words are pairs
   typename Ops::Word *weight_pairs, *slope_pairs;            // those of a block of queries, summed over queries
-  typename Ops::Real *grad_query, *grad_key, *grad_value, *buffer;
+  typename Ops::Real *grad_query, *grad_key, *grad_value;
   float* factors;
 
   explicit BackwardScratch(const Extent<Storage>& most) {
@@ -261,71 +265,59 @@ struct BackwardScratch : Scratch {
     grad = take<typename Ops::Element>(block * most.width);
     for (auto** words : {&query_pairs, &grad_pairs}) *words = take<typename Ops::Word>(block * most.width / Ops::kPack);
     for (auto** tile : {&scores, &slopes}) *tile = take<typename Ops::Real>(kTileRows * most.keys);
-    for (auto** tile : {&weight_rows, &slope_rows}) *tile = take<typename Ops::Element>(kTileRows * most.keys);
+    slope_rows = take<typename Ops::Element>(kTileRows * most.keys);
     for (auto** words : {&weight_pairs, &slope_pairs})
       *words = take<typename Ops::Word>(block * most.keys / Ops::kPack);
     grad_query = take<typename Ops::Real>(kTileRows * most.width);
     for (auto** sums : {&grad_key, &grad_value}) *sums = take<typename Ops::Real>(size);
-    buffer = take<typename Ops::Real>(2 * most.width);
-    factors = take<float>(round_up(most.keys, kDropoutBlock));
+    factors = take<float>(2 * round_up(most.keys, kDropoutBlock));
   }
 };
 
-// Scores become probabilities after dropout, `slopes` (gradients of those) become gradients of the scaled scores.
+// What turns a query's numbers into probabilities and gradients of scaled scores.
+template <typename Real>
+struct Slope {
+  Real inverse = 0, mean = 0;
+};
+
+// Scores become exponentials, `slopes` (gradients of probabilities after dropout) those of probabilities before it.
 // Dividing by the sum again undoes the rounding of a large log-sum-exp.
 template <typename Real>
-void softmax_backward_row(Real* scores, Real* slopes, int64_t length, int64_t keys, Real scale, Real lse,
-                          const float* factors) {
-  for (int64_t j = length; j < keys; ++j) scores[j] = -std::numeric_limits<Real>::infinity();
-  if (factors) {
-    FB_SIMD()
-    for (int64_t j = 0; j < keys; ++j) slopes[j] *= factors[j];
+Slope<Real> exponentiate_row(Real* scores, Real* slopes, int64_t length, int64_t keys, Real scale, Real lse,
+                             const float* factors) {
+  constexpr int kLanes = kLanesOf<Real>;
+  mask_padding(scores, length, keys);
+  vector_t<Real> sums = {}, products = {};
+  for (int64_t j = 0; j < keys; j += kLanes) {
+    const vector_t<Real> e = exp_nonpositive(load_vector(scores + j) * scale - lse);
+    vector_t<Real> slope = load_vector(slopes + j);
+    if (factors) {
+      slope *= load_factors<Real>(factors + j);
+      store_vector(slope, slopes + j);
+    }
+    sums += e;
+    products += e * slope;
+    store_vector(e, scores + j);
   }
-  Real sum = 0, dot = 0;
-  FB_SIMD(reduction(+ : sum, dot))
-  for (int64_t j = 0; j < keys; ++j) {
-    const Real e = exp_nonpositive(scores[j] * scale - lse);
-    sum += e;
-    dot += e * slopes[j];
-    scores[j] = e;
-  }
-  const Real inverse = 1 / sum, mean = dot * inverse;
-  FB_SIMD()
-  for (int64_t j = 0; j < keys; ++j) {
-    const Real p = scores[j] * inverse;
-    slopes[j] = p * (slopes[j] - mean);
-    scores[j] = p;
-  }
-  if (factors) {
-    FB_SIMD()
-    for (int64_t j = 0; j < keys; ++j) scores[j] *= factors[j];
-  }
+  const Real inverse = 1 / sum_lanes<Real>(sums);
+  return {inverse, sum_lanes<Real>(products) * inverse};
 }
 
-// Numbers of an even number of rows as operands: as the words of rows, which is the result (in `rows` unless the input
-// is that already), and in `pairs` summed over rows.
-template <typename Storage>
-const typename Operand<Storage>::Word* as_operands(const compute_t<Storage>* in, int64_t count, int64_t width,
-                                                   typename Operand<Storage>::Element* rows,
-                                                   typename Operand<Storage>::Word* pairs) {
-  if constexpr (Operand<Storage>::kPack == 1) {
-    std::memcpy(pairs, in, count * width * sizeof(*in));
-    return in;
-  } else {
-    narrow(in, static_cast<int>(count * width), rows);
-    for (int64_t r = 0; r < count; r += 2)
-      pair_rows(rows + r * width, rows + (r + 1) * width, width, pairs + r / 2 * width);
-    return as_words(rows);
-  }
-}
-
-// The gradient of one part of a token's row, and its share of the bias gradient.
+// Two neighbouring queries' probabilities after dropout and gradients of the scaled scores, as operands.
 template <typename Storage, typename Real = compute_t<Storage>>
-void store_gradient(Real* values, Real scale, int64_t width, Storage* out, Real* sums) {
-  store_row(values, scale, width, out);
-  if (sums == nullptr) return;
-  FB_SIMD()
-  for (int64_t i = 0; i < width; ++i) sums[i] += values[i];
+void store_queries(const Real* scores, const Real* slopes, int64_t keys, const Slope<Real>* of, const float* factors,
+                   int64_t factors_row, typename Operand<Storage>::Word* weight_pairs,
+                   typename Operand<Storage>::Word* slope_pairs, typename Operand<Storage>::Element* slope_rows) {
+  for (int64_t j = 0; j < keys; j += kLanesOf<Real>) {
+    vector_t<Real> p[2], ds[2];
+    FB_UNROLL for (int r = 0; r < 2; ++r) {
+      p[r] = load_vector(scores + r * keys + j) * of[r].inverse;
+      ds[r] = p[r] * (load_vector(slopes + r * keys + j) - of[r].mean);
+      if (factors) p[r] *= load_factors<Real>(factors + r * factors_row + j);
+    }
+    store_pair<Storage>(p[0], p[1], keys, weight_pairs + j, nullptr);
+    store_pair<Storage>(ds[0], ds[1], keys, slope_pairs + j, slope_rows + j);
+  }
 }
 
 template <typename Storage>
@@ -341,11 +333,45 @@ void load_operands(const Problem<Storage>& problem, const Item& item, BackwardSc
   using Ops = Operand<Storage>;
   const Extent<Storage> extent(item.length, problem.width);
   const int64_t keys = extent.keys, row_words = extent.width / Ops::kPack;
-  load_part(problem, item, kQuery, extent, scratch.buffer, scratch.query);
-  load_part(problem, item, kKey, extent, scratch.buffer, scratch.key);
-  load_part(problem, item, kValue, extent, scratch.buffer, scratch.value);
+  load_part(problem, item, kQuery, extent, scratch.query);
+  load_part(problem, item, kKey, extent, scratch.key);
+  load_part(problem, item, kValue, extent, scratch.value);
   transpose(as_words(scratch.key), keys, row_words, row_words, scratch.key_columns, keys);
   transpose(as_words(scratch.value), keys, row_words, row_words, scratch.value_columns, keys);
+}
+
+// Of a tile of `count` queries, `i` into the block that starts at query `from`: scores and gradients of probabilities
+// become operands, the gradients of scores also summed over keys, which are the result.
+template <typename Storage>
+const typename Operand<Storage>::Word* slope_operands(const Problem<Storage>& problem, const Item& item, int64_t from,
+                                                      int64_t i, int count, BackwardScratch<Storage>& scratch,
+                                                      const compute_t<Storage>* lse) {
+  using Ops = Operand<Storage>;
+  const int64_t keys = Extent<Storage>(item.length, problem.width).keys, factors_row = round_up(keys, kDropoutBlock);
+  const int64_t pair = i / Ops::kPack * keys;
+  for (int r = 0; r < count; r += 2) {
+    auto *scores = scratch.scores + r * keys, *slopes = scratch.slopes + r * keys;
+    Slope<typename Ops::Real> of[2];
+    const float* factors = nullptr;
+    for (int half = 0; half < 2 && from + i + r + half < item.length; ++half) {  // the rest makes their number even
+      const int64_t token = item.first + from + i + r + half;
+      const float* of_row = factors_of(problem.dropout, item.head, token, keys, scratch.factors + half * factors_row);
+      if (half == 0) factors = of_row;
+      of[half] = exponentiate_row(scores + half * keys, slopes + half * keys, item.length, keys, problem.scale(),
+                                  lse[token], of_row);
+    }
+    if (from + i + r + 1 == item.length) {
+      std::fill_n(scores + keys, keys, typename Ops::Real(0));
+      std::fill_n(scratch.factors + factors_row, keys, 0.0f);
+    }
+    store_queries<Storage>(scores, slopes, keys, of, factors, factors_row,
+                           scratch.weight_pairs + pair + r / Ops::kPack * keys,
+                           scratch.slope_pairs + pair + r / Ops::kPack * keys, scratch.slope_rows + r * keys);
+  }
+  if constexpr (Ops::kPack == 1)
+    return scratch.slope_pairs + pair;
+  else
+    return as_words(scratch.slope_rows);
 }
 
 // Probabilities and their gradients of the queries from `from` on, in scratch; the queries' own gradients, stored.
@@ -367,25 +393,12 @@ void differentiate_queries(const Problem<Storage>& problem, const Item& item, co
                       scratch.scores, keys, false);
     multiply<Storage>(count, keys, head_words, {grad + i * row_words, row_words, 1}, scratch.value_columns, keys,
                       scratch.slopes, keys, false);
-    for (int r = 0; r < count; ++r) {
-      const int64_t token = item.first + from + i + r;
-      if (from + i + r == item.length) {  // the row that makes their number even
-        std::fill_n(scratch.scores + r * keys, keys, typename Ops::Real(0));
-        std::fill_n(scratch.slopes + r * keys, keys, typename Ops::Real(0));
-        break;
-      }
-      softmax_backward_row(scratch.scores + r * keys, scratch.slopes + r * keys, item.length, keys, problem.scale(),
-                           gradients.lse[token], factors_of(problem.dropout, item.head, token, keys, scratch.factors));
-    }
-    const int64_t pair = i / Ops::kPack * keys;
-    as_operands<Storage>(scratch.scores, count, keys, scratch.weight_rows, scratch.weight_pairs + pair);
-    const auto* slopes =
-        as_operands<Storage>(scratch.slopes, count, keys, scratch.slope_rows, scratch.slope_pairs + pair);
+    const auto* slopes = slope_operands(problem, item, from, i, count, scratch, gradients.lse);
     multiply<Storage>(count, width, words_of<Storage>(item.length), {slopes, keys / Ops::kPack, 1}, key_pairs, width,
                       scratch.grad_query, width, false);
     for (int r = 0; r < count && from + i + r < item.length; ++r) {
-      store_gradient(scratch.grad_query + r * width, problem.scale(), problem.width,
-                     gradients.qkv + (item.first + from + i + r) * 3 * hidden + column, sums);
+      store_row(scratch.grad_query + r * width, problem.scale(), problem.width,
+                gradients.qkv + (item.first + from + i + r) * 3 * hidden + column, sums);
     }
     i += count;
   }
@@ -403,7 +416,7 @@ void differentiate(const Problem<Storage>& problem, const Item& item, const Item
   for (int64_t from = 0; from < item.length; from += kQueryBlock) {
     const int64_t count = std::min(kQueryBlock, item.length - from), rows = round_up(count, 2);
     load_rows<Storage>(gradients.context + (item.first + from) * hidden + column, hidden, nullptr, count, rows,
-                       problem.width, width, scratch.buffer, scratch.grad);
+                       problem.width, width, scratch.grad);
     differentiate_queries(problem, item, next, from, rows, key_pairs, scratch, gradients);
     const auto* query = summed_over_rows<Storage>(scratch.query + from * width, rows, width, scratch.query_pairs);
     const auto* grad = summed_over_rows<Storage>(scratch.grad, rows, width, scratch.grad_pairs);
@@ -416,10 +429,10 @@ void differentiate(const Problem<Storage>& problem, const Item& item, const Item
   for (int64_t j = 0; j < item.length; ++j) {
     Storage* out = gradients.qkv + (item.first + j) * 3 * hidden + column;
     auto* sums = gradients.biases ? gradients.biases + item.sequence * 3 * hidden + column : nullptr;
-    store_gradient(scratch.grad_key + j * width, problem.scale(), problem.width, out + hidden,
-                   sums ? sums + hidden : nullptr);
-    store_gradient(scratch.grad_value + j * width, typename Ops::Real(1), problem.width, out + 2 * hidden,
-                   sums ? sums + 2 * hidden : nullptr);
+    store_row(scratch.grad_key + j * width, problem.scale(), problem.width, out + hidden,
+              sums ? sums + hidden : nullptr);
+    store_row(scratch.grad_value + j * width, typename Ops::Real(1), problem.width, out + 2 * hidden,
+              sums ? sums + 2 * hidden : nullptr);
   }
 }
 
@@ -529,7 +542,8 @@ void sum_biases(const std::vector<compute_t<Storage>>& biases, int64_t width, St
     FB_SIMD()
     for (int64_t i = 0; i < width; ++i) sums[i] += biases[from + i];
   }
-  narrow(sums.data(), static_cast<int>(width), out);
+  for (int64_t i = 0; i < width; i += kLanesOf<compute_t<Storage>>)
+    store_lanes(load_lanes(sums.data() + i, width - i), out + i, width - i);
 }
 
 std::tuple<Tensor, Tensor> backward(Tensor grad_context, Tensor qkv, std::optional<Tensor> bias, Tensor offsets,

@@ -2,15 +2,8 @@
 //
 // A product sums over words. A word is one number, or, where the processor multiplies bfloat16 natively, two of them
 // that are neighbours along the summed dimension (vdpbf16ps). The left operand is read a word at a time with any
-// strides; the right one, a (words, columns) matrix, a vector at a time. Widths are padded: see `Padded`.
+// strides; the right one, a (words, columns) matrix, a vector at a time. Widths are padded: see `padded`.
 #pragma once
-
-// Vectors stay inside the file that includes this, so how a processor without AVX-512 passes them does not matter.
-#pragma GCC diagnostic ignored "-Wpsabi"
-#if !defined(__clang__)
-#pragma GCC diagnostic ignored "-Wuninitialized"  // of the compiler's own AVX-512 header (GCC bug 105593)
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
 
 #include <cstdint>
 #include <cstring>
@@ -24,26 +17,17 @@
 
 #include "common/macros.h"
 #include "common/tensor.h"
-#include "cpu/convert.h"
+#include "cpu/vectors.h"
 
 namespace fashionbert {
 
+constexpr int kTileRows = 6;
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
 constexpr int kTileVectors =
     4;  // 6 x 4 sums, 4 vectors of the right operand and a word of the left: 29 of 32 registers
 #else
-constexpr int kVectorBytes = 32;
 constexpr int kTileVectors = 2;  // 6 x 2 sums, 2 vectors and a word: 15 of 16 registers
 #endif
-constexpr int kTileRows = 6;
-
-template <typename Real>
-struct VectorOf {
-  typedef Real type __attribute__((vector_size(kVectorBytes)));
-};
-template <typename Real>
-using vector_t = typename VectorOf<Real>::type;
 
 // How numbers of a storage type are multiplied: as Element, kPack to a Word, sums being vectors of Real.
 template <typename Storage>
@@ -52,7 +36,7 @@ struct Operand {
   using Element = Real;
   using Word = Real;
   static constexpr int kPack = 1;
-  static constexpr int kLanes = kVectorBytes / sizeof(Real);
+  static constexpr int kLanes = kLanesOf<Real>;
 
   static vector_t<Real> multiply_add(vector_t<Real> sum, Word a, vector_t<Word> b) { return sum + a * b; }
 };
@@ -175,12 +159,6 @@ void multiply(int64_t rows, int64_t columns, int64_t words, Left<typename Operan
 
 // Packing -------------------------------------------------------------------------------------------------------------
 
-// Numbers in the compute type, narrowed to elements.
-inline void narrow(const float* in, int count, float* out) { std::memcpy(out, in, count * sizeof(float)); }
-inline void narrow(const double* in, int count, double* out) { std::memcpy(out, in, count * sizeof(double)); }
-inline void widen(const float* in, int count, float* out) { std::memcpy(out, in, count * sizeof(float)); }
-inline void widen(const double* in, int count, double* out) { std::memcpy(out, in, count * sizeof(double)); }
-
 #if defined(__AVX512F__)
 // out[c][r] = in[r][c] of a 16 x 16 block of 32-bit words.
 inline void transpose_block(const void* in, int64_t in_row, void* out, int64_t out_row) {
@@ -232,6 +210,27 @@ inline void pair_rows(const c10::BFloat16* first, const c10::BFloat16* second, i
   FB_SIMD()
   for (int64_t i = 0; i < width; ++i) {
     out[i] = static_cast<uint32_t>(first[i].x) | static_cast<uint32_t>(second[i].x) << 16;
+  }
+}
+
+// A vector of each of two neighbouring rows: as words that sum over rows, and, where those are pairs, as two rows.
+template <typename Storage>
+void store_pair(vector_t<typename Operand<Storage>::Real> first, vector_t<typename Operand<Storage>::Real> second,
+                int64_t row_size, typename Operand<Storage>::Word* pairs, typename Operand<Storage>::Element* rows) {
+  if constexpr (Operand<Storage>::kPack == 1) {
+    store_vector(first, pairs);
+    store_vector(second, pairs + row_size);
+  } else {
+#if defined(__AVX512BF16__)
+    alignas(64) static constexpr uint16_t kInterleave[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                             21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                             11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const auto both = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
+    _mm512_storeu_si512(pairs, _mm512_permutexvar_epi16(_mm512_load_si512(kInterleave), both));
+    if (rows == nullptr) return;
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows), _mm512_castsi512_si256(both));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(rows + row_size), _mm512_extracti64x4_epi64(both, 1));
+#endif
   }
 }
 

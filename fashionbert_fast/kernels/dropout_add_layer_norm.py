@@ -66,7 +66,8 @@ def _forward_kernel(
     if DROPS:
         s *= _factors(seed, stream, row, threshold, scale, BLOCK)
     s += tl.load(residual + offsets, mask=inside, other=0.0).to(tl.float32)
-    mean = tl.sum(s, axis=0) / width
+    rough = tl.sum(s, axis=0) / width
+    mean = rough + tl.sum(tl.where(inside, s - rough, 0.0), axis=0) / width  # without the rounding of the large sum
     centred = tl.where(inside, s - mean, 0.0)
     rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=0) / width + eps)
     scaled = centred * rstd * tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)

@@ -6,7 +6,7 @@ multiplied. In training there is dropout on the feature and on the result; kerne
 b P + p, whose column is the feature or the hidden unit, and which the backward draws again. Features may be stored in
 8 bits, times a scale a row.
 
-Shapes: B pairs, I distinct images, P patches, D patch feature, H hidden, N = B P rows (N text tokens in text_NH), R rows
+Shapes: B pairs, I distinct images, P patches, D patch feature, H hidden, N = B P rows (of text_NH: text tokens), R rows
 of the packed sequence.
 """
 
@@ -77,7 +77,7 @@ def _feature_tile(
     factor, INDEX: tl.constexpr, SCALE: tl.constexpr, DROPOUT: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    """(ROWS, COLUMNS) of the features, dequantised and dropped; NaN where image_index points nowhere."""
+    """(ROWS, COLUMNS) of the features, dequantised and dropped; zeros where image_index points nowhere."""
     column = first + tl.arange(0, COLUMNS)
     pair, patch = rows // P, rows % P
     image = pair
@@ -86,23 +86,24 @@ def _feature_tile(
     known = (image >= 0) & (image < images)
     place = image.to(tl.int64) * image_stride + patch * patch_stride
     inside = (valid & known)[:, None] & (column < D)[None, :]
-    x = tl.load(features + place[:, None] + column[None, :], mask=inside)
-    x = tl.where(inside, x.to(tl.float32), 0.0)
-    if SCALE:
-        x *= tl.load(scale + image * P + patch, mask=valid & known, other=0.0)[:, None]
-    if DROPOUT:
-        keep = keep_tile(seed, stream, 0, rows, first // 128, threshold, ROWS, COLUMNS // 128)
-        x = tl.where(keep, x * factor, 0.0)
-    if INDEX:
-        x = tl.where((valid & (known == 0))[:, None], float("nan"), x)
+    where = features + place[:, None] + column[None, :]
+    if features.dtype.element_ty == TYPE and not SCALE and not DROPOUT:
+        x = tl.load(where, mask=inside, other=0.0)  # nothing in the way of an asynchronous copy to the product
+    else:
+        x = tl.where(inside, tl.load(where, mask=inside).to(tl.float32), 0.0)
+        if SCALE:
+            x *= tl.load(scale + image * P + patch, mask=valid & known, other=0.0)[:, None]
+        if DROPOUT:
+            keep = keep_tile(seed, stream, 0, rows, first // 128, threshold, ROWS, COLUMNS // 128)
+            x = tl.where(keep, x * factor, 0.0)
     return x.to(TYPE)
 
 
 @triton.jit
 def _project(
     features, scale, image_index, image_stride, patch_stride, images, P, D, seed, stream, threshold, factor, rows_N,
-    count, weight_HD, projection_NH, H, INDEX: tl.constexpr, SCALE: tl.constexpr, DROPOUT: tl.constexpr, ROWS: tl.constexpr,
-    HIDDEN: tl.constexpr, COLUMNS: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr,
+    count, weight_HD, projection_NH, H, INDEX: tl.constexpr, SCALE: tl.constexpr, DROPOUT: tl.constexpr,
+    ROWS: tl.constexpr, HIDDEN: tl.constexpr, COLUMNS: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A (ROWS, HIDDEN) tile of features @ weight.T over the unmasked rows; tiles past them end at once."""
     tile, hidden_tile = tl.program_id(0) // tl.cdiv(H, HIDDEN), tl.program_id(0) % tl.cdiv(H, HIDDEN)
@@ -124,6 +125,9 @@ def _project(
         inside = (column < D)[:, None] & (hidden < H)[None, :]
         w = tl.load(weight_HD + hidden[None, :] * D + column[:, None], mask=inside, other=0.0).to(TYPE)
         total = tl.dot(x, w, total, input_precision=PRECISION)
+    if INDEX:
+        image = tl.load(image_index + row // P, mask=valid, other=0)
+        total = tl.where(((image >= 0) & (image < images))[:, None], total, float("nan"))
     place = row[:, None] * H + hidden[None, :]
     tl.store(projection_NH + place, total, mask=valid[:, None] & (hidden < H)[None, :])
 
@@ -136,13 +140,13 @@ def _hidden_keep(seed, stream, row, threshold, BLOCKS: tl.constexpr):
 
 @triton.jit
 def _finish(
-    projection_NH, mask_N, position_PH, segment_H, ln_weight_H, ln_bias_H, patch_row_B, out, stats_N2, P, H, R, eps,
+    projection_NH, mask_N, position_PH, segment_H, ln_weight_H, ln_bias_H, patch_row_B, out, stats_N2, P, H, size, eps,
     seed, stream, threshold, factor, PACKED: tl.constexpr, DROPOUT: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Position, segment, LayerNorm and dropout of one row, to its place."""
     row, column = tl.program_id(0), tl.arange(0, BLOCKS * 128)
     inside = column < H
-    masked = tl.load(mask_N + row) != 0
+    masked = tl.load(mask_N + row + 0 * column) != 0
     x = tl.load(projection_NH + row * H + column, mask=inside & (masked == 0), other=0.0).to(tl.float32)
     tl.store(projection_NH + row * H + column, tl.zeros_like(x), mask=inside & masked)
     x += tl.load(position_PH + row % P * H + column, mask=inside, other=0.0).to(tl.float32)
@@ -159,13 +163,14 @@ def _finish(
     place = row.to(tl.int64)
     if PACKED:
         place = tl.load(patch_row_B + row // P) + row % P
-    tl.store(out + place * H + column, y, mask=inside & (place >= 0) & (place < R))
+    place = place * H + column
+    tl.store(out + place, y, mask=inside & (place >= 0) & (place < size))
 
 
 @triton.jit
 def _finish_backward(
     grad_out, projection_NH, mask_N, position_PH, segment_H, ln_weight_H, patch_row_B, stats_N2, grad_NH, sums_3PSH,
-    B, P, H, R, seed, stream, threshold, factor, PACKED: tl.constexpr, DROPOUT: tl.constexpr, SPLITS: tl.constexpr,
+    B, P, H, size, seed, stream, threshold, factor, PACKED: tl.constexpr, DROPOUT: tl.constexpr, SPLITS: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Every SPLITS-th pair's row of one position: its gradient before LayerNorm, and the parameters' sums over them."""
@@ -179,12 +184,12 @@ def _finish_backward(
     of_bias = tl.zeros((BLOCKS * 128,), tl.float32)
     for pair in range(split, B, SPLITS):
         row = pair * P + patch
-        masked = tl.load(mask_N + row) != 0
+        masked = tl.load(mask_N + row + 0 * column) != 0
         place = row.to(tl.int64)
         if PACKED:
             place = tl.load(patch_row_B + pair) + patch
-        written = inside & (place >= 0) & (place < R)
-        g = tl.load(grad_out + place * H + column, mask=written, other=0.0).to(tl.float32)
+        place = place * H + column
+        g = tl.load(grad_out + place, mask=inside & (place >= 0) & (place < size), other=0.0).to(tl.float32)
         if DROPOUT:
             g = tl.where(_hidden_keep(seed, stream, row, threshold, BLOCKS), g * factor, 0.0)
         x = start + tl.load(projection_NH + row * H + column, mask=inside, other=0.0).to(tl.float32)
@@ -326,7 +331,7 @@ def _launch(
     )
     _finish[(B * P,)](
         projection_NH, mask_BP.view(torch.uint8), position_PH.contiguous(), segment_H.contiguous(),
-        ln_weight_H.contiguous(), ln_bias_H.contiguous(), patch_row_B, out, stats_N2, P, H, out.numel() // H, eps, seed,
+        ln_weight_H.contiguous(), ln_bias_H.contiguous(), patch_row_B, out, stats_N2, P, H, out.numel(), eps, seed,
         *_dropout_arguments(hidden_dropout, stream + 1), PACKED=text_NH is not None, DROPOUT=hidden_dropout > 0,
         BLOCKS=_blocks(H),
     )  # fmt: skip
@@ -352,7 +357,7 @@ def _launch_backward(
     if grad_NH.numel():
         _finish_backward[(P, splits)](
             grad_out, projection_NH, mask_N, position_PH.contiguous(), segment_H.contiguous(),
-            ln_weight_H.contiguous(), patch_row_B, stats_N2, grad_NH, sums_3PSH, B, P, H, grad_out.numel() // H, seed,
+            ln_weight_H.contiguous(), patch_row_B, stats_N2, grad_NH, sums_3PSH, B, P, H, grad_out.numel(), seed,
             *_dropout_arguments(hidden_dropout, stream + 1), PACKED=patch_row_B is not None,
             DROPOUT=hidden_dropout > 0, SPLITS=splits, BLOCKS=_blocks(H),
         )  # fmt: skip

@@ -9,10 +9,12 @@ with g the gradient of the context and m the mask times its scale:
 
     dp = m (g v'),    ds = p (dp - rowsum(p dp)),    dq = ds k / sqrt(E),    dk = ds' q / sqrt(E),    dv = (m p)' g
 
-Shapes: T tokens of the packed axis, S sequences, N heads, E head width, H = N E, M query rows and K key rows of a block.
+Shapes: T tokens of the packed axis, S sequences, N heads, E head width, H = N E, M queries and K keys of a block.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 import triton
@@ -35,8 +37,8 @@ def packed_attention_reference(
     dtype = torch.float64 if qkv_T3H.dtype == torch.float64 else torch.float32
     T, E = qkv_T3H.shape[0], qkv_T3H.shape[1] // (3 * heads)
     rows_T3H = qkv_T3H.to(dtype) if bias_3H is None else qkv_T3H.to(dtype) + bias_3H.to(dtype)
-    parts, offsets = [], offsets_S1.tolist()
-    for first, last in zip(offsets, offsets[1:], strict=False):
+    parts, offsets = [rows_T3H[:0, : heads * E]], offsets_S1.tolist()
+    for first, last in itertools.pairwise(offsets):
         q_NLE, k_NLE, v_NLE = rows_T3H[first:last].view(-1, 3, heads, E).permute(1, 2, 0, 3)
         p_NLL = torch.softmax(q_NLE @ k_NLE.transpose(1, 2) / E**0.5, dim=-1)
         if dropout > 0:
@@ -235,15 +237,17 @@ KEY_BLOCK = 128  # a block of dropout's columns; one block is the fast case
 DOTS = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
-def _launch_options(qkv_T3H, bias_3H, heads: int, dropout: float) -> dict:
-    """Compile-time arguments both directions share."""
+def _launch_options(qkv_T3H, bias_3H, heads: int, dropout: float, *, backward: bool) -> dict:
+    """Compile-time arguments. Blocks of queries and warps are those whose code, compiled for sm_90, spills least."""
     E = qkv_T3H.shape[1] // (3 * heads)
     interpreted = isinstance(_forward_kernel, InterpretedFunction)  # NumPy multiplies no bfloat16
-    wide = qkv_T3H.dtype == torch.float32 or E > 64
+    small = backward or E > 64
+    M = 16 if qkv_T3H.dtype == torch.float32 else 32 if small else 64
     return {
-        "N": heads, "E": E, "M": 32 if wide else 64, "K": KEY_BLOCK, "WIDTH": max(16, triton.next_power_of_2(E)),
+        "N": heads, "E": E, "M": M, "K": KEY_BLOCK, "WIDTH": max(16, triton.next_power_of_2(E)),
         "HAS_BIAS": bias_3H is not None, "DROPS": dropouts.threshold_of(dropout) > 0,
-        "DOT": tl.float32 if interpreted else DOTS[qkv_T3H.dtype], "num_warps": 4, "num_stages": 1 if wide else 2,
+        "DOT": tl.float32 if interpreted else DOTS[qkv_T3H.dtype],
+        "num_warps": 8 if M < 64 else 4, "num_stages": 1 if M < 64 else 2,
     }  # fmt: skip
 
 
@@ -268,7 +272,7 @@ def launch_forward(
     lse_NT = qkv_T3H.new_zeros(heads, T, dtype=torch.float32)
     if S == 0 or longest == 0:
         return context_TH, lse_NT
-    options = _launch_options(qkv_T3H, bias_3H, heads, dropout)
+    options = _launch_options(qkv_T3H, bias_3H, heads, dropout, backward=False)
     bias = qkv_T3H if bias_3H is None else bias_3H.contiguous()
     _forward_kernel[(S * heads, triton.cdiv(longest, options["M"]))](
         qkv_T3H, bias, offsets_S1, offsets_S1 if seed is None else seed, context_TH, lse_NT,
@@ -286,7 +290,7 @@ def launch_backward(
     T, S, H3 = qkv_T3H.shape[0], offsets_S1.shape[0] - 1, qkv_T3H.shape[1]
     grad_qkv_T3H = qkv_T3H.new_zeros(T, H3)
     if S > 0 and longest > 0:
-        options = _launch_options(qkv_T3H, bias_3H, heads, dropout)
+        options = _launch_options(qkv_T3H, bias_3H, heads, dropout, backward=True)
         bias = qkv_T3H if bias_3H is None else bias_3H.contiguous()
         arguments = (
             grad_context_TH.contiguous(), qkv_T3H, bias, offsets_S1, offsets_S1 if seed is None else seed,
@@ -387,9 +391,7 @@ def packed_attention(
 
 def _check_offsets(qkv_T3H: torch.Tensor, offsets_S1: torch.Tensor) -> None:
     if not isinstance(offsets_S1, torch.Tensor) or offsets_S1.dtype != torch.int32 or offsets_S1.dim() != 1:
-        raise ValueError(
-            "offsets_S1 must be an int32 vector: the first token of each sequence, and the end of the last"
-        )
+        raise ValueError("offsets_S1 must be an int32 vector: where each sequence starts, and where the last ends")
     if offsets_S1.shape[0] == 0:
         raise ValueError("offsets_S1 is empty: it has one number more than there are sequences")
     if offsets_S1.device != qkv_T3H.device:

@@ -1,26 +1,177 @@
-"""masked_patch_embed: a masked patch is its position and segment, whatever its feature holds; bad input."""
+"""masked_patch_embed: the definition, random shapes against float64, packing, 8-bit features, dropout, Triton, errors.
+
+Shapes: B pairs, I images, P patches, D patch feature, H hidden, N text tokens, R rows of the packed sequence.
+"""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from fashionbert_fast.kernels import masked_patch_embed
+from fashionbert_fast.kernels import masked_patch_embed, masked_patch_embed_packed
+from fashionbert_fast.kernels.masked_patch_embed import (
+    FLOAT8,
+    masked_patch_embed_packed_reference,
+    masked_patch_embed_reference,
+)
 
-B, P, D, H = 2, 4, 12, 8
+OP = torch.ops.fashionbert_fast.masked_patch_embed.default
+NARROW = (torch.float32, torch.bfloat16, torch.float16)
+NAMES = ("features", "mask", "weight", "position", "segment", "ln_weight", "ln_bias")
+SEED = torch.tensor([2**61 + 987654321987])
 
 
-def _inputs(dtype=torch.float32):
-    torch.manual_seed(0)
+def _tensors(B, P, D, H, generator, dtype=torch.float32, images=None, feature_dtype=None, strided=False):
+    """The positional arguments in `dtype`, numbers of a training run's size; some masks with all or no patch."""
+
+    def normal(*shape, scale=1.0):
+        x = torch.randn(shape, generator=generator, dtype=torch.float64) * scale
+        return x
+
+    def strides(x):
+        """The same numbers with gaps between the elements of a row, or transposed."""
+        if not strided or x.dim() < 2:
+            return x
+        return torch.stack([x, x], -1)[..., 0] if strided == "gaps" else x.transpose(-1, -2).contiguous().mT
+
+    share = (0.1, 0.5, 0.0, 1.0)[int(torch.randint(4, (), generator=generator))]
+    mask_BP = torch.rand(B, P, generator=generator) < share
+    scales = {"weight": D**-0.5, "position": 0.5, "segment": 0.5}
     shapes = {"weight": (H, D), "position": (P, H), "segment": (H,), "ln_weight": (H,), "ln_bias": (H,)}
-    return {"features": torch.randn(B, P, D, dtype=dtype), "mask": torch.rand(B, P) < 0.5} | {
-        name: torch.randn(shape, dtype=dtype) for name, shape in shapes.items()
-    }
+    features = normal(B if images is None else images, P, D)
+    x = {"features": strides(features.to(feature_dtype or dtype)), "mask": strides(mask_BP)}
+    return x | {name: strides(normal(*shape, scale=scales.get(name, 1.0)).to(dtype)) for name, shape in shapes.items()}
+
+
+def _case(dtype, seed):
+    """A random problem: tensors, keywords, and the packing (or None)."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def pick(options):
+        return options[int(torch.randint(len(options), (), generator=generator))]
+
+    B, P = pick((0, 1, 2, 5, 17)), pick((1, 2, 7, 16, 33))
+    D, H = pick((1, 5, 16, 100, 128, 129, 300)), pick((2, 3, 16, 31, 64, 200))
+    images = pick((None, None, 1, 3))
+    feature_dtype = dtype if dtype == torch.float64 else pick((*NARROW, torch.int8, *FLOAT8))
+    tensors = _tensors(B, P, D, H, generator, dtype, images, strided=pick((False, "gaps", "transposed")))
+    keywords = {"stream": pick((0, 7))}
+    if feature_dtype == torch.int8:
+        tensors["features"] = torch.randint(-127, 128, tensors["features"].shape, generator=generator).to(torch.int8)
+    tensors["features"] = tensors["features"].to(feature_dtype)
+    if feature_dtype in (torch.int8, *FLOAT8) and (feature_dtype == torch.int8 or pick((True, False))):
+        keywords["scale_IP"] = 0.02 * torch.rand(tensors["features"].shape[:2], generator=generator) + 0.01
+    if images is not None:
+        keywords["image_index_B"] = torch.randint(images, (B,), generator=generator)
+    if pick((True, False)):
+        keywords |= {"feature_dropout": pick((0.0, 0.1, 0.9)), "hidden_dropout": pick((0.0, 0.1, 1.0)), "seed": SEED}
+    packing = None
+    if pick((True, False)):
+        N = pick((0, 1, 9))
+        R = N + B * P + pick((0, 4))
+        starts = torch.randperm(B, generator=generator) * P + pick((0, R - N - B * P))
+        left = torch.ones(R, dtype=torch.bool)
+        left[(starts[:, None] + torch.arange(P)).flatten()] = False
+        rows = left.nonzero()[:, 0]
+        rows = rows[torch.randperm(len(rows), generator=generator)[:N]]
+        packing = (torch.randn(N, H, generator=generator, dtype=torch.float64).to(dtype), rows, starts, R)
+    return tensors, keywords, packing
+
+
+def _run(function, packed_function, tensors, keywords, packing, dtype=None):
+    """Output and gradients, the incoming gradient being fixed random numbers. ``dtype``: compute in that instead."""
+    tensors = {name: x if x.dtype == torch.bool or dtype is None else x.to(dtype) for name, x in tensors.items()}
+    keywords = dict(keywords)
+    if dtype is not None and "scale_IP" in keywords:  # float64 features are dequantised beforehand
+        tensors["features"] = tensors["features"] * keywords.pop("scale_IP").double()[..., None]
+    leaves = [x.detach().requires_grad_() for name, x in tensors.items() if name != "mask" and x.is_floating_point()]
+    leaves = [x for x in leaves if x.dtype not in FLOAT8] if dtype is None else leaves
+    replaced = iter(leaves)
+    arguments = [
+        next(replaced) if name != "mask" and x.is_floating_point() and x.dtype not in FLOAT8 else x
+        for name, x in tensors.items()
+    ]
+    if packing is None:
+        out = function(*arguments, **keywords)
+    else:
+        text = packing[0].to(dtype or packing[0].dtype).detach().requires_grad_()
+        leaves.append(text)
+        out = packed_function(text, *packing[1:], *arguments, **keywords)
+    incoming = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    gradients = torch.autograd.grad(out, leaves, incoming.to(tensors["weight"].dtype).to(out.dtype), allow_unused=True)
+    return [out.detach(), *gradients]
+
+
+def _poison(*shapes, dtype):
+    """Memory that the allocator will hand out next is full of NaN."""
+    for shape in shapes:
+        torch.full(shape, float("nan"), dtype=dtype)
+
+
+def _same_gradients(tensors, result, exact):
+    """`exact` less the gradient of 8-bit features, which a float64 run has and a real one has not."""
+    if tensors["features"].dtype in (torch.int8, *FLOAT8):
+        exact = [exact[0], *exact[2:]]
+    return list(zip(result, exact, strict=True))
+
+
+def _errors(pairs):
+    """The largest error and the root mean square one, in units of the largest exact value."""
+    result = []
+    for a, b in pairs:
+        size = b.abs().max().clamp_min(1e-3) if b.numel() else 1
+        error = (a.double() - b) / size
+        result.append(
+            [float(error.abs().max()), float(error.norm() / max(error.numel(), 1) ** 0.5)] if b.numel() else [0.0, 0.0]
+        )
+    return torch.tensor(result)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, *NARROW])
+def test_random_shapes_err_at_most_twice_as_much_as_plain_pytorch(dtype):
+    """100 cases a dtype: empty, one row, odd widths, all and none masked, gathered images, every stored dtype, strided,
+    packed, dropped."""
+    ours, plain = [], []
+    for seed in range(100):
+        tensors, keywords, packing = _case(dtype, seed)
+        pair = (masked_patch_embed, masked_patch_embed_packed)
+        references = (masked_patch_embed_reference, masked_patch_embed_packed_reference)
+        exact = _run(*references, tensors, keywords, packing, torch.float64)
+        mask_BP, H = tensors["mask"], tensors["weight"].shape[0]
+        _poison((mask_BP.numel(), H), (*mask_BP.shape, H), (H, tensors["weight"].shape[1]), dtype=dtype)
+        mine = _run(*pair, tensors, keywords, packing)
+        theirs = _run(*references, tensors, keywords, packing)
+        for x, y in zip(mine, theirs, strict=True):
+            assert x.dtype == y.dtype and x.shape == y.shape and x.isfinite().all()
+        ours.append(_errors(_same_gradients(tensors, mine, exact))[:6])
+        plain.append(_errors(_same_gradients(tensors, theirs, exact))[:6])
+    floor = 1e-6 if dtype == torch.float64 else 0.0  # plain is its own oracle; measured 2e-7: dropout's float32 scale
+    for worst, theirs in zip(torch.cat(ours).amax(0), torch.cat(plain).amax(0), strict=True):
+        assert worst <= 2 * theirs + floor
+    for mean, theirs in zip(torch.cat(ours).mean(0), torch.cat(plain).mean(0), strict=True):
+        assert mean <= 2 * theirs + floor
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_error_at_a_real_width_at_most_twice_plain_pytorch(dtype):
+    """Output and every gradient on their own: several chunks of rows, several blocks of columns."""
+    tensors = _tensors(40, 36, 600, 192, torch.Generator().manual_seed(5), dtype)
+    tensors["mask"] = torch.rand(40, 36) < 0.1
+    none, references = (masked_patch_embed, None), (masked_patch_embed_reference, None)
+    exact = _run(*references, tensors, {}, None, torch.float64)
+    mine, theirs = (_errors(zip(_run(*f, tensors, {}, None), exact, strict=True)) for f in (none, references))
+    assert (mine <= 2 * theirs).all(), f"{mine} against {theirs}"
 
 
 def test_matches_the_formula_patch_by_patch():
-    x = _inputs()
+    B, P, H, D = 2, 4, 8, 12
+    x = _tensors(B, P, D, H, torch.Generator().manual_seed(0))
+    x["mask"] = torch.rand(B, P) < 0.5
     out = masked_patch_embed(*x.values())
     for b in range(B):
         for p in range(P):
@@ -30,24 +181,210 @@ def test_matches_the_formula_patch_by_patch():
             torch.testing.assert_close(out[b, p], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_masked_feature_is_not_looked_at():
-    x = _inputs()
-    clean = masked_patch_embed(*x.values())
-    x["features"][x["mask"]] = float("nan")
-    torch.testing.assert_close(masked_patch_embed(*x.values()), clean, rtol=0, atol=0)
+@pytest.mark.parametrize("feature_dtype", [*NARROW, *FLOAT8])
+def test_a_masked_feature_is_not_looked_at(feature_dtype):
+    """Neither forward nor backward."""
+    x = _tensors(3, 5, 130, 16, torch.Generator().manual_seed(0), feature_dtype=feature_dtype)
+    x["mask"] = torch.rand(3, 5) < 0.5
+    clean = _run(masked_patch_embed, None, x, {}, None)
+    x["features"] = x["features"].float().masked_fill(x["mask"][..., None], float("nan")).to(feature_dtype)
+    assert all(torch.equal(a, b) for a, b in zip(_run(masked_patch_embed, None, x, {}, None), clean, strict=True))
 
 
-def test_gradcheck():
-    x = _inputs(torch.float64)
-    tensors = [
-        x[name].requires_grad_() for name in ("features", "weight", "position", "segment", "ln_weight", "ln_bias")
-    ]
-    assert torch.autograd.gradcheck(lambda f, *rest: masked_patch_embed(f, x["mask"], *rest), tensors)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_and_infinity_stay_in_their_row(bad):
+    x = _tensors(2, 3, 17, 8, torch.Generator().manual_seed(0))
+    x["mask"], x["features"][1, 2, 16] = torch.zeros(2, 3, dtype=torch.bool), bad
+    out = masked_patch_embed(*x.values())
+    assert not out[1, 2].isfinite().any() and out.flatten(0, 1)[:5].isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["features", "mask", "weight", "position", "segment", "ln_weight", "ln_bias"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_large_means_and_constant_rows(dtype):
+    """LayerNorm far from zero, and of rows without variance: as plain PyTorch has it, finite."""
+    x = _tensors(4, 8, 64, 96, torch.Generator().manual_seed(0), dtype)
+    x["segment"] = x["segment"] + 300
+    pair = (masked_patch_embed, None), (masked_patch_embed_reference, None)
+    exact = _run(*pair[1], x, {}, None, torch.float64)
+    mine, theirs = (_errors(zip(_run(*f, x, {}, None), exact, strict=True)) for f in pair)
+    assert (mine <= 2 * theirs + 1e-7).all()
+    x["mask"][:], x["position"], x["segment"] = True, x["position"] * 0, torch.full_like(x["segment"], 0.5)
+    out = _run(*pair[0], x, {}, None)
+    assert torch.equal(out[0], x["ln_bias"].expand_as(out[0])) and all(g.isfinite().all() for g in out)
+
+
+def test_dropout_is_the_generators():
+    """The result is dropped by stream + 1, the feature by stream; rate and scale are right."""
+    x = _tensors(8, 16, 256, 64, torch.Generator().manual_seed(0))
+    x["ln_bias"] = x["ln_bias"] + 5
+    out = masked_patch_embed(*x.values(), hidden_dropout=0.25, seed=SEED, stream=3)
+    plain = masked_patch_embed(*x.values())
+    kept = out != 0
+    torch.testing.assert_close(out[kept], plain[kept] / 0.75)
+    assert abs(kept.double().mean() - 0.75) < 0.02
+    again = masked_patch_embed(*x.values(), hidden_dropout=0.25, seed=SEED, stream=3)
+    assert torch.equal(out, again)
+    other = masked_patch_embed(*x.values(), hidden_dropout=0.25, seed=SEED, stream=4)
+    assert abs(((other != 0) == kept).double().mean() - (0.75**2 + 0.25**2)) < 0.02
+    everything = masked_patch_embed(*x.values(), feature_dropout=1.0, seed=SEED)
+    x["mask"][:] = True
+    assert torch.equal(everything, masked_patch_embed(*x.values()))
+
+
+def test_same_bits_on_any_number_of_threads():
+    before, results = torch.get_num_threads(), []
+    x = _tensors(24, 64, 520, 96, torch.Generator().manual_seed(0))
+    x["mask"] = torch.rand(24, 64) < 0.1
+    index_B = torch.randint(3, (24,))
+    keywords = {"seed": SEED, "feature_dropout": 0.1, "hidden_dropout": 0.1, "image_index_B": index_B}
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            for dtype in (torch.float32, torch.bfloat16):
+                narrowed = {name: t if name == "mask" else t.to(dtype) for name, t in x.items()}
+                results.append(_run(masked_patch_embed, None, narrowed, keywords, None))
+    finally:
+        torch.set_num_threads(before)
+    for i in range(2, 6):
+        assert all(torch.equal(a, b) for a, b in zip(results[i], results[i % 2], strict=True))
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+def test_gradcheck(p):
+    generator = torch.Generator().manual_seed(0)
+    x = _tensors(3, 4, 6, 5, generator, torch.float64, images=2)
+    mask_BP, text_NH = torch.rand(3, 4, generator=generator) < 0.4, torch.randn(2, 5, dtype=torch.float64)
+    tensors = [t.requires_grad_() for name, t in x.items() if name != "mask"]
+    keywords = {"image_index_B": torch.tensor([1, 1, 0]), "feature_dropout": p, "hidden_dropout": p, "seed": SEED}
+    assert torch.autograd.gradcheck(lambda f, *rest: masked_patch_embed(f, mask_BP, *rest, **keywords), tensors)
+    rows_N, rows_B = torch.tensor([4, 13]), torch.tensor([9, 0, 5])
+    assert torch.autograd.gradcheck(
+        lambda text, f, *rest: masked_patch_embed_packed(text, rows_N, rows_B, 15, f, mask_BP, *rest, **keywords),
+        [text_NH.requires_grad_(), *tensors],
+    )
+
+
+def test_gradients_not_asked_for_are_not_computed():
+    x = _tensors(2, 3, 8, 4, torch.Generator().manual_seed(0))
+    x["mask"][:] = False
+    x["position"].requires_grad_()
+    masked_patch_embed(*x.values()).sum().backward()
+    assert x["position"].grad is not None and x["weight"].grad is None
+    arguments = [t.detach() for t in x.values()]
+    *_, projection, stats = OP(*arguments, 1e-12, None, None, 0.0, 0.0, None, 0, None, None, None, 0)
+    empty = torch.ops.fashionbert_fast.masked_patch_embed_backward(
+        torch.ones(2, 3, 4), *arguments[:6], None, None, 0.0, 0.0, None, 0, None, projection, stats, False, False
+    )
+    assert empty[0].numel() == 0 and empty[1].numel() == 0
+
+
+def test_autocast_computes_in_its_dtype():
+    x = _tensors(2, 3, 40, 16, torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        out = masked_patch_embed(*x.values())
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(out.float(), masked_patch_embed(*x.values()), rtol=0.05, atol=0.05)
+
+
+def _operator_arguments(dtype, packed, seed=3):
+    x = _tensors(3, 4, 9, 6, torch.Generator().manual_seed(seed), dtype)
+    tensors = [t if name == "mask" else t.requires_grad_() for name, t in x.items()]
+    packing = (torch.randn(2, 6, dtype=dtype).requires_grad_(), torch.tensor([12, 0]), torch.tensor([1, 5, 9]) + 5, 18)
+    packing = packing if packed else (None, None, None, 0)
+    return (*tensors, 1e-12, torch.tensor([2, 0, 0]), None, 0.1, 0.2, SEED, 5, *packing)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_opcheck(packed):
+    for dtype in (torch.float64, *NARROW):
+        arguments = list(_operator_arguments(dtype, packed))
+        if packed:
+            arguments[15], arguments[16] = torch.tensor([17, 0]), torch.tensor([1, 5, 9])
+        torch.library.opcheck(OP, tuple(arguments))
+
+
+def test_full_graph_compile():
+    def step(features_IPD, mask_BP, *parameters):
+        return masked_patch_embed(features_IPD * 2, mask_BP, *parameters, hidden_dropout=0.5, seed=SEED) * 3
+
+    def packed(features_IPD, mask_BP, *parameters):
+        text_NH = parameters[2][None]
+        rows = (torch.tensor([0]), torch.tensor([1, 6, 11]), 17)
+        return masked_patch_embed_packed(text_NH, *rows, features_IPD, mask_BP, *parameters)
+
+    for function in (step, packed):
+        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+        for dtype in (torch.float32, torch.bfloat16):
+            x = _tensors(3, 5, 17, 8, torch.Generator().manual_seed(0), dtype)
+            for one, other in zip(_run(compiled, None, x, {}, None), _run(function, None, x, {}, None), strict=True):
+                assert torch.equal(one, other)
+
+
+# Triton --------------------------------------------------------------------------------------------------------------
+def check_triton_in_the_interpreter(cases_a_dtype: int) -> None:
+    """Run by a process of its own with TRITON_INTERPRET=1: the launchers on CPU tensors, the CPU's cases, float64."""
+    import fashionbert_fast.kernels.masked_patch_embed  # noqa: F401
+
+    module = sys.modules["fashionbert_fast.kernels.masked_patch_embed"]
+    operators = torch.library.Library("fashionbert_fast", "IMPL")
+    for name, launch in (("", module._launch), ("_backward", module._launch_backward)):
+        operators.impl(f"masked_patch_embed{name}", launch, "CPU", allow_override=True)
+    for dtype in NARROW:
+        ours, plain, seen = [], [], 0
+        for seed in range(1000):
+            tensors, keywords, packing = _case(dtype, seed)
+            if tensors["weight"].numel() > 64 * 130 or tensors["mask"].numel() > 80:
+                continue  # the interpreter is slow
+            references = (masked_patch_embed_reference, masked_patch_embed_packed_reference)
+            exact = _run(*references, tensors, keywords, packing, torch.float64)
+            mine = _run(masked_patch_embed, masked_patch_embed_packed, tensors, keywords, packing)
+            theirs = _run(*references, tensors, keywords, packing)
+            assert all(x.dtype == y.dtype and x.isfinite().all() for x, y in zip(mine, theirs, strict=True)), seed
+            ours.append(_errors(_same_gradients(tensors, mine, exact))[:6])
+            plain.append(_errors(_same_gradients(tensors, theirs, exact))[:6])
+            seen += 1
+            if seen == cases_a_dtype:
+                break
+        worst, theirs = torch.cat(ours).amax(0), torch.cat(plain).amax(0)
+        assert (worst <= 2 * theirs).all(), f"{dtype}: {worst} against {theirs}"
+
+
+def test_triton_matches_in_the_interpreter():
+    program = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import test_masked_patch_embed as t; "
+    result = subprocess.run(
+        [sys.executable, "-c", program + "t.check_triton_in_the_interpreter(10)"],
+        capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", NARROW)
+def test_cuda_matches_reference(dtype):
+    """The CPU's cases, on the GPU: as exact, and the same bits twice."""
+
+    def cuda(x):
+        return x.cuda() if isinstance(x, torch.Tensor) else x
+
+    ours, plain = [], []
+    for seed in range(100):
+        tensors, keywords, packing = _case(dtype, seed)
+        references = (masked_patch_embed_reference, masked_patch_embed_packed_reference)
+        exact = _run(*references, tensors, keywords, packing, torch.float64)
+        theirs = _run(*references, tensors, keywords, packing)
+        tensors, keywords = ({name: cuda(x) for name, x in values.items()} for values in (tensors, keywords))
+        packing = packing and tuple(cuda(x) for x in packing)
+        mine, again = (_run(masked_patch_embed, masked_patch_embed_packed, tensors, keywords, packing) for _ in "12")
+        assert all(torch.equal(a, b) for a, b in zip(mine, again, strict=True))
+        ours.append(_errors(_same_gradients(tensors, [x.cpu() for x in mine], exact))[:6])
+        plain.append(_errors(_same_gradients(tensors, theirs, exact))[:6])
+    assert (torch.cat(ours).amax(0) <= 2 * torch.cat(plain).amax(0)).all()
+
+
+# Bad input -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", NAMES)
 def test_wrong_shapes_are_named(name):
-    x = _inputs()
+    x = _tensors(2, 4, 12, 8, torch.Generator().manual_seed(0))
     x[name] = x[name][..., :-1]
     wrong = {"mask": "patch_mask_BP", "features": "weight_HD", "weight": "weight_HD"}.get(name, name)
     with pytest.raises(ValueError, match=wrong):
@@ -55,8 +392,78 @@ def test_wrong_shapes_are_named(name):
 
 
 def test_wrong_dtypes_are_named():
-    x = _inputs()
-    with pytest.raises(ValueError, match="patch_mask_BP"):
-        masked_patch_embed(*(x | {"mask": x["mask"].float()}).values())
-    with pytest.raises(ValueError, match="position_PH"):
-        masked_patch_embed(*(x | {"position": x["position"].double()}).values())
+    x = _tensors(2, 4, 12, 8, torch.Generator().manual_seed(0))
+    for name, bad, wrong in (
+        ("mask", x["mask"].float(), "patch_mask_BP"),
+        ("position", x["position"].double(), "position_PH"),
+        ("features", x["features"].double(), "features_IPD"),
+        ("features", x["features"].long(), "features_IPD"),
+        ("features", x["features"][0], "features_IPD"),
+        ("features", x["features"].to(torch.int8), "scale_IP"),
+        ("weight", x["weight"].long(), "weight_HD"),
+        ("weight", x["weight"][0], "weight_HD"),
+        ("segment", x["segment"].to("meta"), "segment_H"),
+    ):
+        with pytest.raises(ValueError, match=wrong):
+            masked_patch_embed(*(x | {name: bad}).values())
+
+
+@pytest.mark.parametrize(
+    ("keywords", "wrong"),
+    [
+        ({"feature_dropout": 0.1}, "seed"),
+        ({"hidden_dropout": 0.1}, "seed"),
+        ({"feature_dropout": -0.1, "seed": SEED}, "feature_dropout"),
+        ({"hidden_dropout": 1.1, "seed": SEED}, "hidden_dropout"),
+        ({"hidden_dropout": float("nan"), "seed": SEED}, "hidden_dropout"),
+        ({"seed": torch.tensor([1, 2])}, "seed"),
+        ({"seed": torch.tensor([1.0])}, "seed"),
+        ({"stream": -1}, "stream"),
+        ({"stream": 2**32 - 1}, "stream"),
+        ({"image_index_B": torch.zeros(2, dtype=torch.int32)}, "image_index_B"),
+        ({"image_index_B": torch.zeros(3, dtype=torch.int64)}, "patch_mask_BP"),
+        ({"scale_IP": torch.ones(2, 4)}, "scale_IP"),
+    ],
+)
+def test_wrong_keywords_are_named(keywords, wrong):
+    x = _tensors(2, 4, 12, 8, torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=wrong):
+        masked_patch_embed(*x.values(), **keywords)
+
+
+def test_wrong_packing_is_named():
+    x = _tensors(2, 4, 12, 8, torch.Generator().manual_seed(0))
+    good = {
+        "text_NH": torch.randn(2, 8),
+        "text_row_N": torch.tensor([0, 9]),
+        "patch_row_B": torch.tensor([1, 5]),
+        "R": 10,
+    }
+    masked_patch_embed_packed(*good.values(), *x.values())
+    for bad in (
+        {"text_NH": torch.randn(2, 7)},
+        {"text_NH": torch.randn(8)},
+        {"text_NH": torch.randn(2, 8).double()},
+        {"text_row_N": torch.tensor([0])},
+        {"text_row_N": torch.tensor([0, 9], dtype=torch.int32)},
+        {"patch_row_B": torch.tensor([1])},
+    ):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            masked_patch_embed_packed(*(good | bad).values(), *x.values())
+    with pytest.raises(ValueError, match="packed_rows"):
+        masked_patch_embed_packed(*(good | {"R": -1}).values(), *x.values())
+    for bad, message in (
+        ({"text_row_N": torch.tensor([0, 10])}, r"text_row\[1\] is 10"),
+        ({"patch_row_B": torch.tensor([-1, 5])}, r"patch_row\[0\] is -1"),
+        ({"patch_row_B": torch.tensor([1, 7])}, r"patch_row\[1\] is 7"),
+        ({"text_row_N": torch.tensor([0, 8])}, "row 8 of the packed sequence is given twice"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            masked_patch_embed_packed(*(good | bad).values(), *x.values())
+
+
+@pytest.mark.parametrize("index", [-1, 2])
+def test_an_image_out_of_range_is_refused(index):
+    x = _tensors(2, 4, 12, 8, torch.Generator().manual_seed(0))
+    with pytest.raises(RuntimeError, match=rf"image_index\[1\] is {index}"):
+        masked_patch_embed(*x.values(), image_index_B=torch.tensor([0, index]))
