@@ -84,7 +84,7 @@ class PairScorer:
         return np.stack(vectors_H)
 
     def _batches(self, text: np.ndarray, image: np.ndarray, description: str) -> Iterator[tuple[np.ndarray, Batch]]:
-        """Batches of pairs, titles of one length together (keys padded little), pairs of one image side by side (reused)."""
+        """Batches of pairs: titles of one length together (little padding), then one image side by side (reused)."""
         order = np.lexsort((image, self.titles.lengths(text)))
         starts = range(0, len(order), self.batch_size)
         for start in progress(starts, total=len(starts), description=description):
