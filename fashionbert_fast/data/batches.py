@@ -108,7 +108,7 @@ class TokenizedTitles:
         return self.offsets[rows + 1] - self.offsets[rows]
 
 
-def _pack(sequences: Sequence[np.ndarray], patches: int, pad_id: int, budget: Budget) -> dict[str, torch.Tensor]:
+def pack(sequences: Sequence[np.ndarray], patches: int, pad_id: int, budget: Budget) -> dict[str, torch.Tensor]:
     """The text's and the layout's fields of a `Batch`."""
     lengths_B = np.asarray([len(s) for s in sequences], dtype=np.int64)
     offsets_S1 = np.concatenate([[0], np.cumsum(lengths_B + patches)])
@@ -138,7 +138,7 @@ def collate_pairs(store: FeatureStore, titles: TokenizedTitles, text_rows: np.nd
     features_IPD, image_index_B = _images(store, image_rows)
     nothing = torch.empty(0, dtype=torch.int64)
     return Batch(
-        **_pack([titles.title(row)[0] for row in text_rows], P, titles.pad_id, Budget()),
+        **pack([titles.title(row)[0] for row in text_rows], P, titles.pad_id, Budget()),
         features_IPD=features_IPD, image_index_B=image_index_B,
         patch_mask_BP=torch.zeros(len(text_rows), P, dtype=torch.bool),
         mlm_row_M=nothing, mlm_label_M=nothing, mpm_row_K=nothing, mpm_target_K=nothing,
@@ -228,7 +228,7 @@ class PairDataset(Dataset):
             positions.append(chosen if is_predicted else NOTHING)
             labels.append(ids[positions[-1]])
         P = self.store.manifest.patches
-        packed = _pack(sequences, P, self.titles.pad_id, self.budget)
+        packed = pack(sequences, P, self.titles.pad_id, self.budget)
         mlm_row_M = np.concatenate([o + c for o, c in zip(packed["offsets_S1"].tolist(), positions, strict=False)])
         fill = rounded_up(len(mlm_row_M), self.budget.predictions) - len(mlm_row_M)
         patch_mask_BP = mask_patches(samples, P, p.patch_rate, seed=p.seed, epoch=epoch)
