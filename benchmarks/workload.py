@@ -36,8 +36,10 @@ def store_lengths(store: Path, count: int, seed: int = 0) -> np.ndarray:
     return titles.lengths(rows)
 
 
-def make_batches(config: FashionBertConfig, lengths: np.ndarray, pairs: int, *, seed: int = 0, budget: Budget | None = None,
-                 dtype: torch.dtype = torch.bfloat16) -> list[Batch]:  # fmt: skip
+def make_batches(
+    config: FashionBertConfig, lengths: np.ndarray, pairs: int, *, seed: int = 0, budget: Budget | None = None,
+    dtype: torch.dtype = torch.bfloat16,
+) -> list[Batch]:  # fmt: skip
     """Batches of ``pairs`` pairs, titles of ``lengths`` tokens in that order; 15% of the words and 10% of the patches
     masked, features as the backbone gives them: not negative, half of them zero."""
     budget = budget or Budget.of(pairs, LONGEST_TITLE + config.patches)

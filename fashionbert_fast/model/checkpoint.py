@@ -134,7 +134,7 @@ def _modern_name(name: str) -> str:
 def _copy_core(model, theirs: dict[str, torch.Tensor], directory: Path) -> None:
     theirs = {_modern_name(name): tensor for name, tensor in theirs.items()}
     optional = ("tia_head.pooler", "mlm_head.", "text_embeddings.segment")
-    for ours, sources in _bert_names(model).items():
+    for ours, sources in bert_names(model).items():
         target = model.get_parameter(ours)
         missing = [source for source in sources if source not in theirs]
         if missing and ours.startswith(optional):
@@ -150,7 +150,7 @@ def _copy_core(model, theirs: dict[str, torch.Tensor], directory: Path) -> None:
         target[:rows].copy_(value)
 
 
-def _bert_names(model) -> dict[str, list[str]]:
+def bert_names(model) -> dict[str, list[str]]:
     """Each of our core's parameters with the Hugging Face tensors it is the concatenation of."""
     modules = dict(CORE_NAMES)
     for i in range(model.config.num_hidden_layers):
@@ -172,7 +172,7 @@ def _bert_names(model) -> dict[str, list[str]]:
 def export_bert(model, path: Path) -> None:
     """See `FashionBertForPreTraining.export_bert`. In the model's dtype, pooler and MLM head included."""
     tensors = {}
-    for ours, theirs in _bert_names(model).items():
+    for ours, theirs in bert_names(model).items():
         parts = model.get_parameter(ours).detach().cpu().chunk(len(theirs))
         for name, part in zip(theirs, parts, strict=True):
             tensors[name if name.startswith("cls.") else f"bert.{name}"] = part.clone()
