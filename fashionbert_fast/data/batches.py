@@ -31,6 +31,7 @@ class Batch:
     position_N: torch.Tensor  # int64: the place of each token in its title
     text_row_N: torch.Tensor  # int64: its row of the packed axis
     offsets_S1: torch.Tensor  # int32
+    cls_row_B: torch.Tensor  # int64: the row of each pair's [CLS]
     patch_row_B: torch.Tensor  # int64: the row of each pair's first patch
     features_IPD: torch.Tensor  # the store's dtype, each distinct image once
     image_index_B: torch.Tensor  # int64: the image of each pair
@@ -120,6 +121,7 @@ def pack(sequences: Sequence[np.ndarray], patches: int, pad_id: int, budget: Bud
         "input_id_N": np.concatenate([*sequences, np.full(fill, pad_id)]),
         "position_N": np.concatenate([place_N, np.zeros(fill, dtype=np.int64)]),
         "text_row_N": np.concatenate([rows_N, offsets_S1[-1] + np.arange(fill)]),
+        "cls_row_B": offsets_S1[:-1],
         "patch_row_B": offsets_S1[:-1] + lengths_B,
     }
     tensors = {name: torch.from_numpy(value.astype(np.int64)) for name, value in fields_of_text.items()}

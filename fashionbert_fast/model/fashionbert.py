@@ -162,7 +162,7 @@ class FashionBertForPreTraining(nn.Module):
 
     def _head_rows(self, hidden_TH: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, ...]:
         """The rows each head reads: of aliases behind the weighter's gate where it has one, else in one gathering."""
-        rows = (batch.mlm_row_M, batch.offsets_S1[:-1].long(), batch.mpm_row_K)
+        rows = (batch.mlm_row_M, batch.cls_row_B, batch.mpm_row_K)
         if self.weighter.at_gate:
             aliases = self.weighter.gate(hidden_TH)
             return tuple(alias.index_select(0, row) for alias, row in zip(aliases, rows, strict=True))

@@ -1,0 +1,183 @@
+"""A whole training step (forward, backward, AdamW) of BERT-base FashionBERT beside what engineers would write instead.
+
+Every step runs in a process of its own; ours and a peer are timed in turn, pass by pass over the same pool of samples,
+after their losses with the initial weights have been found equal. Peers:
+
+    (a) the released recipe: titles padded to 64, dense heads, eager, in float32 and in bf16 autocast
+    (b) Hugging Face's BertModel, SDPA, bf16 autocast, padded to the longest of the batch, heads on masked rows
+    (c) b under torch.compile
+    (d) b and c with samples of like length in a batch (bucketing), so almost unpadded
+    (f) ours under DeepSpeed ZeRO-1 and ZeRO-2, whose ratio says what DeepSpeed costs
+
+Useful FLOPs are engine/flops.py's: no padding, heads on masked rows only, masked patches not projected.
+"""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+
+import torch
+
+from benchmarks.ladder import TECHNIQUES
+from benchmarks.measure import Row
+from benchmarks.step_process import Step, StepProcess
+from benchmarks.workload import LONGEST_TITLE, fashion_gen_lengths, store_lengths
+from fashionbert_fast.progress import progress
+
+MODELS = {
+    "base": {"vocab_size": 30522, "patches": 64, "patch_feature_size": 2048},
+    "large": {"vocab_size": 30522, "patches": 64, "patch_feature_size": 2048, "hidden_size": 1024,
+              "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+}  # fmt: skip
+PAIRS = {"cpu": {"base": 32, "large": 16}, "cuda": {"base": 512, "large": 256}}
+TARGETS = {  # times faster than the peer: on a CPU, on a GPU
+    "a float32": (6.0, 4.0), "a bf16": (1.8, 4.0), "b": (1.5, 1.5), "c": (1.5, 1.5), "d": (1.15, 1.3),
+    "d compiled": (1.15, 1.3), "ZeRO-1": (1 / 1.05, 1 / 1.05), "ZeRO-2": (1 / 1.05, 1 / 1.05),
+}  # fmt: skip
+NAMES = {
+    "a float32": "(a) released recipe, float32", "a bf16": "(a) released recipe, bf16 autocast",
+    "b": "(b) HF + SDPA, bf16 autocast", "c": "(c) HF + SDPA + torch.compile", "d": "(d) HF + SDPA, bucketed",
+    "d compiled": "(d) HF + SDPA + torch.compile, bucketed", "ZeRO-1": "(f) ours under ZeRO-1",
+    "ZeRO-2": "(f) ours under ZeRO-2",
+}  # fmt: skip
+# Two models in bf16 from equal weights: their losses differ by rounding of the hidden states.
+TOLERANCE = {"fp32": 2e-2, "bf16": 2e-2}
+WARM_UP = 2  # passes over the pool: the second finds everything compiled and allocated
+
+
+def peers(ours: Step) -> dict[str, Step]:
+    """What ours is measured against."""
+    padded = ours.but(ours=False)
+    return {
+        "a float32": padded.but(precision="fp32", pad_to=LONGEST_TITLE, dense_heads=True),
+        "a bf16": padded.but(pad_to=LONGEST_TITLE, dense_heads=True),
+        "b": padded,
+        "c": padded.but(compiled=True),
+        "d": padded.but(bucketed=True),
+        "d compiled": padded.but(bucketed=True, compiled=True),
+        "ZeRO-1": ours.but(zero_stage=1),
+        "ZeRO-2": ours.but(zero_stage=2),
+    }
+
+
+def check_losses(ours: StepProcess, theirs: StepProcess) -> None:
+    """AssertionError unless both have the same losses with the initial weights, to bf16's rounding."""
+    pairs = zip(("mlm", "tia", "mpm"), ours.losses(), theirs.losses(), strict=True)
+    for name, a, b in pairs:
+        if not abs(a - b) <= TOLERANCE[theirs.step.precision] * abs(b):
+            raise AssertionError(f"{theirs.step.name}: {name} loss is {b:.5f}, ours {a:.5f}: not the same step")
+
+
+def _row(case: str, peer: str, ours: list[float], theirs: list[float], samples: int, target: float) -> Row:
+    """From seconds a pass of each to samples per second and the median of the pairs' ratios."""
+    ratios = sorted(b / a for a, b in zip(ours, theirs, strict=True))
+    ratio, low, high = statistics.median(ratios), ratios[len(ratios) // 5], ratios[-1 - len(ratios) // 5]
+    mine, other = samples / statistics.median(ours), samples / statistics.median(theirs)
+    return Row(case, peer, mine, other, "samples/s", ratio, target, ratio >= target, [low, high])
+
+
+class _Comparison:
+    """Ours, kept running, against one peer after another."""
+
+    def __init__(self, case: str, ours: StepProcess, repeats: int, device: torch.device) -> None:
+        self.case, self.ours, self.repeats, self.gpu = case, ours, repeats, device.type == "cuda"
+        self.seconds: list[float] = []
+        self.memory: dict[str, float] = {}
+        self.losses_checked = 0
+
+    def against(self, peer: str, step: Step, target: float, repeats: int | None = None) -> tuple[Row, float]:
+        """The row, and the peer's median seconds a pass."""
+        with StepProcess(step.but(name=peer)) as theirs:
+            check_losses(self.ours, theirs)
+            for _ in range(WARM_UP):
+                theirs.seconds()
+            pairs = [(self.ours.seconds(), theirs.seconds()) for _ in range(repeats or self.repeats)]
+            self.memory[peer] = theirs.facts()["memory"]
+        mine, others = (list(column) for column in zip(*pairs, strict=True))
+        self.seconds += mine
+        return _row(self.case, peer, mine, others, len(step.lengths), target), statistics.median(others)
+
+
+def _summary(comparison: _Comparison, facts: dict[str, float], case: str) -> list[Row]:
+    """Useful tokens, MFU and memory of ours."""
+    seconds = statistics.median(comparison.seconds)
+    rate = facts["useful_flops"] / seconds
+    share, target = rate / facts["gemm_rate"], 0.5 if comparison.gpu else 0.7
+    tokens = facts["tokens"] / seconds
+    rows = [
+        Row(case, "bf16 GEMM rate of this run", rate / 1e12, facts["gemm_rate"] / 1e12, "useful TFLOP/s", share, target,
+            share >= target, [share, share]),
+        Row(f"{case}, useful tokens", "itself", tokens, tokens, "tokens/s", 1.0, 1.0, True, [1.0, 1.0]),
+    ]  # fmt: skip
+    if NAMES["b"] in comparison.memory:
+        theirs, mine = comparison.memory[NAMES["b"]], facts["memory"]
+        ratio, target = theirs / mine, 1 / 0.7
+        rows.append(Row(f"{case}, peak memory", NAMES["b"], mine / 2**20, theirs / 2**20, "MiB", ratio, target,
+                        ratio >= target, [ratio, ratio]))  # fmt: skip
+    return rows
+
+
+def _packing_efficiency(case: str, packed: float, padded: float, batches_tokens: float, padded_tokens: float) -> Row:
+    """Time that packing saved, of what it would save if time were proportional to tokens."""
+    ideal = padded * (1 - batches_tokens / padded_tokens)
+    saved = padded - packed
+    efficiency = saved / ideal
+    return Row(f"{case}, packing: time saved", "ideal: in proportion to tokens", saved, ideal, "s", efficiency, 0.95,
+               efficiency >= 0.95, [efficiency, efficiency])  # fmt: skip
+
+
+def rows(
+    device: torch.device, quick: bool, *, size: str = "base", store: Path | None = None, only: tuple[str, ...] = ()
+) -> list[Row]:
+    """Rows of each peer and, on the Fashion-Gen-like profile, of the ladder: each technique of ours switched off.
+
+    Args:
+        size: base or large. store: a feature store whose titles' lengths give a second profile. only: names of peers
+            (keys of `TARGETS`, or "ladder"); all by default. quick: smaller pools, fewer repeats.
+    """
+    pairs = PAIRS[device.type][size]
+    count = pairs * (1 if quick else 2)
+    profiles = {"Fashion-Gen-like titles": fashion_gen_lengths(count)}
+    if store is not None:
+        profiles["the store's titles"] = store_lengths(store, count)
+    result = []
+    for name, lengths in profiles.items():
+        ladder = name.startswith("Fashion")
+        result += _profile(device, quick, size, f"{size}, {name}, {pairs} a batch", lengths, pairs, ladder, only)
+    return result
+
+
+def _profile(device, quick, size, case, lengths, pairs, ladder, only) -> list[Row]:
+    ours = Step("ours", MODELS[size], tuple(int(n) for n in lengths), pairs, device.type)
+    wanted = {key: step for key, step in peers(ours).items() if not only or key in only}
+    result = []
+    with StepProcess(ours) as running:
+        running.losses()
+        for _ in range(WARM_UP):
+            running.seconds()
+        comparison = _Comparison(case, running, 3 if quick else 5, device)
+        for key, step in progress(list(wanted.items()), total=len(wanted), description=f"{case}: peers"):
+            # the slowest peer needs no more than three passes: its ratio is far from its target
+            repeats = 3 if key == "a float32" else None
+            row, _ = comparison.against(NAMES[key], step, TARGETS[key][device.type == "cuda"], repeats)
+            result.append(row)
+        result += _summary(comparison, running.facts(), case)
+        if ladder and (not only or "ladder" in only):
+            result += _ladder(comparison, ours, running.facts(), case)
+    return result
+
+
+def _ladder(comparison: _Comparison, ours: Step, facts: dict[str, float], case: str) -> list[Row]:
+    result = []
+    for technique in progress(list(TECHNIQUES), total=len(TECHNIQUES), description="each technique off in turn"):
+        if technique == "kept memory" and comparison.gpu:
+            continue
+        before = len(comparison.seconds)
+        row, padded = comparison.against(f"ours without {technique}", ours.but(without=technique), 1.0)
+        result.append(row)
+        if technique == "packing":
+            tokens = len(ours.lengths) * (LONGEST_TITLE + ours.model["patches"])
+            packed = statistics.median(comparison.seconds[before:])
+            result.append(_packing_efficiency(case, packed, padded, facts["tokens"], tokens))
+    return result
