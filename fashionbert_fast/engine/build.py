@@ -17,6 +17,7 @@ from fashionbert_fast.data.masking import TextMasking
 from fashionbert_fast.data.store import FeatureStore
 from fashionbert_fast.data.wordpiece import train_wordpiece
 from fashionbert_fast.engine.distributed import barrier, is_main
+from fashionbert_fast.engine.memory import keep_freed_memory
 from fashionbert_fast.engine.optimizer import build_optimizer, build_schedule
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.model.checkpoint import load_tokenizer, resolve_core
@@ -153,6 +154,8 @@ def build(config: Config, directory: Path, device: torch.device) -> Run:
 
     rank, world_size = dist.get_rank(), dist.get_world_size()
     _check_precision(config.train.precision, device)
+    if device.type == "cpu":
+        keep_freed_memory()  # each step frees large buffers and asks for them again: fresh pages cost a fault per 4 KiB
     seed_everything(config.train.seed)
     store = FeatureStore.open(Path(config.data.store))
     tokenizer_dir = find_tokenizer(config, store, directory)
