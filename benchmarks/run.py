@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from fashionbert_fast.errors import InputError
+
 EPILOG = """examples:
   fashionbert bench ops --json ops.json
   fashionbert bench ops --quick
 
-Results are checked for equality before anything is timed; ratios are medians over alternating pairs."""
+Results are checked for equality before anything is timed; ratios are medians over alternating pairs. With --json a
+picture of the ratios is written beside FILE, with the suffix .png."""
 
 SUITES = {
     "ops": (
@@ -23,7 +26,7 @@ SUITES = {
         "bench_packed_attention",
         "bench_patch_kld",
         "bench_task_gradients",
-    )
+    ),
 }
 
 
@@ -32,8 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "suite", nargs="?", default="ops", choices=SUITES, help="which measurements (default: %(default)s)"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows as JSON")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="write the rows as JSON, and beside it a picture of them (suffix .png)",
+    )
     parser.add_argument("--quick", action="store_true", help="fewer repetitions: minutes on two cores")
+
+
+def _picture(json_path: Path) -> Path:
+    if json_path.suffix == ".png":
+        raise InputError(f"{json_path}: the picture is written under that name; end the JSON's in .json")
+    return json_path.with_suffix(".png")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.json:
         check_writable(args.json)
+        check_writable(_picture(args.json))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = [
         row
@@ -63,5 +78,9 @@ def run(args: argparse.Namespace) -> int:
         )  # fmt: skip
     Console().print(table)
     if args.json:
+        from benchmarks.plot import plot_rows
+
         write_json(args.json, result)
+        plot_rows(result, _picture(args.json))
+        print(f"{args.json} and {_picture(args.json)} written")
     return 0
