@@ -10,6 +10,8 @@ from fashionbert_fast.errors import InputError
 EPILOG = """examples:
   fashionbert bench ops --json ops.json
   fashionbert bench ops --quick
+  fashionbert bench step --json step.json --store stores/shop    # whole steps beside Hugging Face's, compiled and not
+  fashionbert bench step --only b ladder                         # one peer, and each of our techniques off in turn
 
 Results are checked for equality before anything is timed; ratios are medians over alternating pairs. With --json a
 picture of the ratios is written beside FILE, with the suffix .png."""
@@ -27,6 +29,7 @@ SUITES = {
         "bench_patch_kld",
         "bench_task_gradients",
     ),
+    "step": ("bench_step",),
 }
 
 
@@ -42,6 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the rows as JSON, and beside it a picture of them (suffix .png)",
     )
     parser.add_argument("--quick", action="store_true", help="fewer repetitions: minutes on two cores")
+    step = parser.add_argument_group("step")
+    step.add_argument("--size", choices=("base", "large"), default="base", help="BERT's (default: %(default)s)")
+    step.add_argument(
+        "--store", type=Path, metavar="DIR", help="a feature store: measure on its titles' lengths as well"
+    )
+    step.add_argument("--only", nargs="+", default=(), metavar="PEER", help="of: a-float32 a-bf16 b c d d-compiled "
+                      "zero-1 zero-2 ladder (default: all)")  # fmt: skip
 
 
 def _picture(json_path: Path) -> Path:
@@ -50,13 +60,42 @@ def _picture(json_path: Path) -> Path:
     return json_path.with_suffix(".png")
 
 
+def _print(result: dict) -> None:
+    """A table a case."""
+    from itertools import groupby
+
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    console.print(f"{result['device']}, commit {result['commit']}")
+    for case, rows in groupby(result["rows"], key=lambda row: row["case"]):
+        table = Table("peer", "ours", "peer's", "ratio", "p20-p80", "target", title=case, title_justify="left")
+        for row in rows:
+            table.add_row(
+                row["peer"], f"{row['value']:.4g} {row['unit']}", f"{row['peer_value']:.4g} {row['unit']}",
+                f"{row['ratio']:.2f}x", f"{row['spread'][0]:.2f}-{row['spread'][1]:.2f}",
+                f"{row['target']:.3g}x {'met' if row['met'] else 'MISSED'}",
+            )  # fmt: skip
+        console.print(table)
+
+
+def _options(args: argparse.Namespace) -> dict:
+    """What the suite's `rows` take beyond device and quick."""
+    if args.suite != "step":
+        return {}
+    from benchmarks.bench_step import TARGETS
+
+    for name in args.only:
+        if name not in (*TARGETS, "ladder"):
+            raise InputError(f"--only {name}: there is no such peer; there are {', '.join((*TARGETS, 'ladder'))}")
+    return {"size": args.size, "store": args.store, "only": tuple(args.only)}
+
+
 def run(args: argparse.Namespace) -> int:
     import importlib
 
     import torch
-    from rich.console import Console
-    from rich.table import Table
-
     from benchmarks.measure import report
     from fashionbert_fast.files import check_writable, write_json
 
@@ -67,16 +106,10 @@ def run(args: argparse.Namespace) -> int:
     rows = [
         row
         for name in SUITES[args.suite]
-        for row in importlib.import_module(f"benchmarks.{name}").rows(device, args.quick)
+        for row in importlib.import_module(f"benchmarks.{name}").rows(device, args.quick, **_options(args))
     ]
     result = report(rows, device)
-    table = Table("case", "peer", "ours", "peer's", "ratio", "p20-p80", "target", title=result["device"])
-    for row in rows:
-        table.add_row(
-            row.case, row.peer, f"{row.value:.3g} {row.unit}", f"{row.peer_value:.3g} {row.unit}", f"{row.ratio:.2f}x",
-            f"{row.spread[0]:.2f}-{row.spread[1]:.2f}", f"{row.target:g}x {'met' if row.met else 'MISSED'}",
-        )  # fmt: skip
-    Console().print(table)
+    _print(result)
     if args.json:
         from benchmarks.plot import plot_rows
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.measure import resident
@@ -122,7 +123,7 @@ class _Runner:
         config = FashionBertConfig(**s.model)
         model = FashionBertForPreTraining(config)
         wide = torch.float32 if s.precision == "fp32" else torch.bfloat16
-        batches = make_batches(config, _ordered(s), s.pairs, dtype=wide)
+        batches = make_batches(config, np.asarray(s.lengths), s.pairs, dtype=wide, bucketed=s.bucketed)
         self.counts = _counts(batches)
         self.dtype = wide
         if s.ours:
@@ -199,13 +200,6 @@ class _Runner:
             "gemm_rate": _gemm_rate(self.config, self.device),
             "memory": peak,
         }
-
-
-def _ordered(step: Step):
-    import numpy as np
-
-    lengths = np.asarray(step.lengths)
-    return np.sort(lengths) if step.bucketed else lengths
 
 
 def _counts(batches) -> dict[str, Any]:

@@ -38,38 +38,47 @@ def store_lengths(store: Path, count: int, seed: int = 0) -> np.ndarray:
 
 def make_batches(
     config: FashionBertConfig, lengths: np.ndarray, pairs: int, *, seed: int = 0, budget: Budget | None = None,
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype = torch.bfloat16, bucketed: bool = False,
 ) -> list[Batch]:  # fmt: skip
-    """Batches of ``pairs`` pairs, titles of ``lengths`` tokens in that order; 15% of the words and 10% of the patches
-    masked, features as the backbone gives them: not negative, half of them zero."""
+    """Batches of ``pairs`` pairs. Sample i, with a title of ``lengths[i]`` tokens, depends on ``seed`` and i alone: 15%
+    of its words and 10% of its patches masked, features as a backbone gives them (not negative, half of them zero).
+
+    bucketed: samples of like length in a batch, instead of in order.
+    """
     budget = budget or Budget.of(pairs, LONGEST_TITLE + config.patches)
+    order = np.argsort(lengths, kind="stable") if bucketed else np.arange(len(lengths))
     starts = range(0, len(lengths) - pairs + 1, pairs)
-    return [_make(config, lengths[start : start + pairs], seed + start, budget, dtype) for start in starts]
+    samples = [[_sample(config, lengths[i], (seed, i)) for i in order[start : start + pairs]] for start in starts]
+    return [_collate(config, some, budget, dtype) for some in samples]
 
 
-def _make(config: FashionBertConfig, lengths_B: np.ndarray, seed: int, budget: Budget, dtype: torch.dtype) -> Batch:
-    generator, B, P = np.random.default_rng(seed), len(lengths_B), config.patches
-    sequences, positions, labels = [], [], []
-    for length in lengths_B:
-        ids = generator.integers(min(FIRST_WORD, config.vocab_size // 2), config.vocab_size, length)
-        chosen = np.sort(generator.permutation(np.arange(1, length - 1))[: min(10, max(1, round(0.15 * (length - 2))))])
-        labels.append(ids[chosen])
-        ids[0], ids[-1], ids[chosen] = CLS % config.vocab_size, SEP % config.vocab_size, MASK % config.vocab_size
-        sequences.append(ids)
-        positions.append(chosen)
-    packed = pack(sequences, P, 0, budget)
-    rows_M = np.concatenate([o + c for o, c in zip(packed["offsets_S1"].tolist(), positions, strict=False)])
+def _sample(config: FashionBertConfig, length: int, seed: tuple[int, int]) -> dict:
+    generator, V, P = np.random.default_rng(seed), config.vocab_size, config.patches
+    ids = generator.integers(min(FIRST_WORD, V // 2), V, length)
+    chosen = np.sort(generator.permutation(np.arange(1, length - 1))[: min(10, max(1, round(0.15 * (length - 2))))])
+    labels = ids[chosen]
+    ids[0], ids[-1], ids[chosen] = CLS % V, SEP % V, MASK % V
+    mask_P = np.zeros(P, dtype=bool)
+    mask_P[generator.permutation(P)[: max(1, round(0.1 * P))]] = True
+    features_PD = generator.standard_normal((P, config.patch_feature_size), dtype=np.float32).clip(min=0)
+    return {"ids": ids, "chosen": chosen, "labels": labels, "mask_P": mask_P, "features_PD": features_PD,
+            "match": generator.integers(2)}  # fmt: skip
+
+
+def _collate(config: FashionBertConfig, samples: list[dict], budget: Budget, dtype: torch.dtype) -> Batch:
+    B, P = len(samples), config.patches
+    packed = pack([sample["ids"] for sample in samples], P, 0, budget)
+    first_rows = packed["cls_row_B"].tolist()
+    rows_M = np.concatenate([row + sample["chosen"] for row, sample in zip(first_rows, samples, strict=True)])
     fill = rounded_up(len(rows_M), budget.predictions) - len(rows_M)
-    mask_BP = np.zeros((B, P), dtype=bool)
-    np.put_along_axis(mask_BP, generator.random((B, P)).argsort(1)[:, : max(1, round(0.1 * P))], True, axis=1)
+    mask_BP = np.stack([sample["mask_P"] for sample in samples])
     pair_K, patch_K = (torch.from_numpy(index) for index in np.nonzero(mask_BP))
-    torch_generator = torch.Generator().manual_seed(seed)
-    features_IPD = torch.randn(B, P, config.patch_feature_size, generator=torch_generator).relu_().to(dtype)
+    labels_M = np.concatenate([*(sample["labels"] for sample in samples), np.full(fill, IGNORED)])
     return Batch(
-        **packed, features_IPD=features_IPD, image_index_B=torch.arange(B), patch_mask_BP=torch.from_numpy(mask_BP),
-        mlm_row_M=torch.from_numpy(np.pad(rows_M, (0, fill))),
-        mlm_label_M=torch.from_numpy(np.concatenate([*labels, np.full(fill, IGNORED)])),
+        **packed, features_IPD=torch.from_numpy(np.stack([sample["features_PD"] for sample in samples])).to(dtype),
+        image_index_B=torch.arange(B), patch_mask_BP=torch.from_numpy(mask_BP),
+        mlm_row_M=torch.from_numpy(np.pad(rows_M, (0, fill))), mlm_label_M=torch.from_numpy(labels_M),
         mpm_row_K=packed["patch_row_B"][pair_K] + patch_K, mpm_target_K=pair_K * P + patch_K,
-        tia_label_B=torch.from_numpy(generator.integers(2, size=B)),
+        tia_label_B=torch.tensor([sample["match"] for sample in samples]),
         counts_T=torch.tensor([len(rows_M), B, len(pair_K)], dtype=torch.float32), longest=LONGEST_TITLE + P,
     )  # fmt: skip
