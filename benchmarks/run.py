@@ -96,6 +96,7 @@ def run(args: argparse.Namespace) -> int:
     import importlib
 
     import torch
+
     from benchmarks.measure import report
     from fashionbert_fast.files import check_writable, write_json
 
