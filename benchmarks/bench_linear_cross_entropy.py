@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from benchmarks import liger
 from benchmarks.measure import Row, compare, compare_memory, forward_backward
 from fashionbert_fast.kernels import linear_cross_entropy
 from fashionbert_fast.kernels.linear_cross_entropy import linear_cross_entropy_reference
@@ -42,7 +43,10 @@ def rows(device: torch.device, quick: bool) -> list[Row]:
             )
             case = f"linear_cross_entropy M={count} H={H} V={V} {name} forward+backward"
             repeats = {"device": device, "pairs": 5 if quick else 9, "seconds": 0.1}
-            for peer, theirs in (("plain PyTorch", plain), ("torch.compile", compiled)):
+            peers = {"plain PyTorch": plain, "torch.compile": compiled}
+            if liger.available(device):
+                peers["Liger fused linear CE"] = forward_backward(liger.linear_cross_entropy, parameters, labels_M)
+            for peer, theirs in peers.items():
                 for a, b in zip(ours(), theirs(), strict=True):
                     tolerance = 4 * torch.finfo(b.dtype).eps
                     torch.testing.assert_close(a, b, atol=tolerance * b.abs().max().item(), rtol=tolerance)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from benchmarks import liger
 from benchmarks.measure import Row, compare
 from fashionbert_fast.kernels import patch_kld
 from fashionbert_fast.kernels.patch_kld import patch_kld_reference
@@ -18,7 +19,7 @@ CASES = (  # name, dtype of the logits, of the targets, gathered from a feature 
     ("float32, bfloat16 features gathered", F32, BF16, True),  # what the model calls
 )
 # peer -> times faster to be: on a CPU, on a GPU
-PEERS = {"plain PyTorch": (3.0, 4.0), "torch.compile": (1.3, 2.0)}
+PEERS = {"plain PyTorch": (3.0, 4.0), "torch.compile": (1.3, 2.0), "log_softmax + Liger": (2.5, 2.5)}
 
 
 def _step(function):
@@ -57,7 +58,10 @@ def rows(device: torch.device, quick: bool) -> list[Row]:
         for count in ROWS[:1] if quick else ROWS:
             inputs = _inputs(count, dtype, target_dtype, gathered, device)
             compiled = torch.compile(patch_kld_reference, dynamic=False)
-            for peer, function in (("plain PyTorch", patch_kld_reference), ("torch.compile", compiled)):
+            functions = {"plain PyTorch": patch_kld_reference, "torch.compile": compiled}
+            if liger.available(device):
+                functions["log_softmax + Liger"] = liger.patch_kld
+            for peer, function in functions.items():
                 case = f"patch_kld M={count} D={D} {name} forward+backward"
                 ours, theirs = _step(patch_kld), _step(function)
                 _check(ours(*inputs), theirs(*inputs), dtype)
