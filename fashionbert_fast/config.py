@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.model.config import TaskWeighting
+from fashionbert_fast.model.config import LAYER_NORMS, TaskWeighting
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -74,6 +74,7 @@ class ModelConfig:
     hidden_dropout: float = 0.1  # after embeddings, attention and feed-forward
     attention_dropout: float = 0.1  # on attention probabilities
     patch_dropout: float = 0.1  # on the raw patch feature
+    layer_norm: str = "fused"  # the encoder's: fused (with bias, dropout and residual, one operator) | apex
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "heads", "intermediate_size"):
@@ -86,6 +87,7 @@ class ModelConfig:
             raise ValueError("model.tokenizer goes with model.core null: a checkpoint brings its own")
         if not self.initializer_range > 0:
             raise ValueError(f"model.initializer_range must be positive, got {self.initializer_range}")
+        _one_of("model.layer_norm", self.layer_norm, LAYER_NORMS)
         for name in ("hidden_dropout", "attention_dropout", "patch_dropout"):
             _within(f"model.{name}", getattr(self, name), 0.0, 1.0, open_high=True)
 
@@ -124,6 +126,8 @@ class TrainConfig:
     gradient_clipping: float = 1.0  # global norm; 0: off
     precision: str = "fp32"  # fp32 | bf16 | fp16
     zero_stage: int = 1  # DeepSpeed ZeRO: 0 to 3
+    cuda_graphs: bool = False  # replay the encoder's forward and backward as CUDA graphs; ZeRO 0 to 2
+    fp8: bool = False  # the encoder's products in 8 bits, by torchao, on sm_89 and later; with bf16, ZeRO 0 to 2
     seed: int = 0  # of initialisation, dropout, order, negatives and masks
     log_every: int = 10  # steps between metrics, the only host synchronisation
     checkpoint_every: int = 1000  # steps; the last step is always kept; 0: only the last
@@ -148,6 +152,13 @@ class TrainConfig:
                 raise ValueError(f"train.{name} must be 0 or more, got {getattr(self, name)}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"train.betas must be two numbers in [0, 1), got {self.betas}")
+        if self.zero_stage == 3 and (self.cuda_graphs or self.fp8):
+            field = "cuda_graphs" if self.cuda_graphs else "fp8"
+            raise ValueError(
+                f"train.{field} needs train.zero_stage 0, 1 or 2: stage 3 gathers each weight anew, at another address"
+            )
+        if self.fp8 and self.precision != "bf16":
+            raise ValueError(f"train.fp8 needs train.precision bf16, got {self.precision}")
         if self.optimizer == "lamb" and self.zero_stage > 0:
             raise ValueError(
                 "train.optimizer lamb needs train.zero_stage 0: ZeRO flattens parameters, LAMB scales per layer"

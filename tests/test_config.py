@@ -45,12 +45,14 @@ def test_the_released_recipe_is_the_default():
     ["data.split=dev", "data.negatives=hard", "data.pairs=three", "data.max_text_tokens=2", "data.negative_rate=1.5",
      "data.mlm_rate=-0.1", "data.patch_rate=2", "data.mlm_most=-1", "data.workers=-1", "data.random_negative_epochs=-1",
      "model.hidden_size=0", "model.heads=7", "model.layers=0", "model.hidden_dropout=1", "model.attention_dropout=-1",
-     "model.patch_dropout=2", "model.vocab_size=0", "model.initializer_range=0", "weighting.method=sum",
+     "model.patch_dropout=2", "model.layer_norm=batch",
+     "model.vocab_size=0", "model.initializer_range=0", "weighting.method=sum",
      "weighting.alpha=0.2", "weighting.normalise=l2", "weighting.floor=0.2", "weighting.preference=[1,1]",
      "train.steps=0", "train.micro_batch_size=0", "train.gradient_accumulation_steps=0", "train.optimizer=sgd",
      "train.optimizer_backend=own", "train.lr=0", "train.lr=fast", "train.betas=[0.9]", "train.betas=[0.9,1.0]",
      "train.eps=0", "train.weight_decay=-1", "train.schedule=step", "train.warmup_ratio=1.1",
-     "train.gradient_clipping=-1", "train.precision=fp8", "train.zero_stage=4", "train.log_every=0",
+     "train.gradient_clipping=-1", "train.precision=fp8", "train.zero_stage=4", "train.cuda_graphs=perhaps",
+     "train.fp8=perhaps", "train.log_every=0",
      "train.checkpoint_every=-1", "train.keep_checkpoints=0", "train.momentum=0.9"],
 )  # fmt: skip
 def test_nonsense_names_the_field(override):
@@ -71,6 +73,11 @@ def test_combinations_that_cannot_be():
         load_config(None, [*NEEDED, "train.optimizer=lamb"])
     with pytest.raises(InputError, match=r"model\.tokenizer"):
         load_config(None, [*NEEDED, "model.core=x", "model.tokenizer=y"])
+    for field in ("cuda_graphs", "fp8"):
+        with pytest.raises(InputError, match=rf"train\.{field} needs train\.zero_stage"):
+            load_config(None, [*NEEDED, f"train.{field}=true", "train.precision=bf16", "train.zero_stage=3"])
+    with pytest.raises(InputError, match=r"train\.fp8 needs train\.precision bf16"):
+        load_config(None, [*NEEDED, "train.fp8=true"])
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -17,6 +17,8 @@ from fashionbert_fast.data.masking import TextMasking
 from fashionbert_fast.data.store import FeatureStore
 from fashionbert_fast.data.wordpiece import train_wordpiece
 from fashionbert_fast.engine.distributed import barrier, is_main
+from fashionbert_fast.engine.fp8 import check_fp8, convert_to_fp8
+from fashionbert_fast.engine.graphs import check_cuda_graphs, graph_encoder
 from fashionbert_fast.engine.memory import keep_freed_memory
 from fashionbert_fast.engine.optimizer import build_optimizer, build_schedule
 from fashionbert_fast.errors import InputError
@@ -72,6 +74,7 @@ def build_model(config: Config, store: FeatureStore, vocabulary: int) -> Fashion
     fields = {
         "patches": store.manifest.patches,
         "initializer_range": m.initializer_range,
+        "layer_norm": m.layer_norm,
         "hidden_dropout_prob": m.hidden_dropout,
         "attention_probs_dropout_prob": m.attention_dropout,
         "patch_dropout_prob": m.patch_dropout,
@@ -147,6 +150,16 @@ def _check_precision(precision: str, device: torch.device) -> None:
         raise InputError(f"train.precision bf16: this {device.type} has no bfloat16 arithmetic; use fp16 or fp32")
 
 
+def _check_device(config: Config, model: FashionBertForPreTraining, device: torch.device) -> None:
+    """InputError naming the field that this device cannot have."""
+    if config.model.layer_norm == "apex" and device.type != "cuda":
+        raise InputError(f"model.layer_norm apex: its kernel needs a CUDA device, this is a {device.type}; use fused")
+    if config.train.cuda_graphs:
+        check_cuda_graphs(device)
+    if config.train.fp8:
+        check_fp8(model.config, device)
+
+
 def build(config: Config, directory: Path, device: torch.device) -> Run:
     """Assemble a run. The process group exists; every rank calls this with the same configuration."""
     import deepspeed
@@ -162,11 +175,17 @@ def build(config: Config, directory: Path, device: torch.device) -> Run:
     tokenizer = load_tokenizer(tokenizer_dir)
     dataset = build_dataset(config, store, tokenizer, rank, world_size)
     model = build_model(config, store, len(tokenizer))
+    _check_device(config, model, device)
     optimizer = build_optimizer(model.to(device), config.train, device)
     schedule = build_schedule(optimizer, config.train)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(config, world_size)
     )
+    # Only now: DeepSpeed has cast the weights and laid them where they stay.
+    if config.train.fp8:
+        convert_to_fp8(model.encoder)
+    if config.train.cuda_graphs:
+        graph_encoder(model.encoder)
     torch.manual_seed(config.train.seed + rank)  # dropout differs between ranks
     return Run(config, directory, device, store, dataset, engine, tokenizer_dir, rank, world_size)
 

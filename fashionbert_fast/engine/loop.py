@@ -23,13 +23,18 @@ from fashionbert_fast.model.weighting import all_reduce_sum
 from fashionbert_fast.progress import progress_bar
 
 
+def _copied_ahead(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A small host tensor on ``device``; to a GPU from pinned memory, because a copy from any other waits for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def train_step(run: Run, micro_batches: list) -> tuple[torch.Tensor, torch.Tensor]:
     """One optimizer step: exactly one backward a micro-batch, every head in its loss.
 
     Returns:
         losses_T (3,) float32: the step's mean losses over the global batch. counts (6,): see `flops.step_counts`.
     """
-    counts = all_reduce_sum(step_counts(micro_batches).to(run.device))
+    counts = all_reduce_sum(_copied_ahead(step_counts(micro_batches), run.device))
     losses_T = torch.zeros(len(TASKS), device=run.device)
     for batch in micro_batches:
         output = run.engine(batch.to(run.device, non_blocking=True), counts[: len(TASKS)], len(micro_batches))
@@ -102,7 +107,7 @@ def _check_same_run(saved: Path, config: Config) -> None:
     from omegaconf import OmegaConf
 
     free = {"train.output", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "data.workers",
-            "data.store"}  # fmt: skip
+            "data.store", "train.cuda_graphs"}  # fmt: skip
     old, new = OmegaConf.load(saved), OmegaConf.structured(config)
     for section in new:
         for key in new[section]:

@@ -55,7 +55,6 @@ def fake_forward(hidden_MH, weight_DH, save):
     return hidden_MH.new_empty((), dtype=dtype), hidden_MH.new_empty((rows, weight_DH.shape[0]))
 
 
-@torch.library.impl("fashionbert_fast::linear_residual_backward", "CompositeExplicitAutograd")
 def _backward(grad_loss, residual_MD, hidden_MH, weight_DH, bias):
     grad_hidden_MH, grad_weight_DH = hidden_MH.new_empty(hidden_MH.shape), weight_DH.new_empty(weight_DH.shape)
     for out, left, right in ((grad_hidden_MH, residual_MD, weight_DH), (grad_weight_DH, residual_MD.t(), hidden_MH)):
@@ -65,6 +64,9 @@ def _backward(grad_loss, residual_MD, hidden_MH, weight_DH, bias):
             torch.mm(left, right, out=out).mul_(grad_loss)
     grad_bias_D = residual_MD.sum(0).mul_(grad_loss) if bias else weight_DH.new_empty(0)
     return grad_hidden_MH, grad_weight_DH, grad_bias_D
+
+
+torch.library.impl("fashionbert_fast::linear_residual_backward", "CompositeExplicitAutograd")(_backward)
 
 
 @torch.library.register_fake("fashionbert_fast::linear_residual_backward")

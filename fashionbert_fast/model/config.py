@@ -11,6 +11,7 @@ from fashionbert_fast.errors import InputError
 
 TASKS = ("mlm", "tia", "mpm")  # the order of every *_T tensor
 METHODS = ("loss", "gradient", "min_norm", "fixed")
+LAYER_NORMS = ("fused", "apex")
 NORMALISATIONS = ("none", "norm", "loss")
 
 
@@ -66,6 +67,7 @@ class FashionBertConfig:
     patches: int = 64  # an 8 x 8 grid
     patch_feature_size: int = 2048  # ResNet-50's pooled feature
     patch_dropout_prob: float = 0.1  # on the raw feature, before the projection
+    layer_norm: str = "fused"  # of the encoder: fused (with bias, dropout and residual, one operator) | apex; not saved
     weighting: TaskWeighting = field(default_factory=TaskWeighting)
 
     def __post_init__(self) -> None:
@@ -82,6 +84,8 @@ class FashionBertConfig:
             )
         if self.hidden_act not in ("gelu", "gelu_new", "relu"):
             raise ValueError(f"model.hidden_act must be gelu, gelu_new or relu, got {self.hidden_act!r}")
+        if self.layer_norm not in LAYER_NORMS:
+            raise ValueError(f"model.layer_norm must be one of {', '.join(LAYER_NORMS)}, got {self.layer_norm!r}")
         if self.type_vocab_size < 2:
             raise ValueError("model.type_vocab_size must be at least 2: one segment for text, one for images")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "patch_dropout_prob"):
@@ -90,7 +94,9 @@ class FashionBertConfig:
 
     def to_json(self) -> str:
         """config.json, with the model type Hugging Face tools look for."""
-        return json.dumps({"model_type": "fashionbert", **dataclasses.asdict(self)}, indent=2) + "\n"
+        fields = dataclasses.asdict(self)
+        del fields["layer_norm"]  # by whom the model was computed, not what it is: it loads where apex is not
+        return json.dumps({"model_type": "fashionbert", **fields}, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, path: Path) -> FashionBertConfig:

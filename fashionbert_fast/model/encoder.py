@@ -10,16 +10,19 @@ Shapes: T rows of the packed axis, S sequences, H hidden, F feed-forward, N head
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fashionbert_fast.errors import InputError
 from fashionbert_fast.kernels import bias_gelu, dropout_add_layer_norm, packed_attention
 from fashionbert_fast.model.config import FashionBertConfig
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu_new": functools.partial(F.gelu, approximate="tanh"), "relu": F.relu}
+PRODUCTS = ("qkv", "attention_output", "feed_forward", "feed_forward_output")  # a layer's linear modules
 STREAMS_A_LAYER = 3  # places that drop: attention's probabilities, its output, the feed-forward's output
 
 
@@ -41,6 +44,17 @@ def dropout_streams(config: FashionBertConfig) -> int:
     return STREAMS_A_LAYER * config.num_hidden_layers
 
 
+def apex_layer_norm() -> Callable[..., torch.Tensor]:
+    """NVIDIA apex's fused LayerNorm, a function of (input, weight, bias, normalized_shape, eps)."""
+    try:
+        from apex.normalization.fused_layer_norm import fused_layer_norm_affine
+    except ImportError as error:
+        raise InputError(
+            "model.layer_norm apex: NVIDIA apex is not installed; build it from source or use fused"
+        ) from error
+    return fused_layer_norm_affine
+
+
 class EncoderLayer(nn.Module):
     """Self-attention and feed-forward, each followed by dropout, residual and LayerNorm, as in BERT."""
 
@@ -58,9 +72,11 @@ class EncoderLayer(nn.Module):
         self.feed_forward = nn.Linear(H, config.intermediate_size)
         self.feed_forward_output = nn.Linear(config.intermediate_size, H)
         self.feed_forward_norm = nn.LayerNorm(H, eps=config.layer_norm_eps)
+        self.layer_norm = apex_layer_norm() if config.layer_norm == "apex" else None
+        self.converted: dict[str, Callable] = {}  # not submodules: they share the weights of those above
 
     def forward(self, hidden_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
-        qkv_T3H = F.linear(hidden_TH, self.qkv.weight)
+        qkv_T3H = self._product("qkv", hidden_TH)
         context_TH = packed_attention(
             qkv_T3H, packing.offsets_S1, self.heads, longest=packing.longest, bias_3H=self.qkv.bias,
             dropout=self._rate(self.attention_dropout, packing), seed=packing.seed, stream=self.stream,
@@ -83,22 +99,37 @@ class EncoderLayer(nn.Module):
         return self._after_attention(hidden_TH[first_B], context_BN1E.reshape(len(first_B), H), packing)
 
     def _after_attention(self, hidden_TH: torch.Tensor, context_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
-        drop = {"dropout": self._rate(self.hidden_dropout, packing), "seed": packing.seed}
-        hidden_TH = dropout_add_layer_norm(
-            F.linear(context_TH, self.attention_output.weight), hidden_TH, self.attention_norm.weight,
-            self.attention_norm.bias, bias_H=self.attention_output.bias, eps=self.attention_norm.eps,
-            stream=self.stream + 1, **drop,
-        )  # fmt: skip
+        attended_TH = self._product("attention_output", context_TH)
+        bias_H = self.attention_output.bias
+        hidden_TH = self._close(attended_TH, bias_H, hidden_TH, self.attention_norm, self.stream + 1, packing)
+        fed_TH = self._product("feed_forward_output", self._inner(hidden_TH))
+        bias_H = self.feed_forward_output.bias
+        return self._close(fed_TH, bias_H, hidden_TH, self.feed_forward_norm, self.stream + 2, packing)
+
+    def _close(
+        self, x_TH: torch.Tensor, bias_H: torch.Tensor, residual_TH: torch.Tensor, norm: nn.LayerNorm, stream: int,
+        packing: Packing,
+    ) -> torch.Tensor:  # fmt: skip
+        """LayerNorm(residual + dropout(x + bias)): what ends both halves of a layer."""
+        rate = self._rate(self.hidden_dropout, packing)
+        if self.layer_norm is not None:  # apex's has no more than the LayerNorm: torch does the rest, and drops
+            summed_TH = residual_TH + F.dropout(x_TH + bias_H, rate)
+            return self.layer_norm(summed_TH, norm.weight, norm.bias, norm.normalized_shape, norm.eps)
         return dropout_add_layer_norm(
-            F.linear(self._inner(hidden_TH), self.feed_forward_output.weight), hidden_TH,
-            self.feed_forward_norm.weight, self.feed_forward_norm.bias, bias_H=self.feed_forward_output.bias,
-            eps=self.feed_forward_norm.eps, stream=self.stream + 2, **drop,
+            x_TH, residual_TH, norm.weight, norm.bias, bias_H=bias_H, eps=norm.eps, dropout=rate, seed=packing.seed,
+            stream=stream,
         )  # fmt: skip
 
     def _inner(self, hidden_TH: torch.Tensor) -> torch.Tensor:
+        inner_TF = self._product("feed_forward", hidden_TH)
         if self.hidden_act == "gelu":
-            return bias_gelu(F.linear(hidden_TH, self.feed_forward.weight), self.feed_forward.bias)
-        return ACTIVATIONS[self.hidden_act](self.feed_forward(hidden_TH))
+            return bias_gelu(inner_TF, self.feed_forward.bias)
+        return ACTIVATIONS[self.hidden_act](inner_TF + self.feed_forward.bias)
+
+    def _product(self, name: str, x_TK: torch.Tensor) -> torch.Tensor:
+        """x @ weight.T of the linear module ``name``, by what it was converted to; its bias is the next operator's."""
+        converted = self.converted.get(name)
+        return F.linear(x_TK, getattr(self, name).weight) if converted is None else converted(x_TK)
 
     def _rate(self, dropout: float, packing: Packing) -> float:
         return dropout if self.training and packing.seed is not None else 0.0
@@ -117,6 +148,20 @@ class Encoder(nn.Module):
         for layer in self.layers:
             hidden_TH = layer(hidden_TH, packing)
         return hidden_TH
+
+    def convert_products(self, convert: Callable[[nn.Linear], Callable]) -> None:
+        """Have ``convert(linear)`` compute each product of `forward` from now on.
+
+        Args:
+            convert: is given bias-free linear modules that hold the layers' own weights, so that parameters and
+                checkpoints stay as they are. A weight is shared as an object: what replaces it later is not seen.
+        """
+        for layer in self.layers:
+            for name in PRODUCTS:
+                linear = getattr(layer, name)
+                bare = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
+                bare.weight = linear.weight
+                layer.converted[name] = convert(bare)
 
     def forward_cls(self, hidden_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
         """Last hidden state of each sequence's first row, (B, H): the last layer's work shrinks to that row."""

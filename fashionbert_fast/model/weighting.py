@@ -19,7 +19,6 @@ import torch.distributed as dist
 from torch import nn
 
 from fashionbert_fast.kernels import adaptive_loss, min_norm_weights
-from fashionbert_fast.kernels.adaptive_loss import closed_form_weights_reference
 from fashionbert_fast.kernels.task_gradients import task_gram, task_mix
 from fashionbert_fast.model.config import TASKS, TaskWeighting
 
@@ -134,21 +133,25 @@ class TaskWeighter(nn.Module):
         """(T,) float32 weights of the task gradients of the global batch, bitwise equal on all ranks."""
         gram_TT = all_reduce_sum(task_gram(gradients)) / (self.cotangent.float() * world_size()) ** 2
         scale_T = self._normaliser(gram_TT)
-        gram_TT = gram_TT * scale_T[:, None] * scale_T
+        if scale_T is not None:
+            gram_TT = gram_TT * scale_T[:, None] * scale_T
         if self.weighting.method == "gradient":
-            weights_T = closed_form_weights_reference(gram_TT.diagonal().clamp_min(0).sqrt(), self.weighting.alpha)
+            norms_T = gram_TT.diagonal().clamp_min(0).sqrt()
+            weights_T = adaptive_loss(norms_T, alpha=self.weighting.alpha)[1]  # the closed form in one launch
         else:
             weights_T = min_norm_weights(gram_TT)
-        floor = self.weighting.floor
-        weights_T = floor + (1 - len(TASKS) * floor) * weights_T
-        weights_T = (weights_T * scale_T).float()
+        if self.weighting.floor:
+            weights_T = self.weighting.floor + (1 - len(TASKS) * self.weighting.floor) * weights_T
+        if scale_T is not None:
+            weights_T = (weights_T * scale_T).float()
         self.weights_T = weights_T * self._preference(weights_T)
         return weights_T
 
-    def _normaliser(self, gram_TT: torch.Tensor) -> torch.Tensor:
-        """Factor each task gradient is scaled by before the solve; all scaled alike so that their mean stays 1."""
+    def _normaliser(self, gram_TT: torch.Tensor) -> torch.Tensor | None:
+        """Factor each task gradient is scaled by before the solve, all scaled alike so that their mean stays 1; None
+        for 1."""
         if self.weighting.normalise == "none":
-            return torch.ones_like(gram_TT[0])
+            return None
         size_T = gram_TT.diagonal().clamp_min(0).sqrt() if self.weighting.normalise == "norm" else self.losses_T
         scale_T = 1 / size_T.clamp_min(1e-12)
         return scale_T / scale_T.mean()

@@ -175,6 +175,9 @@ def test_wrong_values_and_missing_files(config, tmp_path, store_path):
         (config, ["model.core=/nowhere"], ["/nowhere"]),
         (config, ["train.micro_batch_size=1000"], ["micro_batch_size"]),
         (config, ["train.optimizer_backend=apex"], ["apex"]),
+        (config, ["model.layer_norm=apex"], ["model.layer_norm", "apex"]),
+        (config, ["train.cuda_graphs=true"], ["train.cuda_graphs"]),
+        (config, ["train.fp8=true", "train.precision=bf16"], ["train.fp8"]),
         (config, ["train.output=/proc/nowhere"], ["/proc/nowhere"]),
         (tmp_path / "missing.yaml", [], ["missing.yaml"]),
         (tmp_path / "broken.yaml", [], ["broken.yaml"]),
@@ -233,3 +236,14 @@ def test_metrics_are_strict_json(whole_run):
 @pytest.mark.gpu
 def test_fp16_on_a_gpu(config, tmp_path):
     _succeeds(config, tmp_path / "run", "train.precision=fp16")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_cuda_graphs_change_nothing_that_is_learned(config, tmp_path, stage):
+    runs = []
+    for switch in ("false", "true"):
+        runs.append(tmp_path / switch)
+        _succeeds(config, runs[-1], "train.precision=bf16", f"train.zero_stage={stage}", f"train.cuda_graphs={switch}")
+    for plain, graphed in zip(*map(read_metrics, runs), strict=True):
+        assert graphed["losses"] == pytest.approx(plain["losses"], rel=0.02)
