@@ -139,13 +139,14 @@ def collate_pairs(store: FeatureStore, titles: TokenizedTitles, text_rows: np.nd
     P = store.manifest.patches
     features_IPD, image_index_B = _images(store, image_rows)
     nothing = torch.empty(0, dtype=torch.int64)
+    sequences = [titles.title(row)[0] for row in text_rows]
     return Batch(
-        **pack([titles.title(row)[0] for row in text_rows], P, titles.pad_id, Budget()),
+        **pack(sequences, P, titles.pad_id, Budget()),
         features_IPD=features_IPD, image_index_B=image_index_B,
         patch_mask_BP=torch.zeros(len(text_rows), P, dtype=torch.bool),
         mlm_row_M=nothing, mlm_label_M=nothing, mpm_row_K=nothing, mpm_target_K=nothing,
         tia_label_B=torch.from_numpy((text_rows == image_rows).astype(np.int64)),
-        counts_T=torch.tensor([0.0, len(text_rows), 0.0]), longest=titles.longest + P,
+        counts_T=torch.tensor([0.0, len(text_rows), 0.0]), longest=max(map(len, sequences)) + P,
     )  # fmt: skip
 
 
