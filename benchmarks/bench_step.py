@@ -152,7 +152,7 @@ def _profile(device, quick, size, case, lengths, pairs, ladder, only) -> list[Ro
     wanted = {key: step for key, step in peers(ours).items() if not only or key in only}
     result = []
     with StepProcess(ours) as running:
-        comparison = _Comparison(case, running, 3 if quick else 5, device)
+        comparison = _Comparison(case, running, 2 if quick else 3, device)
         running.seconds()
         for key, step in progress(list(wanted.items()), total=len(wanted), description=f"{case}: peers"):
             repeats = 2 if key == "a-float32" else None  # by far the slowest, and far from its target
@@ -170,7 +170,7 @@ def _ladder(comparison: _Comparison, ours: Step, facts: dict[str, float], case: 
         if technique == "kept memory" and comparison.gpu:
             continue
         before = len(comparison.seconds)
-        row, padded = comparison.against(f"ours without {technique}", ours.but(without=technique), 1.0)
+        row, padded = comparison.against(f"ours without {technique}", ours.but(without=technique), 1.0, 2)
         result.append(row)
         if technique == "packing":
             tokens = len(ours.lengths) * (LONGEST_TITLE + ours.model["patches"])

@@ -12,6 +12,7 @@ EPILOG = """examples:
   fashionbert bench ops --quick
   fashionbert bench step --json step.json --store stores/shop    # whole steps beside Hugging Face's, compiled and not
   fashionbert bench step --only b ladder                         # one peer, and each of our techniques off in turn
+  fashionbert bench solve --json solve.json
 
 Results are checked for equality before anything is timed; ratios are medians over alternating pairs. With --json a
 picture of the ratios is written beside FILE, with the suffix .png."""
@@ -28,8 +29,10 @@ SUITES = {
         "bench_packed_attention",
         "bench_patch_kld",
         "bench_task_gradients",
+        "bench_weighted_step",
     ),
     "step": ("bench_step",),
+    "solve": ("bench_adaptive_loss", "bench_min_norm_weights", "bench_task_gradients", "bench_weighted_step"),
 }
 
 
