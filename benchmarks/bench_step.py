@@ -76,6 +76,13 @@ def _row(case: str, peer: str, ours: list[float], theirs: list[float], samples: 
     return Row(case, peer, mine, other, "samples/s", ratio, target, ratio >= target, [low, high])
 
 
+def _turned(row: Row) -> Row:
+    """The row the other way round: DeepSpeed's step is the one to judge, ours without it the peer."""
+    ratio, spread = 1 / row.ratio, [1 / edge for edge in reversed(row.spread)]
+    return Row(f"{row.case}, {row.peer}", "ours without DeepSpeed", row.peer_value, row.value, row.unit, ratio,
+               row.target, ratio >= row.target, spread)  # fmt: skip
+
+
 class _Comparison:
     """Ours, kept running, against one peer after another."""
 
@@ -157,7 +164,7 @@ def _profile(device, quick, size, case, lengths, pairs, ladder, only) -> list[Ro
         for key, step in progress(list(wanted.items()), total=len(wanted), description=f"{case}: peers"):
             repeats = 2 if key == "a-float32" else None  # by far the slowest, and far from its target
             row, _ = comparison.against(NAMES[key], step, TARGETS[key][device.type == "cuda"], repeats)
-            result.append(row)
+            result.append(_turned(row) if key.startswith("zero") else row)
         result += _summary(comparison, running.facts(), case)
         if ladder and (not only or "ladder" in only):
             result += _ladder(comparison, ours, running.facts(), case)

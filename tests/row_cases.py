@@ -51,10 +51,10 @@ def poison(*shapes: tuple[int, ...]) -> None:
             torch.full(shape, float("nan"), dtype=dtype)
 
 
-def relative_errors(results, exact) -> list[float]:
-    """The largest error of each, in units of the largest exact value (of 1e-6 if that is less)."""
+def relative_errors(results, exact, least: float = 1e-6) -> list[float]:
+    """The largest error of each, in units of the largest exact value (of ``least`` if that is less)."""
     return [
-        float((a.double() - b).abs().max() / b.abs().max().clamp_min(1e-6)) if b.numel() else 0.0
+        float((a.double() - b).abs().max() / b.abs().max().clamp_min(least)) if b.numel() else 0.0
         for a, b in zip(results, exact, strict=True)
     ]
 

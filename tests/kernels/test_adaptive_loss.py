@@ -51,6 +51,7 @@ def test_matches_reference(dtype, tasks):
         torch.testing.assert_close(ours.grad.double(), exact.grad, atol=atol * max(scale, 1.0), rtol=rtol)
 
 
+@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_error_at_most_twice_plain_pytorch(dtype):
     generator = torch.Generator().manual_seed(0)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from kernels.linear_cases import NARROW, assert_errs_at_most_twice, cast, loss_and_gradients, matrix, picker
+from linear_cases import assert_errs_at_most_twice, loss_and_gradients
+from row_cases import NARROW, Picker
 
 from fashionbert_fast.kernels import _linear_residual, linear_cross_entropy
 from fashionbert_fast.kernels.linear_cross_entropy import linear_cross_entropy_reference
@@ -17,16 +18,13 @@ WIDTHS = (1, 2, 7, 16, 17, 100, 1023, 1024, 1025, 2048, 2600)  # around vectors 
 
 
 def _case(dtype: torch.dtype, seed: int):
-    generator = torch.Generator().manual_seed(seed)
-    pick = picker(generator)
-    M, H, V, layouts = pick((0, 1, 2, 5, 16)), pick((1, 3, 8, 33)), pick(WIDTHS), ("dense", "columns", "transposed")
-    labels_M = torch.randint(V, (M,), generator=generator)
+    pick = Picker(seed)
+    M, H, V = pick((0, 1, 2, 5, 16)), pick((1, 3, 8, 33)), pick(WIDTHS)
+    labels_M = torch.randint(V, (M,), generator=pick.generator)
     if M and pick((True, False)):
-        labels_M[int(torch.randint(M, (), generator=generator))] = -100
-    hidden_MH = cast(matrix(M, H, pick(layouts), generator) * pick((1e-2, 1.0, 30.0)), dtype)
-    weight_VH = cast(matrix(V, H, pick(layouts), generator) / H**0.5, dtype)
-    bias_V = cast(matrix(1, V, "dense", generator)[0] * pick((0.0, 1.0, 1e4)), dtype)
-    return (hidden_MH, weight_VH, bias_V), (labels_M,)
+        labels_M[int(torch.randint(M, (), generator=pick.generator))] = -100
+    hidden_MH, weight_VH = pick.matrix(M, H, dtype, pick((1e-2, 1.0, 30.0))), pick.matrix(V, H, dtype, H**-0.5)
+    return (hidden_MH, weight_VH, pick.vector(V, dtype, pick((0.0, 1.0, 1e4)))), (labels_M,)
 
 
 @pytest.mark.usefixtures("poisoned_memory")

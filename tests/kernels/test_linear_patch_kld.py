@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernels.linear_cases import NARROW, assert_errs_at_most_twice, cast, loss_and_gradients, matrix, picker
+from linear_cases import assert_errs_at_most_twice, loss_and_gradients
+from row_cases import NARROW, Picker
 
 from fashionbert_fast.kernels import _linear_residual, linear_patch_kld, patch_kld
 from fashionbert_fast.kernels.linear_patch_kld import linear_patch_kld_reference
@@ -17,19 +18,16 @@ SCALES = (1e-2, 1.0, 30.0, 1e4)  # flat softmax, ours, one dominant entry, satur
 
 
 def _case(dtype: torch.dtype, seed: int):
-    generator = torch.Generator().manual_seed(seed)
-    pick = picker(generator)
+    pick = Picker(seed)
     M, H, D = pick((0, 1, 2, 5, 16)), pick((1, 3, 8, 33)), pick(WIDTHS)
     R = pick((M, 1, 40)) if M else pick((0, 3))
-    layouts = ("dense", "columns", "transposed")
-    rows_M = torch.randint(max(R, 1), (M,), generator=generator) if pick((True, False)) else None
+    rows_M = torch.randint(max(R, 1), (M,), generator=pick.generator) if pick((True, False)) else None
     if rows_M is not None and M and pick((True, False)):
-        rows_M[int(torch.randint(M, (), generator=generator))] = -100
+        rows_M[int(torch.randint(M, (), generator=pick.generator))] = -100
     target_dtype = dtype if dtype == torch.float64 else pick(NARROW)
-    target = matrix(M if rows_M is None else R, D, pick(layouts), generator) * pick(SCALES)
-    hidden_MH = cast(matrix(M, H, pick(layouts), generator) * pick(SCALES), dtype)
-    weight_DH = cast(matrix(D, H, pick(layouts), generator) / H**0.5, dtype)
-    return (hidden_MH, weight_DH), (cast(target, target_dtype), rows_M)
+    target = pick.matrix(M if rows_M is None else R, D, target_dtype, pick(SCALES))
+    hidden_MH, weight_DH = pick.matrix(M, H, dtype, pick(SCALES)), pick.matrix(D, H, dtype, H**-0.5)
+    return (hidden_MH, weight_DH), (target, rows_M)
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -52,9 +50,11 @@ def test_random_shapes_err_at_most_twice_as_much_as_plain_pytorch(dtype):
 
 @pytest.mark.parametrize("dtype", NARROW)
 def test_error_at_our_size_at_most_twice_plain_pytorch(dtype):
-    generator = torch.Generator().manual_seed(0)
-    parameters = [matrix(n, 768, "dense", generator).to(dtype) * s for n, s in ((300, 1.0), (2048, 0.05))]
-    target = matrix(300, 2048, "dense", generator).to(dtype)
+    pick = Picker(0)
+    parameters, target = (
+        [pick.matrix(300, 768, dtype), pick.matrix(2048, 768, dtype, 0.05)],
+        pick.matrix(300, 2048, dtype),
+    )
     exact = loss_and_gradients(linear_patch_kld_reference, [p.double() for p in parameters], target.double())
     mine = loss_and_gradients(linear_patch_kld, parameters, target)
     plain = loss_and_gradients(linear_patch_kld_reference, parameters, target)

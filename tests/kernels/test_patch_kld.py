@@ -63,6 +63,7 @@ def _relative_errors(result, exact) -> list[float]:
     return [float((a.double() - b).abs().max() / b.abs().max().clamp_min(1e-6)) if b.numel() else 0.0 for a, b in pairs]
 
 
+@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("dtype", [torch.float64, *NARROW])
 def test_random_shapes_err_at_most_twice_as_much_as_plain_pytorch(dtype):
     """150 cases a dtype: empty, one row, odd widths, strided, gathered, mixed dtypes, logits of 1e4."""

@@ -44,6 +44,7 @@ def test_matches_float64(dtype, size):
     assert ((mixed.double() - exact).abs() <= ROUNDING[dtype] * terms + torch.finfo(dtype).tiny).all()
 
 
+@pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_error_at_most_twice_plain_pytorch(dtype):
     ours, plain, mixed, plain_mixed = [], [], [], []

@@ -1,0 +1,46 @@
+"""A step in a process of its own: the same losses from ours, the padded peer and ours under DeepSpeed; training moves them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.bench_step import _Comparison, check_losses, peers
+from benchmarks.step_process import Step, StepProcess
+from benchmarks.workload import fashion_gen_lengths
+
+TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "intermediate_size": 64, "patches": 4, "patch_feature_size": 24}  # fmt: skip
+OURS = Step("ours", TINY, tuple(int(n) for n in fashion_gen_lengths(16)), 8, "cpu")
+
+
+def test_every_peer_is_a_change_of_ours():
+    steps = peers(OURS)
+    assert set(steps) == {"a-float32", "a-bf16", "b", "c", "d", "d-compiled", "zero-1", "zero-2"}
+    assert all(step.lengths == OURS.lengths and step.model == TINY for step in steps.values())
+    assert steps["a-float32"].pad_to == 64 and steps["a-float32"].dense_heads and steps["c"].compiled
+    assert steps["d"].bucketed and steps["zero-2"].zero_stage == 2 and steps["zero-2"].ours
+
+
+@pytest.mark.parametrize("peer", ["d", "zero-1"])
+def test_losses_agree_and_a_row_comes_out(peer):
+    with StepProcess(OURS) as ours:
+        comparison = _Comparison("case", ours, 2, torch.device("cpu"))
+        row, seconds = comparison.against(peer, peers(OURS)[peer], target=0.0)
+        assert row.met and row.unit == "samples/s" and row.value > 0 and seconds > 0
+        facts = ours.facts()
+        assert facts["samples"] == 16 and facts["useful_flops"] > 0 and facts["gemm_rate"] > 0 and facts["memory"] > 0
+        assert facts["tokens"] == sum(OURS.lengths) + 16 * 4
+
+
+def test_another_step_is_found_out():
+    with StepProcess(OURS.but(ours=False)) as theirs:
+        losses = theirs.losses()
+        check_losses(losses, theirs)
+        with pytest.raises(AssertionError, match="not the same step"):
+            check_losses([losses[0] * 1.1, *losses[1:]], theirs)
+
+
+def test_a_process_that_fails_says_why():
+    with StepProcess(OURS.but(model=TINY | {"hidden_size": 33})) as broken, pytest.raises(RuntimeError, match="33"):
+        broken.losses()
