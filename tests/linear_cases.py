@@ -14,7 +14,7 @@ def loss_and_gradients(function, parameters, *rest, scale: float = 3.0):
 
 
 def assert_errs_at_most_twice(results: list[tuple[list, list, list]], floor: float = 0.0) -> None:
-    """``results``: (ours, plain PyTorch's, exact) a case. Errors are in units of the largest exact value, of 1e-3 if that
-    is less: there float32 rounds by more than a thousandth of it."""
+    """``results``: (ours, plain PyTorch's, exact) a case. Errors are in units of the largest exact value, of 1e-3 if
+    that is less: there float32 rounds by more than a thousandth of it."""
     ours = [relative_errors(mine, exact, 1e-3) for mine, _, exact in results]
     check_as_exact(ours, [relative_errors(plain, exact, 1e-3) for _, plain, exact in results], floor)

@@ -1,4 +1,4 @@
-"""A step in a process of its own: the same losses from ours, the padded peer and ours under DeepSpeed; training moves them."""
+"""A step in a process of its own: equal losses from ours, the padded peer and ours under DeepSpeed."""
 
 from __future__ import annotations
 
