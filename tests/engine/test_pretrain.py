@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,12 @@ def _pretrain(config: Path, output: Path, *extra: str, launcher=(sys.executable,
 
 def _succeeds(*args, **kwargs) -> None:
     done = _pretrain(*args, **kwargs)
+    if "terminate called without an active exception" in done.stderr:
+        # A rank of a gloo group aborts now and then as it ends (a joinable thread of the library's): tell, try once more.
+        warnings.warn(f"a process aborted: {done.stderr[-3000:]}", stacklevel=1)
+        if "--resume" not in args:
+            shutil.rmtree(args[1])
+        done = _pretrain(*args, **kwargs)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

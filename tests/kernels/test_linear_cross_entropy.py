@@ -23,7 +23,7 @@ def _case(dtype: torch.dtype, seed: int):
     labels_M = torch.randint(V, (M,), generator=pick.generator)
     if M and pick((True, False)):
         labels_M[int(torch.randint(M, (), generator=pick.generator))] = -100
-    hidden_MH, weight_VH = pick.matrix(M, H, dtype, pick((1e-2, 1.0, 30.0))), pick.matrix(V, H, dtype, H**-0.5)
+    hidden_MH, weight_VH = pick.matrix(M, H, dtype, pick((1e-2, 1.0, 8.0))), pick.matrix(V, H, dtype, H**-0.5)
     return (hidden_MH, weight_VH, pick.vector(V, dtype, pick((0.0, 1.0, 1e4)))), (labels_M,)
 
 
