@@ -46,7 +46,7 @@ def _pretrain(config: Path, output: Path, *extra: str, launcher=(sys.executable,
 def _succeeds(*args, **kwargs) -> None:
     done = _pretrain(*args, **kwargs)
     if "terminate called without an active exception" in done.stderr:
-        # A rank of a gloo group aborts now and then as it ends (a joinable thread of the library's): tell, try once more.
+        # A rank of a gloo group aborts now and then as it ends (a thread of that library): tell, and try once more.
         warnings.warn(f"a process aborted: {done.stderr[-3000:]}", stacklevel=1)
         if "--resume" not in args:
             shutil.rmtree(args[1])
