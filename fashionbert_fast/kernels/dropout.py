@@ -32,6 +32,21 @@ def draw_seed(device: torch.device | str) -> torch.Tensor:
     return torch.randint(0, 2**62, (1,), device=device)
 
 
+def check_dropout(dropout: float, seed: torch.Tensor | None, stream: int, device: torch.device) -> None:
+    """ValueError naming the argument unless an operator on ``device`` can drop with these."""
+    if not 0 <= dropout <= 1:
+        raise ValueError(f"dropout must be a probability from 0 to 1, got {dropout}")
+    if not 0 <= stream < 2**31:
+        raise ValueError(f"stream must be from 0 to 2^31 - 1, got {stream}")
+    if dropout == 0:
+        return
+    if not isinstance(seed, torch.Tensor):
+        raise ValueError("seed is required where dropout > 0: kernels.dropout.draw_seed gives one")
+    if seed.shape != (1,) or seed.dtype != torch.int64 or seed.device != device:
+        got = f"{seed.dtype} {tuple(seed.shape)} on {seed.device}"
+        raise ValueError(f"seed must be int64 of shape (1,) on {device}, got {got}")
+
+
 # Reference -----------------------------------------------------------------------------------------------------------
 def keep_reference(
     seed: int, stream: int, rows: torch.Tensor, columns: int, p: float, plane: torch.Tensor | int = 0

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 
 from fashionbert_fast.kernels._library import check_floating, check_same
-from fashionbert_fast.kernels.dropout import keep_reference, keep_tile, scale_of, threshold_of
+from fashionbert_fast.kernels.dropout import check_dropout, keep_reference, keep_tile, scale_of, threshold_of
 
 PROGRAMS = 256  # of the backward, at most: two a multiprocessor of the largest GPUs, whose sums are added up afterwards
 MAX_CUDA_WIDTH = 16384  # a row is one block
@@ -265,7 +265,7 @@ def dropout_add_layer_norm(
         _check("bias_H", bias_H, H, x_TH)
     if not eps >= 0:
         raise ValueError(f"eps must be at least 0, got {eps}")
-    _check_dropout(dropout, seed, stream, x_TH.device)
+    check_dropout(dropout, seed, stream, x_TH.device)
     return torch.ops.fashionbert_fast.dropout_add_layer_norm(
         x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H, eps, dropout, seed if dropout > 0 else None, stream
     )[0]
@@ -276,15 +276,3 @@ def _check(name: str, tensor: torch.Tensor, shape: torch.Size, x_TH: torch.Tenso
     if tensor.shape != shape:
         raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(tensor.shape)}")
     check_same(name, tensor, "x_TH", x_TH)
-
-
-def _check_dropout(dropout: float, seed: torch.Tensor | None, stream: int, device: torch.device) -> None:
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"dropout must be a probability from 0 to 1, got {dropout}")
-    if not 0 <= stream < 2**31:
-        raise ValueError(f"stream must be from 0 to 2^31 - 1, got {stream}")
-    if dropout > 0 and seed is None:
-        raise ValueError("seed is required where dropout > 0: kernels.dropout.draw_seed gives one")
-    if dropout > 0 and (seed.shape != (1,) or seed.dtype != torch.int64 or seed.device != device):
-        got = f"{seed.dtype} {tuple(seed.shape)} on {seed.device}"
-        raise ValueError(f"seed must be int64 of shape (1,) on {device}, got {got}")

@@ -383,7 +383,7 @@ def packed_attention(
         check_same("bias_3H", bias_3H, "qkv_T3H", qkv_T3H)
         if bias_3H.shape != qkv_T3H.shape[1:]:
             raise ValueError(f"bias_3H must have shape ({qkv_T3H.shape[1]},), got {tuple(bias_3H.shape)}")
-    _check_dropout(qkv_T3H, dropout, seed, stream)
+    dropouts.check_dropout(dropout, seed, stream, qkv_T3H.device)
     return torch.ops.fashionbert_fast.packed_attention(
         qkv_T3H, bias_3H, offsets_S1, heads, longest, float(dropout), seed if dropout > 0 else None, stream
     )[0]
@@ -396,16 +396,3 @@ def _check_offsets(qkv_T3H: torch.Tensor, offsets_S1: torch.Tensor) -> None:
         raise ValueError("offsets_S1 is empty: it has one number more than there are sequences")
     if offsets_S1.device != qkv_T3H.device:
         raise ValueError(f"offsets_S1 is on {offsets_S1.device} but qkv_T3H is on {qkv_T3H.device}: move one of them")
-
-
-def _check_dropout(qkv_T3H: torch.Tensor, dropout: float, seed: torch.Tensor | None, stream: int) -> None:
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"dropout must lie in [0, 1], got {dropout}")
-    if not 0 <= stream < 2**31:
-        raise ValueError(f"stream must lie in [0, 2**31), got {stream}")
-    if dropout == 0:
-        return
-    if not isinstance(seed, torch.Tensor) or seed.dtype != torch.int64 or seed.shape != (1,):
-        raise ValueError("seed must be an int64 tensor of shape (1,) where dropout > 0")
-    if seed.device != qkv_T3H.device:
-        raise ValueError(f"seed is on {seed.device} but qkv_T3H is on {qkv_T3H.device}: move one of them")
