@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from benchmarks.measure import Row, compare
 from benchmarks.workload import fashion_gen_lengths, make_batches
 from fashionbert_fast.data.batches import Batch
-from fashionbert_fast.engine.memory import keep_freed_memory
 from fashionbert_fast.kernels import min_norm_weights
 from fashionbert_fast.kernels.adaptive_loss import closed_form_weights_reference
 from fashionbert_fast.model.config import FashionBertConfig, TaskWeighting
@@ -87,13 +86,7 @@ def _step(step: Callable[..., torch.Tensor], model: FashionBertForPreTraining, b
 
 
 def workload(device: torch.device, quick: bool) -> tuple[FashionBertForPreTraining, Batch]:
-    """A bfloat16 model of BERT-base's widths and a batch, so large that the encoder is most of the step.
-
-    On a CPU the process keeps freed memory from here on, as training does; without that, page faults would slow the
-    peer with its three sets of gradients most. So this module comes last in its suites, after the rows of memory.
-    """
-    if device.type == "cpu":
-        keep_freed_memory()
+    """A bfloat16 model of BERT-base's widths and a batch, so large that the encoder is most of the step."""
     layers, pairs = (4, 8) if quick else (12, 16)
     if device.type == "cuda" and not quick:
         pairs = 256

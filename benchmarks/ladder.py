@@ -7,7 +7,8 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from fashionbert_fast.data.batches import IGNORED, Batch
+from fashionbert_fast.data.batches import Batch
+from fashionbert_fast.kernels._library import IGNORED
 from fashionbert_fast.kernels.bias_gelu import bias_gelu_reference
 from fashionbert_fast.kernels.linear_cross_entropy import linear_cross_entropy_reference
 from fashionbert_fast.kernels.linear_patch_kld import linear_patch_kld_reference

@@ -58,10 +58,14 @@ def compare(
 ) -> Row:  # fmt: skip
     """Time both in ``pairs`` alternating pairs of about ``seconds`` each; the ratio is the median of the pairs' ratios.
 
-    Check that the two give equal results before calling this.
+    Where a pair takes longer, there are fewer of them, at least 5, in about a minute. Check that the two give equal
+    results before calling this.
     """
     calls, their_calls = _calls_for(ours, seconds, device), _calls_for(theirs, seconds, device)
-    times = [(_time(ours, calls, device), _time(theirs, their_calls, device)) for _ in range(pairs)]
+    start = time.perf_counter()
+    times = [(_time(ours, calls, device), _time(theirs, their_calls, device))]
+    pairs = min(pairs, max(5, int(60 / (time.perf_counter() - start))))
+    times += [(_time(ours, calls, device), _time(theirs, their_calls, device)) for _ in range(pairs - 1)]
     ratios = [b / a for a, b in times]
     low, *_, high = statistics.quantiles(ratios, n=5)
     ratio = statistics.median(ratios)

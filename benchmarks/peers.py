@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fashionbert_fast.data.batches import IGNORED, Batch
+from fashionbert_fast.data.batches import Batch
+from fashionbert_fast.kernels._library import IGNORED
 from fashionbert_fast.kernels.adaptive_loss import adaptive_loss_reference
 from fashionbert_fast.kernels.patch_kld import patch_kld_reference
 from fashionbert_fast.model.checkpoint import CORE_FIELDS, bert_names

@@ -9,7 +9,7 @@ from fashionbert_fast.errors import InputError
 
 EPILOG = """examples:
   fashionbert bench ops --json ops.json
-  fashionbert bench ops --quick
+  fashionbert bench ops --quick --only patch_kld masked_patch_embed
   fashionbert bench step --json step.json --store stores/shop    # whole steps beside Hugging Face's, compiled and not
   fashionbert bench step --only b ladder                         # one peer, and each of our techniques off in turn
   fashionbert bench solve --json solve.json
@@ -48,13 +48,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="write the rows as JSON, and beside it a picture of them (suffix .png)",
     )
     parser.add_argument("--quick", action="store_true", help="fewer repetitions: minutes on two cores")
+    parser.add_argument(
+        "--only", nargs="+", default=(), metavar="NAME",
+        help="of ops and solve: operators, as patch_kld; of step: peers, of a-float32 a-bf16 b c d d-compiled zero-1 "
+        "zero-2 ladder",
+    )  # fmt: skip
     step = parser.add_argument_group("step")
     step.add_argument("--size", choices=("base", "large"), default="base", help="BERT's (default: %(default)s)")
     step.add_argument(
         "--store", type=Path, metavar="DIR", help="a feature store: measure on its titles' lengths as well"
     )
-    step.add_argument("--only", nargs="+", default=(), metavar="PEER", help="of: a-float32 a-bf16 b c d d-compiled "
-                      "zero-1 zero-2 ladder (default: all)")  # fmt: skip
 
 
 def _picture(json_path: Path) -> Path:
@@ -83,16 +86,20 @@ def _print(result: dict) -> None:
         console.print(table)
 
 
-def _options(args: argparse.Namespace) -> dict:
-    """What the suite's `rows` take beyond device and quick."""
-    if args.suite != "step":
-        return {}
-    from benchmarks.bench_step import TARGETS
+def _measurements(args: argparse.Namespace) -> tuple[list[str], dict]:
+    """The suite's modules that ``--only`` leaves, and what their `rows` take beyond device and quick."""
+    modules, options = {name.removeprefix("bench_"): name for name in SUITES[args.suite]}, {}
+    known = list(modules)
+    if args.suite == "step":
+        from benchmarks.bench_step import TARGETS
 
+        known = [*TARGETS, "ladder"]
+        options = {"size": args.size, "store": args.store, "only": tuple(args.only)}
     for name in args.only:
-        if name not in (*TARGETS, "ladder"):
-            raise InputError(f"--only {name}: there is no such peer; there are {', '.join((*TARGETS, 'ladder'))}")
-    return {"size": args.size, "store": args.store, "only": tuple(args.only)}
+        if name not in known:
+            raise InputError(f"--only {name}: {args.suite} has no such measurement; it has {', '.join(known)}")
+    chosen = modules if args.suite == "step" or not args.only else {name: modules[name] for name in args.only}
+    return list(chosen.values()), options
 
 
 def run(args: argparse.Namespace) -> int:
@@ -101,16 +108,20 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from benchmarks.measure import report
+    from fashionbert_fast.engine.memory import keep_freed_memory
     from fashionbert_fast.files import check_writable, write_json
 
     if args.json:
         check_writable(args.json)
         check_writable(_picture(args.json))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        keep_freed_memory()  # as training does: or page faults would be timed, of the peer that allocates most
+    modules, options = _measurements(args)
     rows = [
         row
-        for name in SUITES[args.suite]
-        for row in importlib.import_module(f"benchmarks.{name}").rows(device, args.quick, **_options(args))
+        for name in modules
+        for row in importlib.import_module(f"benchmarks.{name}").rows(device, args.quick, **options)
     ]
     result = report(rows, device)
     _print(result)

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fashionbert_fast.data.batches import IGNORED, Batch, Budget, pack, rounded_up
+from fashionbert_fast.data.batches import Batch, Budget, pack, rounded_up
+from fashionbert_fast.kernels._library import IGNORED
 from fashionbert_fast.model.config import FashionBertConfig
 
 LONGEST_TITLE = 64

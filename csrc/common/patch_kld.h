@@ -34,25 +34,42 @@ struct KldRow {
 };
 constexpr int kKldRowSize = 4;
 
-// The part of `count` >= 1 elements.
-template <typename Real>
-FB_HOST_DEVICE KldPart<Real> kld_part(const Real* logits, const Real* targets, int count) {
+// Elements summed at once: of nearly flat rows the two terms of the divergence all but cancel, and what one long sum
+// with 8 lanes loses shows (errors 5 times plain PyTorch's at 1024 terms).
+constexpr int kLongestKldSum = 256;
+
+struct KeepNothing {
+  template <typename Real>
+  FB_HOST_DEVICE void operator()(int, Real, Real) const {}
+};
+
+// The part of `count` >= 1 elements. keep(i, q, p) is given the exponentials of element i, against the part's maxima.
+template <typename Real, typename Keep = KeepNothing>
+FB_HOST_DEVICE KldPart<Real> kld_part(const Real* logits, const Real* targets, int count, Keep keep = {}) {
   Real max_q = logits[0], max_p = targets[0];
   FB_SIMD(reduction(max : max_q, max_p))
   for (int i = 0; i < count; ++i) {
     max_q = logits[i] > max_q ? logits[i] : max_q;
     max_p = targets[i] > max_p ? targets[i] : max_p;
   }
-  Real sum_q = 0, sum_p = 0, sum_d = 0;
-  FB_SIMD(reduction(+ : sum_q, sum_p, sum_d))
-  for (int i = 0; i < count; ++i) {
-    const Real z = logits[i] - max_q, t = targets[i] - max_p;
-    const Real e = exp_nonpositive(t);
-    sum_q += exp_nonpositive(z);
-    sum_p += e;
-    sum_d += e * (t - z);
+  KldPart<Real> part{max_q, Real(0), max_p, Real(0), Real(0)};
+  for (int first = 0; first < count; first += kLongestKldSum) {
+    const int last = count - first < kLongestKldSum ? count : first + kLongestKldSum;
+    Real sum_q = 0, sum_p = 0, sum_d = 0;
+    FB_SIMD(reduction(+ : sum_q, sum_p, sum_d))
+    for (int i = first; i < last; ++i) {
+      const Real z = logits[i] - max_q, t = targets[i] - max_p;
+      const Real q = exp_nonpositive(z), p = exp_nonpositive(t);
+      keep(i, q, p);
+      sum_q += q;
+      sum_p += p;
+      sum_d += p * (t - z);
+    }
+    part.sum_q += sum_q;
+    part.sum_p += sum_p;
+    part.sum_d += sum_d;
   }
-  return {max_q, sum_q, max_p, sum_p, sum_d};
+  return part;
 }
 
 // The same part, its sums taken against maxima at least its own.

@@ -25,29 +25,6 @@ struct Scratch {
       : exp_q(width), exp_p(width), max_q((width + kChunk - 1) / kChunk), max_p(max_q.size()) {}
 };
 
-// kld_part of a chunk, keeping its exponentials.
-template <typename Real>
-KldPart<Real> part_with_exponentials(const Real* logits, const Real* targets, int count, Real* exp_q, Real* exp_p) {
-  Real max_q = logits[0], max_p = targets[0];
-  FB_SIMD(reduction(max : max_q, max_p))
-  for (int i = 0; i < count; ++i) {
-    max_q = logits[i] > max_q ? logits[i] : max_q;
-    max_p = targets[i] > max_p ? targets[i] : max_p;
-  }
-  Real sum_q = 0, sum_p = 0, sum_d = 0;
-  FB_SIMD(reduction(+ : sum_q, sum_p, sum_d))
-  for (int i = 0; i < count; ++i) {
-    const Real z = logits[i] - max_q, t = targets[i] - max_p;
-    const Real q = exp_nonpositive(z), p = exp_nonpositive(t);
-    exp_q[i] = q;
-    exp_p[i] = p;
-    sum_q += q;
-    sum_p += p;
-    sum_d += p * (t - z);
-  }
-  return {max_q, sum_q, max_p, sum_p, sum_d};
-}
-
 // The divergence of a row of logits from `targets`; the row becomes q - p.
 template <typename Logit, typename Target>
 compute_t<Logit> residual_of_row(Logit* logits, const Target* targets, int64_t width,
@@ -56,9 +33,10 @@ compute_t<Logit> residual_of_row(Logit* logits, const Target* targets, int64_t w
   KldPart<Real> whole;
   for (int64_t first = 0, chunk = 0; first < width; first += kChunk, ++chunk) {
     const int count = static_cast<int>(std::min<int64_t>(kChunk, width - first));
-    const KldPart<Real> part = part_with_exponentials(widened<Real>(logits + first, count, scratch.logits),
-                                                      widened<Real>(targets + first, count, scratch.targets), count,
-                                                      &scratch.exp_q[first], &scratch.exp_p[first]);
+    Real *exp_q = &scratch.exp_q[first], *exp_p = &scratch.exp_p[first];
+    const KldPart<Real> part = kld_part(widened<Real>(logits + first, count, scratch.logits),
+                                        widened<Real>(targets + first, count, scratch.targets), count,
+                                        [=](int i, Real q, Real p) { exp_q[i] = q, exp_p[i] = p; });
     scratch.max_q[chunk] = part.max_q;
     scratch.max_p[chunk] = part.max_p;
     whole = kld_merge(whole, part);

@@ -23,7 +23,8 @@
 namespace fashionbert {
 namespace {
 
-constexpr int64_t kChunk = 512;         // rows multiplied at once
+constexpr int64_t kChunk = 512;         // rows multiplied at once, at most
+constexpr int64_t kLeastChunk = 64;     // fewer would pay more for packing the weight than for multiplying
 constexpr int64_t kBlockColumns = 256;  // of the weight gradient, multiplied at once: whole blocks of dropout
 // Row counts are padded with zero rows to a multiple of this. The number of masked patches changes each step, and
 // oneDNN compiles a kernel for each shape it meets.
@@ -43,7 +44,15 @@ constexpr ScalarType kDtype<double> = ScalarType::Double;
 template <>
 constexpr ScalarType kDtype<c10::BFloat16> = ScalarType::BFloat16;
 
-int64_t padded(int64_t rows) { return (rows + kPadding - 1) / kPadding * kPadding; }
+int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+int64_t padded(int64_t rows) { return parts_of(rows, kPadding) * kPadding; }
+
+// Rows multiplied at once so that every thread has as many chunks, all but the last as long.
+int64_t balanced_chunk(int64_t rows) {
+  const int64_t share = std::max(parts_of(rows, torch::stable::get_num_threads()), kLeastChunk);
+  return padded(parts_of(share, parts_of(share, kChunk)));
+}
 
 template <typename T>
 T* data_of(Tensor& tensor) {
@@ -256,11 +265,11 @@ struct Forward {
       Tensor columns = torch::stable::narrow(whole, 1, first, std::min(part, in.width - first));
       weights.push_back(torch::stable::contiguous(columns));
     }
-    const int64_t chunks = (in.kept() + kChunk - 1) / kChunk;
-    torch::stable::parallel_for(0, chunks, 1, [&](int64_t first_chunk, int64_t last_chunk) {
-      std::vector<Product> scratch(kChunk * part);
+    const int64_t rows = balanced_chunk(in.kept());
+    torch::stable::parallel_for(0, parts_of(in.kept(), rows), 1, [&](int64_t first_chunk, int64_t last_chunk) {
+      std::vector<Product> scratch(rows * part);
       for (int64_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
-        const int64_t begin = chunk * kChunk, end = std::min(begin + kChunk, in.kept());
+        const int64_t begin = chunk * rows, end = std::min(begin + rows, in.kept());
         const ProductSum<Product> product = multiply(begin, end, weights, scratch.data());
         finish(begin == 0 ? 0 : in.unmasked[begin], end == in.kept() ? in.rows : in.unmasked[end], product.data());
       }
@@ -449,7 +458,7 @@ void reduce_positions(const Inputs& in, const std::vector<Real>& sums, Storage* 
 // to (columns, rows) = from (rows, columns) transposed.
 template <typename T>
 void transpose_into(const T* from, int64_t rows, int64_t columns, T* to) {
-  const int64_t blocks = (columns + kTransposed - 1) / kTransposed;
+  const int64_t blocks = parts_of(columns, kTransposed);
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t begin, int64_t end) {
     for (int64_t first = begin * kTransposed; first < std::min(end * kTransposed, columns); first += kTransposed) {
       const int64_t last = std::min(first + kTransposed, columns);
@@ -479,7 +488,7 @@ void weight_gradient(const Inputs& in, const Tensor& products, Storage* to) {
     transpose_into(data_of<Product>(products) + begin * H, std::min(part, rows - begin), H,
                    data_of<Product>(transposed) + begin * H);
   }
-  const int64_t blocks = (in.width + kBlockColumns - 1) / kBlockColumns;
+  const int64_t blocks = parts_of(in.width, kBlockColumns);
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t first_block, int64_t last_block) {
     std::vector<Product> scratch(rows * std::min(kBlockColumns, in.width));
     for (int64_t block = first_block; block < last_block; ++block) {
@@ -502,7 +511,7 @@ void weight_gradient(const Inputs& in, const Tensor& products, Storage* to) {
 // threads: two pairs of one image never meet, and are added in their order.
 template <typename Product, typename Real>
 void add_feature_gradients(const Inputs& in, int64_t begin, int64_t end, const Product* from, Real* sums) {
-  const int64_t D = in.width, blocks = (D + kDropoutBlock - 1) / kDropoutBlock;
+  const int64_t D = in.width, blocks = parts_of(D, kDropoutBlock);
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t first_block, int64_t last_block) {
     alignas(64) float factors[kDropoutBlock];
     alignas(64) Real values[kDropoutBlock];

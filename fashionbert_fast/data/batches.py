@@ -17,9 +17,9 @@ from fashionbert_fast.data.masking import TextMasking, choose_words, mask_patche
 from fashionbert_fast.data.sampling import EpochPlan, plan_epoch
 from fashionbert_fast.data.store import FeatureStore
 from fashionbert_fast.errors import InputError
+from fashionbert_fast.kernels._library import IGNORED
 
 NOTHING = np.empty(0, dtype=np.int64)
-IGNORED = -100  # a label or target row that counts for nothing, as in torch
 
 
 @dataclass

@@ -59,7 +59,11 @@ def _backward(grad_loss, residual_MD, hidden_MH, weight_DH, bias):
     grad_hidden_MH, grad_weight_DH = hidden_MH.new_empty(hidden_MH.shape), weight_DH.new_empty(weight_DH.shape)
     for out, left, right in ((grad_hidden_MH, residual_MD, weight_DH), (grad_weight_DH, residual_MD.t(), hidden_MH)):
         if out.device.type == "cpu":  # where the product takes the scale as a number, for nothing
-            torch.addmm(out, left, right, beta=0, alpha=float(grad_loss), out=out)
+            scale = float(grad_loss)
+            if scale == 0:  # a task whose preference is 0; a bfloat16 product scaled by 0 takes a second
+                out.zero_()
+            else:
+                torch.addmm(out, left, right, beta=0, alpha=scale, out=out)
         else:  # reading it would wait for the device
             torch.mm(left, right, out=out).mul_(grad_loss)
     grad_bias_D = residual_MD.sum(0).mul_(grad_loss) if bias else weight_DH.new_empty(0)

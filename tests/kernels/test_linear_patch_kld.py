@@ -79,6 +79,14 @@ def test_is_patch_kld_of_the_product():
     torch.testing.assert_close(linear_patch_kld(hidden_MH, weight_DH, features_RD, rows_M), expected)
 
 
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_weight_of_zero_gives_zero_gradients(dtype):
+    parameters, targets_MD = (torch.randn(64, 32, dtype=dtype), torch.randn(48, 32, dtype=dtype)), torch.randn(64, 48)
+    for gradient in loss_and_gradients(linear_patch_kld, parameters, targets_MD, scale=0.0)[1:]:
+        assert gradient.count_nonzero() == 0
+
+
 def test_ignored_rows_count_for_nothing_even_when_they_hold_nan():
     hidden_MH, weight_DH, features_RD = torch.randn(3, 8), torch.randn(12, 8), torch.randn(5, 12)
     hidden_MH[1] = float("nan")
