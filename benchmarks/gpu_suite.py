@@ -10,19 +10,17 @@ part, so that an interrupted run keeps what it measured.
 from __future__ import annotations
 
 import argparse
-import importlib
 import subprocess
 import sys
-import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.measure import Row, report
-from benchmarks.run import SUITES
+from benchmarks.measure import measure_parts
+from benchmarks.run import parts, write
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.files import check_writable, write_json
+from fashionbert_fast.files import check_writable
 
 ROOT = Path(__file__).parent.parent
 
@@ -47,17 +45,10 @@ def proofs() -> list[dict]:
     ]
 
 
-def parts(quick: bool) -> dict[str, Callable]:
+def measurements(quick: bool) -> dict[str, Callable]:
     """Name -> what gives the rows of that part on a device."""
-    operators = {
-        name: lambda device, name=name: importlib.import_module(f"benchmarks.{name}").rows(device, quick)
-        for name in SUITES["ops"]
-    }
-
-    def step(size: str) -> Callable:
-        return lambda device: importlib.import_module("benchmarks.bench_step").rows(device, quick, size=size)
-
-    return operators | {"bench_step base": step("base"), "bench_step large": step("large")}
+    steps = {f"step {size}": parts("step", quick, size=size)["step"] for size in ("base", "large")}
+    return parts("ops", quick) | steps
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,7 +57,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the proofs and rows go")
     parser.add_argument("--quick", action="store_true", help="fewest sizes and repeats")
-    parser.add_argument("--only", nargs="+", metavar="PART", help="some parts: proofs, " + ", ".join(parts(True)))
+    parser.add_argument(
+        "--only", nargs="+", metavar="PART", help="some parts: proofs, " + ", ".join(measurements(True))
+    )
     args = parser.parse_args(argv)
     try:
         check_writable(args.json)
@@ -75,30 +68,13 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    device, rows, failed = torch.device("cuda"), [], []
-    wanted = lambda name: args.only is None or name in args.only  # noqa: E731
-    proved = proofs() if wanted("proofs") else []
-    for name, measure in parts(args.quick).items():
-        if not wanted(name):
-            continue
-        start = time.perf_counter()
-        try:
-            rows += measure(device)
-        except Exception as error:  # a part that fails must not cost the others: a GPU is rare
-            failed.append({"proof": f"{name} ran", "k": 0, "n": 1, "met": False, "error": repr(error)[:2000]})
-        print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
-        _write(args.json, rows, proved + failed, device)
-    _write(args.json, rows, proved + failed, device)
+    device = torch.device("cuda")
+    wanted = {name: part for name, part in measurements(args.quick).items() if not args.only or name in args.only}
+    proved = proofs() if not args.only or "proofs" in args.only else []
+    keep = lambda rows, failed: write(args.json, rows, proved + failed, device)  # noqa: E731
+    rows, failed = measure_parts(wanted, device, keep)
+    keep(rows, failed)
     return 0 if all(proof["met"] for proof in proved + failed) else 1
-
-
-def _write(path: Path, rows: list[Row], proved: list[dict], device) -> None:
-    from benchmarks.plot import plot_rows
-
-    result = report(rows, device)
-    write_json(path, result | {"proofs": proved})
-    if rows:
-        plot_rows(result, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

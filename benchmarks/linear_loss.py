@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from benchmarks.measure import Row, compare, compare_memory, forward_backward
+from benchmarks.measure import Row, check_same, compare, compare_memory, forward_backward
 
 ROWS = (256, 1024, 4096, 16384)
 
@@ -51,9 +51,7 @@ def compare_linear_loss(
         peers[name] = (forward_backward(function, parameters, *rest), target)
     result = []
     for peer, (theirs, target) in peers.items():
-        for a, b in zip(ours(), theirs(), strict=True):
-            tolerance = 4 * torch.finfo(b.dtype).eps
-            torch.testing.assert_close(a, b, atol=tolerance * b.abs().max().item() + 1e-7, rtol=tolerance)
+        check_same(ours(), theirs(), roundings=4)
         result.append(compare(case, peer, ours, theirs, target=target, **repeats))
     bare = _bare_products(*parameters[:2])
     result.append(compare(case, "bare matrix products", ours, bare, target=loss.bare[gpu], **repeats))

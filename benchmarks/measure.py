@@ -7,6 +7,7 @@ import gc
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from pathlib import Path
 import torch
 
 from fashionbert_fast.doctor import installed_versions
+from fashionbert_fast.progress import progress
 
 
 @dataclass
@@ -120,6 +122,37 @@ def forward_backward(
         return [loss.detach(), *torch.autograd.grad(loss, leaves)]
 
     return run
+
+
+def check_same(mine: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor], roundings: float) -> None:
+    """AssertionError unless each pair of tensors is of one dtype and differs by no more than ``roundings`` of it, as
+    the norm of the difference to the norm of theirs."""
+    for a, b in zip(mine, theirs, strict=True):
+        assert a.dtype == b.dtype, f"{a.dtype} against {b.dtype}"
+        error = ((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-30)).item()
+        assert error <= roundings * torch.finfo(b.dtype).eps, f"relative error {error:.2e} against {b.dtype} of a peer"
+
+
+def measure_parts(
+    parts: dict[str, Callable[[torch.device], list[Row]]], device: torch.device,
+    after: Callable[[list[Row], list[dict]], None],
+) -> tuple[list[Row], list[dict]]:  # fmt: skip
+    """The rows of all parts, and of each that failed a proof not met: one must not cost the others.
+
+    ``after`` is called with both after every part, so that an interrupted run keeps what it measured.
+    """
+    rows: list[Row] = []
+    failed: list[dict] = []
+    for name, part in progress(list(parts.items()), total=len(parts), description="measurements"):
+        start = time.perf_counter()
+        try:
+            rows += part(device)
+        except Exception as error:
+            failed.append({"proof": f"{name} ran", "k": 0, "n": 1, "met": False, "error": repr(error)[:2000]})
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+        print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+        after(rows, failed)
+    return rows, failed
 
 
 def commit() -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fashionbert_fast.errors import InputError
@@ -86,49 +88,58 @@ def _print(result: dict) -> None:
         console.print(table)
 
 
-def _measurements(args: argparse.Namespace) -> tuple[list[str], dict]:
-    """The suite's modules that ``--only`` leaves, and what their `rows` take beyond device and quick."""
-    modules, options = {name.removeprefix("bench_"): name for name in SUITES[args.suite]}, {}
+def parts(suite: str, quick: bool, only: Sequence[str] = (), **options) -> dict[str, Callable]:
+    """Name -> what gives its rows on a device, of the measurements of a suite that ``only`` leaves.
+
+    options: of the suite `step` what `bench_step.rows` takes. InputError for a name that the suite has not.
+    """
+    modules = {name.removeprefix("bench_"): f"benchmarks.{name}" for name in SUITES[suite]}
     known = list(modules)
-    if args.suite == "step":
+    if suite == "step":
         from benchmarks.bench_step import TARGETS
 
-        known = [*TARGETS, "ladder"]
-        options = {"size": args.size, "store": args.store, "only": tuple(args.only)}
-    for name in args.only:
+        known, options["only"] = [*TARGETS, "ladder"], tuple(only)
+    for name in only:
         if name not in known:
-            raise InputError(f"--only {name}: {args.suite} has no such measurement; it has {', '.join(known)}")
-    chosen = modules if args.suite == "step" or not args.only else {name: modules[name] for name in args.only}
-    return list(chosen.values()), options
+            raise InputError(f"--only {name}: {suite} has no such measurement; it has {', '.join(known)}")
+    chosen = modules if suite == "step" or not only else {name: modules[name] for name in only}
+    return {
+        name: lambda device, module=module: importlib.import_module(module).rows(device, quick, **options)
+        for name, module in chosen.items()
+    }
+
+
+def write(path: Path, rows: list, proofs: list[dict], device) -> dict:
+    """The rows as JSON, and a picture of them beside it; returns what the JSON holds."""
+    from benchmarks.measure import report
+    from benchmarks.plot import plot_rows
+    from fashionbert_fast.files import write_json
+
+    result = report(rows, device) | ({"proofs": proofs} if proofs else {})
+    write_json(path, result)
+    if rows:
+        plot_rows(result, _picture(path))
+    return result
 
 
 def run(args: argparse.Namespace) -> int:
-    import importlib
-
     import torch
 
-    from benchmarks.measure import report
+    from benchmarks.measure import measure_parts, report
     from fashionbert_fast.engine.memory import keep_freed_memory
-    from fashionbert_fast.files import check_writable, write_json
+    from fashionbert_fast.files import check_writable
 
     if args.json:
         check_writable(args.json)
         check_writable(_picture(args.json))
+    options = {"size": args.size, "store": args.store} if args.suite == "step" else {}
+    measurements = parts(args.suite, args.quick, args.only, **options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
         keep_freed_memory()  # as training does: or page faults would be timed, of the peer that allocates most
-    modules, options = _measurements(args)
-    rows = [
-        row
-        for name in modules
-        for row in importlib.import_module(f"benchmarks.{name}").rows(device, args.quick, **options)
-    ]
-    result = report(rows, device)
-    _print(result)
+    keep = (lambda rows, failed: write(args.json, rows, failed, device)) if args.json else lambda *_: None
+    rows, failed = measure_parts(measurements, device, keep)
+    _print(report(rows, device))
     if args.json:
-        from benchmarks.plot import plot_rows
-
-        write_json(args.json, result)
-        plot_rows(result, _picture(args.json))
         print(f"{args.json} and {_picture(args.json)} written")
-    return 0
+    return 1 if failed else 0

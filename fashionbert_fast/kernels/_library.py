@@ -5,6 +5,8 @@ What cannot load raises and says what to do: there is no fallback.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -37,3 +39,14 @@ def check_same(name: str, tensor: torch.Tensor, other_name: str, other: torch.Te
         raise ValueError(f"{name} has dtype {tensor.dtype} but {other_name} has {other.dtype}: cast one of them")
     if tensor.device != other.device:
         raise ValueError(f"{name} is on {tensor.device} but {other_name} is on {other.device}: move one of them")
+
+
+def on_device_of_first(launch: Callable) -> Callable:
+    """``launch`` with its first tensor's GPU as the current one, which is where Triton compiles for and launches."""
+
+    @functools.wraps(launch)
+    def run(first: torch.Tensor, *rest):
+        with torch.cuda.device_of(first):
+            return launch(first, *rest)
+
+    return run

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from fashionbert_fast.kernels._library import check_floating, check_same
+from fashionbert_fast.kernels._library import check_floating, check_same, on_device_of_first
 
 ROWS, COLUMNS = 4, 256  # a tile
 SUM_ROWS = 64  # a program of the backward; its sums of columns are added up in order afterwards
@@ -72,6 +72,7 @@ def _backward_kernel(
 
 
 # Launch --------------------------------------------------------------------------------------------------------------
+@on_device_of_first
 def launch_forward(x_TF: torch.Tensor, bias_F: torch.Tensor | None) -> torch.Tensor:
     """``y_TF`` by the Triton kernel."""
     x_TF = x_TF.contiguous()
@@ -80,11 +81,11 @@ def launch_forward(x_TF: torch.Tensor, bias_F: torch.Tensor | None) -> torch.Ten
     T, F = x_TF.shape
     if y_TF.numel() > 0:
         grid = (triton.cdiv(T, ROWS), triton.cdiv(F, COLUMNS))
-        with torch.cuda.device_of(x_TF):
-            _forward_kernel[grid](x_TF, bias_F, y_TF, T, F, bias_F is not None, ROWS, COLUMNS)
+        _forward_kernel[grid](x_TF, bias_F, y_TF, T, F, bias_F is not None, ROWS, COLUMNS)
     return y_TF
 
 
+@on_device_of_first
 def launch_backward(
     grad_TF: torch.Tensor, x_TF: torch.Tensor, bias_F: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,10 +97,9 @@ def launch_backward(
     sums = x_TF.new_empty((triton.cdiv(T, SUM_ROWS), 0 if bias_F is None else F), dtype=torch.float32)
     if grad_x_TF.numel() > 0:
         grid = (sums.shape[0], triton.cdiv(F, COLUMNS))
-        with torch.cuda.device_of(x_TF):
-            _backward_kernel[grid](
-                grad_TF, x_TF, bias_F, grad_x_TF, sums, T, F, bias_F is not None, SUM_ROWS, ROWS, COLUMNS
-            )
+        _backward_kernel[grid](
+            grad_TF, x_TF, bias_F, grad_x_TF, sums, T, F, bias_F is not None, SUM_ROWS, ROWS, COLUMNS
+        )
     return grad_x_TF, sums.sum(0).to(x_TF.dtype)
 
 

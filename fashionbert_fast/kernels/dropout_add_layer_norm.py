@@ -23,7 +23,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from fashionbert_fast.kernels._library import check_floating, check_same
+from fashionbert_fast.kernels._library import check_floating, check_same, on_device_of_first
 from fashionbert_fast.kernels.dropout import check_dropout, keep_reference, keep_tile, scale_of, threshold_of
 
 PROGRAMS = 256  # of the backward, at most: two a multiprocessor of the largest GPUs, whose sums are added up afterwards
@@ -129,6 +129,7 @@ def _contiguous(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
 
 
+@on_device_of_first
 def launch_forward(x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H, eps, dropout, seed, stream):
     """``(y_TH, stats_T2)`` by the Triton kernel."""
     x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H = (
@@ -140,14 +141,14 @@ def launch_forward(x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H, eps, dropo
     if y_TH.numel() > 0:
         block, warps = _block(H)
         threshold = threshold_of(dropout)
-        with torch.cuda.device_of(x_TH):
-            _forward_kernel[(T,)](
-                x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H, y_TH, stats_T2, seed, H, eps, stream, threshold,
-                scale_of(dropout), bias_H is not None, threshold > 0, block, num_warps=warps,
-            )  # fmt: skip
+        _forward_kernel[(T,)](
+            x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H, y_TH, stats_T2, seed, H, eps, stream, threshold,
+            scale_of(dropout), bias_H is not None, threshold > 0, block, num_warps=warps,
+        )  # fmt: skip
     return y_TH, stats_T2
 
 
+@on_device_of_first
 def launch_backward(grad_TH, x_TH, residual_TH, bias_H, ln_weight_H, stats_T2, dropout, seed, stream):
     """The gradients of x (empty where nothing drops: then residual's), residual, bias (empty without one), ln_weight
     and ln_bias by the Triton kernel."""
@@ -160,12 +161,10 @@ def launch_backward(grad_TH, x_TH, residual_TH, bias_H, ln_weight_H, stats_T2, d
     sums = x_TH.new_empty((triton.cdiv(T, rows_each), 3, H), dtype=torch.float32)
     if x_TH.numel() > 0:
         block, warps = _block(H)
-        with torch.cuda.device_of(x_TH):
-            _backward_kernel[(sums.shape[0],)](
-                grad_TH, x_TH, residual_TH, bias_H, ln_weight_H, stats_T2, grad_x_TH, grad_residual_TH, sums, seed, T,
-                H, rows_each, stream, threshold, scale_of(dropout), bias_H is not None, threshold > 0, block,
-                num_warps=warps,
-            )  # fmt: skip
+        _backward_kernel[(sums.shape[0],)](
+            grad_TH, x_TH, residual_TH, bias_H, ln_weight_H, stats_T2, grad_x_TH, grad_residual_TH, sums, seed, T, H,
+            rows_each, stream, threshold, scale_of(dropout), bias_H is not None, threshold > 0, block, num_warps=warps,
+        )  # fmt: skip
     # three tensors, not views of one: an operator's outputs must not share memory
     grad_bias_H, grad_weight_H, grad_ln_bias_H = (total_H.to(x_TH.dtype, copy=True) for total_H in sums.sum(0))
     return (

@@ -16,8 +16,9 @@ import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
+from triton.runtime.interpreter import InterpretedFunction
 
-from fashionbert_fast.kernels._library import check_floating, check_same
+from fashionbert_fast.kernels._library import check_floating, check_same, on_device_of_first
 from fashionbert_fast.kernels.dropout import keep_reference, keep_tile, scale_of, threshold_of
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -72,12 +73,28 @@ def _unmasked_rows(mask_N, rows_N, count, N, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def _keep_bits(rows_N, count, bits, seed, stream, threshold, ROWS: tl.constexpr):
+    """Of ROWS unmasked rows and 128 columns a bit each, 1: kept; eight columns a byte. Drawn here once, because every
+    tile of the products would draw it again, and run out of registers doing so."""
+    slot = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    unmasked = tl.load(count)
+    if tl.program_id(0) * ROWS >= unmasked:
+        return
+    valid = slot < unmasked
+    row = tl.load(rows_N + slot, mask=valid, other=0)
+    block, blocks = tl.program_id(1), tl.num_programs(1)
+    keep = keep_tile(tl.load(seed), stream, 0, row, block, threshold, ROWS, 1)
+    byte = tl.sum(tl.reshape(keep.to(tl.int32), (ROWS, 16, 8)) << tl.arange(0, 8)[None, None, :], 2)
+    place = slot.to(tl.int64)[:, None] * (16 * blocks) + 16 * block + tl.arange(0, 16)[None, :]
+    tl.store(bits + place, byte.to(tl.uint8), mask=valid[:, None])
+
+
+@triton.jit
 def _feature_tile(
-    features, scale, image_index, image_stride, patch_stride, images, P, D, rows, valid, first, seed, stream, threshold,
-    factor, INDEX: tl.constexpr, SCALE: tl.constexpr, DROPOUT: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, TYPE: tl.constexpr,
+    features, scale, image_index, image_stride, patch_stride, images, P, D, bits, factor, slot, rows, valid, first,
+    INDEX: tl.constexpr, SCALE: tl.constexpr, DROPOUT: tl.constexpr, COLUMNS: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    """(ROWS, COLUMNS) of the features, dequantised and dropped; zeros where image_index points nowhere."""
+    """(slots, COLUMNS) of the features, dequantised and dropped; zeros where image_index points nowhere."""
     column = first + tl.arange(0, COLUMNS)
     pair, patch = rows // P, rows % P
     image = pair
@@ -94,15 +111,16 @@ def _feature_tile(
         if SCALE:
             x *= tl.load(scale + image * P + patch, mask=valid & known, other=0.0)[:, None]
         if DROPOUT:
-            keep = keep_tile(seed, stream, 0, rows, first // 128, threshold, ROWS, COLUMNS // 128)
-            x = tl.where(keep, x * factor, 0.0)
+            byte_of_row = slot.to(tl.int64)[:, None] * (tl.cdiv(D, 128) * 16)
+            byte = tl.load(bits + byte_of_row + (column // 8)[None, :], mask=inside, other=0).to(tl.int32)
+            x = tl.where(((byte >> (column % 8)[None, :]) & 1) != 0, x * factor, 0.0)
     return x.to(TYPE)
 
 
 @triton.jit
 def _project(
-    features, scale, image_index, image_stride, patch_stride, images, P, D, seed, stream, threshold, factor, rows_N,
-    count, weight_HD, projection_NH, H, INDEX: tl.constexpr, SCALE: tl.constexpr, DROPOUT: tl.constexpr,
+    features, scale, image_index, image_stride, patch_stride, images, P, D, bits, factor, rows_N, count, weight_HD,
+    projection_NH, H, INDEX: tl.constexpr, SCALE: tl.constexpr, DROPOUT: tl.constexpr,
     ROWS: tl.constexpr, HIDDEN: tl.constexpr, COLUMNS: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A (ROWS, HIDDEN) tile of features @ weight.T over the unmasked rows; tiles past them end at once."""
@@ -113,13 +131,12 @@ def _project(
         return
     valid = slot < unmasked
     row = tl.load(rows_N + slot, mask=valid, other=0)
-    key = tl.load(seed) if DROPOUT else 0
     hidden = hidden_tile * HIDDEN + tl.arange(0, HIDDEN)
     total = tl.zeros((ROWS, HIDDEN), tl.float32)
     for first in range(0, D, COLUMNS):
         x = _feature_tile(
-            features, scale, image_index, image_stride, patch_stride, images, P, D, row, valid, first, key, stream,
-            threshold, factor, INDEX, SCALE, DROPOUT, ROWS, COLUMNS, TYPE,
+            features, scale, image_index, image_stride, patch_stride, images, P, D, bits, factor, slot, row, valid,
+            first, INDEX, SCALE, DROPOUT, COLUMNS, TYPE,
         )  # fmt: skip
         column = first + tl.arange(0, COLUMNS)
         inside = (column < D)[:, None] & (hidden < H)[None, :]
@@ -210,8 +227,8 @@ def _finish_backward(
 
 @triton.jit
 def _weight_gradient(
-    features, scale, image_index, image_stride, patch_stride, images, P, D, seed, stream, threshold, factor, rows_N,
-    count, grad_NH, sums_SHD, H, INDEX: tl.constexpr, SCALE: tl.constexpr, DROPOUT: tl.constexpr, SPLITS: tl.constexpr,
+    features, scale, image_index, image_stride, patch_stride, images, P, D, bits, factor, rows_N, count, grad_NH,
+    sums_SHD, H, INDEX: tl.constexpr, SCALE: tl.constexpr, DROPOUT: tl.constexpr, SPLITS: tl.constexpr,
     ROWS: tl.constexpr, HIDDEN: tl.constexpr, COLUMNS: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A (HIDDEN, COLUMNS) tile of grad.T @ features over the split's share of the unmasked rows, in float32."""
@@ -219,7 +236,6 @@ def _weight_gradient(
     unmasked = tl.load(count)
     share = tl.cdiv(tl.cdiv(unmasked, ROWS), SPLITS) * ROWS
     hidden = hidden_tile * HIDDEN + tl.arange(0, HIDDEN)
-    key = tl.load(seed) if DROPOUT else 0
     total = tl.zeros((HIDDEN, COLUMNS), tl.float32)
     for first in range(split * share, tl.minimum(split * share + share, unmasked), ROWS):
         slot = first + tl.arange(0, ROWS)
@@ -228,8 +244,8 @@ def _weight_gradient(
         inside = (hidden < H)[:, None] & valid[None, :]
         g = tl.load(grad_NH + row[None, :] * H + hidden[:, None], mask=inside, other=0.0).to(TYPE)
         x = _feature_tile(
-            features, scale, image_index, image_stride, patch_stride, images, P, D, row, valid, column_tile * COLUMNS,
-            key, stream, threshold, factor, INDEX, SCALE, DROPOUT, ROWS, COLUMNS, TYPE,
+            features, scale, image_index, image_stride, patch_stride, images, P, D, bits, factor, slot, row, valid,
+            column_tile * COLUMNS, INDEX, SCALE, DROPOUT, COLUMNS, TYPE,
         )  # fmt: skip
         total = tl.dot(g, x, total, input_precision=PRECISION)
     column = column_tile * COLUMNS + tl.arange(0, COLUMNS)
@@ -272,11 +288,16 @@ def _dropout_arguments(p: float, stream: int) -> tuple[int, int, float]:
     return stream, threshold_of(p), scale_of(p)
 
 
-def _feature_arguments(features_IPD, image_index_B, scale_IP, p, seed, stream):
-    """What `_feature_tile` takes first, and its switches."""
+def _feature_arguments(features_IPD, image_index_B, scale_IP, rows_N, count, p, seed, stream):
+    """What the products take first, and their switches. Draws the features' dropout for the rows in ``rows_N``."""
+    blocks, bits = triton.cdiv(features_IPD.shape[2], 128), None
+    if p > 0:
+        bits = torch.empty(rows_N.shape[0], 16 * blocks, dtype=torch.uint8, device=rows_N.device)
+        grid = (triton.cdiv(rows_N.shape[0], 16), blocks)
+        _keep_bits[grid](rows_N, count, bits, seed, stream, threshold_of(p), ROWS=16)
     arguments = (
         features_IPD, scale_IP, image_index_B, features_IPD.stride(0), features_IPD.stride(1), *features_IPD.shape,
-        seed, *_dropout_arguments(p, stream),
+        bits, scale_of(p), rows_N, count,
     )  # fmt: skip
     return arguments, {"INDEX": image_index_B is not None, "SCALE": scale_IP is not None, "DROPOUT": p > 0}
 
@@ -284,16 +305,15 @@ def _feature_arguments(features_IPD, image_index_B, scale_IP, p, seed, stream):
 def _product_arguments(weight_HD: torch.Tensor) -> dict:
     """The type of the products and how float32 is multiplied. The interpreter multiplies nothing narrower."""
     exact = torch.get_float32_matmul_precision() == "highest"
-    kind = TYPES[weight_HD.dtype] if weight_HD.is_cuda else tl.float32
+    kind = tl.float32 if isinstance(_project, InterpretedFunction) else TYPES[weight_HD.dtype]
     return {"TYPE": kind, "PRECISION": "ieee" if exact else "tf32"}
 
 
-def _tile(weight_HD: torch.Tensor, dropout: float) -> dict:
-    """Tile of the forward's product. Dropout draws whole blocks of 128 columns."""
+def _tile(weight_HD: torch.Tensor) -> dict:
+    """Tile of the forward's product."""
     wide = weight_HD.dtype == torch.float32
     side = 64 if wide else 128
-    return {"ROWS": side, "HIDDEN": side, "COLUMNS": 128 if dropout else 32 if wide else 64,
-            "num_warps": 4 if wide else 8, "num_stages": 2 if dropout else 3}  # fmt: skip
+    return {"ROWS": side, "HIDDEN": side, "COLUMNS": side // 2, "num_warps": 4 if wide else 8, "num_stages": 3}
 
 
 def _unmasked(mask_BP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -307,6 +327,7 @@ def _blocks(width: int) -> int:
     return max(triton.next_power_of_2(triton.cdiv(width, 128)), 1)
 
 
+@on_device_of_first
 def _launch(
     features_IPD, mask_BP, weight_HD, position_PH, segment_H, ln_weight_H, ln_bias_H, eps, image_index_B, scale_IP,
     feature_dropout, hidden_dropout, seed, stream, text_NH, text_row_N, patch_row_B, packed_rows,
@@ -323,12 +344,10 @@ def _launch(
         return out, projection_NH, stats_N2
     mask_BP, weight_HD, features_IPD = mask_BP.contiguous(), weight_HD.contiguous(), _rows_contiguous(features_IPD)
     rows_N, count = _unmasked(mask_BP)
-    arguments, switches = _feature_arguments(features_IPD, image_index_B, scale_IP, feature_dropout, seed, stream)
-    tile = _tile(weight_HD, feature_dropout)
+    tile, drop = _tile(weight_HD), (feature_dropout, seed, stream)
+    arguments, switches = _feature_arguments(features_IPD, image_index_B, scale_IP, rows_N, count, *drop)
     grid = (triton.cdiv(B * P, tile["ROWS"]) * triton.cdiv(H, tile["HIDDEN"]),)
-    _project[grid](
-        *arguments, rows_N, count, weight_HD, projection_NH, H, **switches, **tile, **_product_arguments(weight_HD)
-    )
+    _project[grid](*arguments, weight_HD, projection_NH, H, **switches, **tile, **_product_arguments(weight_HD))
     _finish[(B * P,)](
         projection_NH, mask_BP.view(torch.uint8), position_PH.contiguous(), segment_H.contiguous(),
         ln_weight_H.contiguous(), ln_bias_H.contiguous(), patch_row_B, out, stats_N2, P, H, out.numel(), eps, seed,
@@ -342,6 +361,7 @@ def _rows_contiguous(features_IPD: torch.Tensor) -> torch.Tensor:
     return features_IPD if features_IPD.stride(2) == 1 else features_IPD.contiguous()
 
 
+@on_device_of_first
 def _launch_backward(
     grad_out, features_IPD, mask_BP, weight_HD, position_PH, segment_H, ln_weight_H, image_index_B, scale_IP,
     feature_dropout, hidden_dropout, seed, stream, patch_row_B, projection_NH, stats_N2, features_gradient,
@@ -363,32 +383,34 @@ def _launch_backward(
         )  # fmt: skip
     of_3PH = sums_3PSH.sum(2)
     of_segment_H, of_ln_weight_H, of_ln_bias_H = of_3PH.sum(1).to(weight_HD.dtype).unbind()
-    arguments, switches = _feature_arguments(features_IPD, image_index_B, scale_IP, feature_dropout, seed, stream)
     of_features, of_weight = features_IPD.new_empty(0), weight_HD.new_empty(0)
     if weight_gradient:
-        of_weight = _launch_weight_gradient(arguments, switches, mask_BP, weight_HD, grad_NH)
+        drop = (feature_dropout, seed, stream)
+        of_weight = _launch_weight_gradient(features_IPD, image_index_B, scale_IP, mask_BP, weight_HD, grad_NH, *drop)
     if features_gradient:
         of_features = torch.zeros(features_IPD.shape, dtype=features_IPD.dtype, device=features_IPD.device)
         if of_features.numel() and grad_NH.numel():
             _feature_gradient[(of_features.shape[0] * P, triton.cdiv(D, 128))](
                 grad_NH @ weight_HD, mask_N, image_index_B, of_features, B, P, D, seed,
-                *_dropout_arguments(feature_dropout, stream), INDEX=switches["INDEX"], DROPOUT=switches["DROPOUT"],
+                *_dropout_arguments(feature_dropout, stream), INDEX=image_index_B is not None,
+                DROPOUT=feature_dropout > 0,
             )  # fmt: skip
     of_position_PH = of_3PH[0].to(weight_HD.dtype, copy=True)
     return of_features, of_weight, of_position_PH, of_segment_H.clone(), of_ln_weight_H.clone(), of_ln_bias_H.clone()
 
 
-def _launch_weight_gradient(arguments, switches, mask_BP, weight_HD, grad_NH):
+def _launch_weight_gradient(features_IPD, image_index_B, scale_IP, mask_BP, weight_HD, grad_NH, p, seed, stream):
     (H, D), N = weight_HD.shape, mask_BP.numel()
     if N * H * D == 0:
         return torch.zeros_like(weight_HD)
     rows_N, count = _unmasked(mask_BP)
+    arguments, switches = _feature_arguments(features_IPD, image_index_B, scale_IP, rows_N, count, p, seed, stream)
     hidden = 64 if weight_HD.dtype == torch.float32 else 128
     tiles = triton.cdiv(H, hidden) * triton.cdiv(D, 128)
     splits = max(1, min(triton.cdiv(N, 1024), 512 // tiles))  # enough programs for a GPU, by the shapes alone
     sums_SHD = weight_HD.new_empty((splits, H, D), dtype=torch.float32)
     _weight_gradient[(triton.cdiv(H, hidden), triton.cdiv(D, 128), splits)](
-        *arguments, rows_N, count, grad_NH, sums_SHD, H, SPLITS=splits, ROWS=hidden // 2, HIDDEN=hidden, COLUMNS=128,
+        *arguments, grad_NH, sums_SHD, H, SPLITS=splits, ROWS=16 if hidden == 64 else 64, HIDDEN=hidden, COLUMNS=128,
         num_warps=8, num_stages=3, **switches, **_product_arguments(weight_HD),
     )  # fmt: skip
     return sums_SHD.sum(0).to(weight_HD.dtype)

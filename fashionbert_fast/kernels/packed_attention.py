@@ -22,7 +22,7 @@ import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
 from fashionbert_fast.kernels import dropout as dropouts
-from fashionbert_fast.kernels._library import check_floating, check_same
+from fashionbert_fast.kernels._library import check_floating, check_same, on_device_of_first
 from fashionbert_fast.kernels.dropout import keep_tile
 
 Saved = tuple[torch.Tensor, torch.Tensor]
@@ -262,6 +262,7 @@ def _dense_rows(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
+@on_device_of_first
 def launch_forward(
     qkv_T3H, bias_3H, offsets_S1, heads: int, longest: int, dropout: float, seed, stream: int
 ) -> Saved:  # fmt: skip
@@ -281,6 +282,7 @@ def launch_forward(
     return context_TH, lse_NT
 
 
+@on_device_of_first
 def launch_backward(
     grad_context_TH, qkv_T3H, bias_3H, offsets_S1, context_TH, lse_NT, heads: int, longest: int, dropout: float, seed,
     stream: int,

@@ -24,7 +24,7 @@ def test_a_failing_part_costs_no_other(tmp_path, monkeypatch):
         raise RuntimeError("out of memory")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu_suite, "parts", lambda quick: {"good": lambda device: [row], "bad": broken})
+    monkeypatch.setattr(gpu_suite, "measurements", lambda quick: {"good": lambda device: [row], "bad": broken})
     monkeypatch.setattr(gpu_suite, "proofs", lambda: [{"proof": "tests", "k": 3, "n": 3, "met": True}])
     monkeypatch.setattr("benchmarks.measure.device_name", lambda device: "a GPU")
     assert gpu_suite.main(["--json", str(tmp_path / "x.json")]) == 1
@@ -34,5 +34,5 @@ def test_a_failing_part_costs_no_other(tmp_path, monkeypatch):
 
 
 def test_parts_cover_the_operators_and_both_sizes():
-    names = set(gpu_suite.parts(True))
-    assert {"bench_patch_kld", "bench_packed_attention", "bench_step base", "bench_step large"} <= names
+    names = set(gpu_suite.measurements(True))
+    assert {"patch_kld", "packed_attention", "step base", "step large"} <= names

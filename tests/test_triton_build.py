@@ -1,0 +1,150 @@
+"""Every Triton kernel compiles for the GPUs we ship for, as its launcher calls it at BERT-base's widths. No GPU needed.
+
+The launchers run on CPU tensors under a driver that names a GPU; a launch compiles and stops there. The interpreter,
+which proves what the kernels compute, takes what a compiler would refuse: types, shapes of blocks, shared memory.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+
+import pytest
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
+SHARED_MEMORY = {80: 166912, 90: 232448}  # bytes a block can have: A100's, H100's
+H, F, HEADS, P, D = 768, 3072, 12, 64, 2048
+SEED = torch.tensor([7])
+
+
+def _module(name: str):
+    return importlib.import_module(f"fashionbert_fast.kernels.{name}")
+
+
+class _Target:
+    """What Triton asks a driver for, of a GPU that is not there."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self) -> int:
+        return self.capability  # compiled kernels are kept by device
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Calls ``function`` on a GPU of ``capability`` that is not there; returns the kernels it would have launched."""
+    run = JITFunction.run
+
+    def only_compile(capability: int, function) -> dict[str, triton.compiler.CompiledKernel]:
+        kernels = {}
+
+        def compile_one(kernel, *args, grid, warmup, **keywords):
+            kernels[kernel.__name__] = run(kernel, *args, grid=grid, warmup=True, **keywords)
+
+        monkeypatch.setattr(JITFunction, "run", compile_one)
+        monkeypatch.setattr(triton.runtime.driver, "_active", _Target(capability))
+        function()
+        return kernels
+
+    return only_compile
+
+
+# What each operator launches, forward and backward -------------------------------------------------------------------
+def bias_gelu(dtype):
+    op, x_TF, bias_F = _module("bias_gelu"), torch.zeros(32, F, dtype=dtype), torch.zeros(F, dtype=dtype)
+    op.launch_forward(x_TF, bias_F)
+    op.launch_backward(x_TF, x_TF, bias_F)
+
+
+def dropout_add_layer_norm(dtype):
+    op, x_TH, weight_H = _module("dropout_add_layer_norm"), torch.zeros(32, H, dtype=dtype), torch.zeros(H, dtype=dtype)
+    _, stats_T2 = op.launch_forward(x_TH, x_TH, weight_H, weight_H, weight_H, 1e-12, 0.1, SEED, 3)
+    op.launch_backward(x_TH, x_TH, x_TH, weight_H, weight_H, stats_T2, 0.1, SEED, 3)
+
+
+def packed_attention(dtype, longest: int = 128):
+    op, qkv_T3H, bias_3H = (
+        _module("packed_attention"),
+        torch.zeros(32, 3 * H, dtype=dtype),
+        torch.zeros(3 * H, dtype=dtype),
+    )
+    offsets_S1, rest = torch.tensor([0, 20, 32], dtype=torch.int32), (HEADS, longest, 0.1, SEED, 3)
+    context_TH, lse_NT = op.launch_forward(qkv_T3H, bias_3H, offsets_S1, *rest)
+    op.launch_backward(context_TH, qkv_T3H, bias_3H, offsets_S1, context_TH, lse_NT, *rest)
+
+
+def packed_attention_of_long_sequences(dtype):
+    packed_attention(dtype, longest=512)
+
+
+def masked_patch_embed(dtype, features_dtype=None, scaled: bool = False):
+    op, pairs = _module("masked_patch_embed"), 2
+    features_IPD = torch.zeros(pairs, P, D, dtype=features_dtype or dtype)
+    mask_BP, index_B = torch.zeros(pairs, P, dtype=torch.bool), torch.arange(pairs)
+    weight_HD, position_PH, vector_H = (torch.zeros(shape, dtype=dtype) for shape in ((H, D), (P, H), (H,)))
+    scale_IP = torch.ones(pairs, P) if scaled else None
+    text = torch.zeros(8, H, dtype=dtype), torch.arange(8), 8 + P * index_B
+    shared = (features_IPD, mask_BP, weight_HD, position_PH, vector_H, vector_H)
+    drop = (index_B, scale_IP, 0.1, 0.1, SEED, 3)
+    out, projection_NH, stats_N2 = op._launch(*shared, vector_H, 1e-12, *drop, *text, 8 + pairs * P)
+    op._launch_backward(out, *shared, *drop, text[2], projection_NH, stats_N2, features_dtype is None, True)
+
+
+def masked_patch_embed_of_int8(dtype):
+    masked_patch_embed(dtype, torch.int8, scaled=True)
+
+
+def masked_patch_embed_of_float8(dtype):
+    masked_patch_embed(dtype, torch.float8_e5m2, scaled=True)
+
+
+KERNELS = {  # operator -> kernels it is to launch
+    bias_gelu: 2, dropout_add_layer_norm: 2, packed_attention: 2, packed_attention_of_long_sequences: 3,
+    masked_patch_embed: 7, masked_patch_embed_of_int8: 6, masked_patch_embed_of_float8: 6,
+}  # fmt: skip
+# Bytes known to spill: products of float32, and attention on an A100 of more than 128 tokens.
+SPILLED = {
+    ("_key_backward_kernel", F32): 640,
+    ("_query_backward_kernel", F32): 224,
+    ("_key_backward_kernel", BF16): 144,
+}
+TARGETS = ((90, BF16), (90, F32), (90, F16), (80, BF16))
+
+
+def _resources(kernel, tmp_path) -> tuple[int, int]:
+    """Registers a thread and bytes of its stack, which are what it spills."""
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(kernel.asm["cubin"])
+    command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
+    usage = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()
+    return int(registers), int(stack)
+
+
+@pytest.mark.parametrize("function", KERNELS, ids=lambda function: function.__name__)
+def test_triton_kernels_compile(function, compiled, tmp_path, capsys):
+    lines = []
+    for capability, dtype in TARGETS:
+        kernels = compiled(capability, lambda dtype=dtype: function(dtype))
+        assert len(kernels) == KERNELS[function], sorted(kernels)
+        for name, kernel in kernels.items():
+            registers, stack = _resources(kernel, tmp_path)
+            assert stack <= SPILLED.get((name, dtype), 0), f"{name} spills {stack} bytes a thread"
+            assert kernel.metadata.shared <= SHARED_MEMORY[capability], name
+            what = f"{name:24}{str(dtype).removeprefix('torch.'):9} sm_{capability}"
+            shared = f"{kernel.metadata.shared:7} bytes shared"
+            lines.append(f"{what} {registers:4} registers {stack:5} bytes spilled {shared}")
+    with capsys.disabled():
+        print("", *lines, sep="\n")
