@@ -118,6 +118,7 @@ KERNELS = {  # operator -> kernels it is to launch
 SPILLED = {
     ("_key_backward_kernel", F32): 640,
     ("_query_backward_kernel", F32): 224,
+    ("_weight_gradient", F32): 16,
     ("_key_backward_kernel", BF16): 144,
 }
 TARGETS = ((90, BF16), (90, F32), (90, F16), (80, BF16))
