@@ -51,7 +51,7 @@ def compare_linear_loss(
         peers[name] = (forward_backward(function, parameters, *rest), target)
     result = []
     for peer, (theirs, target) in peers.items():
-        check_same(ours(), theirs(), roundings=4)
+        check_same(ours(), theirs())
         result.append(compare(case, peer, ours, theirs, target=target, **repeats))
     bare = _bare_products(*parameters[:2])
     result.append(compare(case, "bare matrix products", ours, bare, target=loss.bare[gpu], **repeats))

@@ -124,13 +124,15 @@ def forward_backward(
     return run
 
 
-def check_same(mine: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor], roundings: float) -> None:
-    """AssertionError unless each pair of tensors is of one dtype and differs by no more than ``roundings`` of it, as
-    the norm of the difference to the norm of theirs."""
+def check_same(mine: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor], roundings: float = 2) -> None:
+    """AssertionError unless each pair of tensors is of one dtype and differs by no more than ``roundings`` of it (16 of
+    float32, whose sums over thousands of rows differ by their order), as the norm of the difference to that of theirs.
+    """
     for a, b in zip(mine, theirs, strict=True):
         assert a.dtype == b.dtype, f"{a.dtype} against {b.dtype}"
         error = ((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-30)).item()
-        assert error <= roundings * torch.finfo(b.dtype).eps, f"relative error {error:.2e} against {b.dtype} of a peer"
+        allowed = max(roundings, 16) if b.dtype == torch.float32 else roundings
+        assert error <= allowed * torch.finfo(b.dtype).eps, f"relative error {error:.2e} against {b.dtype} of a peer"
 
 
 def measure_parts(

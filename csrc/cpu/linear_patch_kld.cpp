@@ -74,6 +74,9 @@ Tensor residual(Tensor logits, Tensor target, std::optional<Tensor> target_rows)
       for (int64_t m = begin; m < end; ++m) {
         Logit* row = first_logit + m * rows.logits_stride;
         const int64_t target_row = rows.index ? rows.index[m] : m;
+        if (rows.index && m + 1 < end && rows.index[m + 1] != kIgnored) {
+          prefetch(rows.targets + rows.index[m + 1] * rows.targets_stride, rows.width * sizeof(Target));
+        }
         if (target_row == kIgnored) {
           std::fill_n(row, rows.width, Logit(0));
           out[m] = 0;

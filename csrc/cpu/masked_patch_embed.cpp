@@ -13,6 +13,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -267,10 +268,10 @@ struct Forward {
     }
     const int64_t rows = balanced_chunk(in.kept());
     torch::stable::parallel_for(0, parts_of(in.kept(), rows), 1, [&](int64_t first_chunk, int64_t last_chunk) {
-      std::vector<Product> scratch(rows * part);
+      const auto scratch = std::make_unique_for_overwrite<Product[]>(rows * part);
       for (int64_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
         const int64_t begin = chunk * rows, end = std::min(begin + rows, in.kept());
-        const ProductSum<Product> product = multiply(begin, end, weights, scratch.data());
+        const ProductSum<Product> product = multiply(begin, end, weights, scratch.get());
         finish(begin == 0 ? 0 : in.unmasked[begin], end == in.kept() ? in.rows : in.unmasked[end], product.data());
       }
     });
@@ -490,15 +491,15 @@ void weight_gradient(const Inputs& in, const Tensor& products, Storage* to) {
   }
   const int64_t blocks = parts_of(in.width, kBlockColumns);
   torch::stable::parallel_for(0, blocks, 1, [&](int64_t first_block, int64_t last_block) {
-    std::vector<Product> scratch(rows * std::min(kBlockColumns, in.width));
+    const auto scratch = std::make_unique_for_overwrite<Product[]>(rows * std::min(kBlockColumns, in.width));
     for (int64_t block = first_block; block < last_block; ++block) {
       const int64_t first = block * kBlockColumns, columns = std::min(kBlockColumns, in.width - first);
-      gather(in, 0, in.kept(), rows, first, columns, scratch.data());
+      gather(in, 0, in.kept(), rows, first, columns, scratch.get());
       ProductSum<Product> gradient;
       for (int64_t begin = 0; begin < rows; begin += part) {
         const int64_t count = std::min(part, rows - begin);
         gradient.add(matrix_at(data_of<Product>(transposed) + begin * H, H, count, products),
-                     matrix_at(scratch.data() + begin * columns, count, columns, products));
+                     matrix_at(scratch.get() + begin * columns, count, columns, products));
       }
       for (int64_t h = 0; h < H; ++h) {
         convert(gradient.data() + h * columns, static_cast<int>(columns), to + h * in.width + first);

@@ -31,8 +31,11 @@ void for_chunks(const KldRows<Logit, Target>& rows, int64_t m, Use&& use) {
   alignas(64) Real logits_buffer[kChunk], targets_buffer[kChunk];
   const Logit* logits = rows.logits + m * rows.logits_stride;
   const Target* targets = rows.targets + target_row(rows, m) * rows.targets_stride;
+  const int64_t next_row = rows.index && m + 1 < rows.count ? rows.index[m + 1] : target_row(rows, m);
+  const Target* next_targets = rows.targets + next_row * rows.targets_stride;
   for (int64_t first = 0; first < rows.width; first += kChunk) {
     const int count = static_cast<int>(std::min<int64_t>(kChunk, rows.width - first));
+    if (rows.index) prefetch(next_targets + first, count * sizeof(Target));
     use(first, count, widened<Real>(logits + first, count, logits_buffer),
         widened<Real>(targets + first, count, targets_buffer));
   }
