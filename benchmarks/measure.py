@@ -60,13 +60,13 @@ def compare(
 ) -> Row:  # fmt: skip
     """Time both in ``pairs`` alternating pairs of about ``seconds`` each; the ratio is the median of the pairs' ratios.
 
-    Where a pair takes longer, there are fewer of them, at least 5, in about a minute. Check that the two give equal
+    Where a pair takes longer, there are fewer of them, at least 3, in about a minute. Check that the two give equal
     results before calling this.
     """
     calls, their_calls = _calls_for(ours, seconds, device), _calls_for(theirs, seconds, device)
     start = time.perf_counter()
     times = [(_time(ours, calls, device), _time(theirs, their_calls, device))]
-    pairs = min(pairs, max(5, int(60 / (time.perf_counter() - start))))
+    pairs = min(pairs, max(3, int(60 / (time.perf_counter() - start))))
     times += [(_time(ours, calls, device), _time(theirs, their_calls, device)) for _ in range(pairs - 1)]
     ratios = [b / a for a, b in times]
     low, *_, high = statistics.quantiles(ratios, n=5)
@@ -104,11 +104,16 @@ def compare_memory(
     case: str, peer: str, ours: Callable[[], object], theirs: Callable[[], object], *, target: float,
     device: torch.device,
 ) -> Row:  # fmt: skip
-    """Peak extra memory of both, the median of 3; the ratio says how many times less ours takes."""
-    pairs = [(peak_extra_bytes(ours, device), peak_extra_bytes(theirs, device)) for _ in range(3)]
+    """Peak extra memory of both, the median of 3 (of 1 where that takes half a minute); the ratio says how many times
+    less ours takes."""
+    start = time.perf_counter()
+    pairs = [(peak_extra_bytes(ours, device), peak_extra_bytes(theirs, device))]
+    more = 2 if time.perf_counter() - start < 30 else 0
+    pairs += [(peak_extra_bytes(ours, device), peak_extra_bytes(theirs, device)) for _ in range(more)]
     ratios = sorted(b / max(a, 1) for a, b in pairs)
+    ratio = statistics.median(ratios)
     value, peer_value = (statistics.median(column) / 2**20 for column in zip(*pairs, strict=True))
-    return Row(case, peer, value, peer_value, "MiB", ratios[1], target, ratios[1] >= target, [ratios[0], ratios[2]])
+    return Row(case, peer, value, peer_value, "MiB", ratio, target, ratio >= target, [ratios[0], ratios[-1]])
 
 
 def forward_backward(
