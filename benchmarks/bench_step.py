@@ -165,10 +165,9 @@ def _profile(device, quick, size, case, lengths, pairs, ladder, only) -> list[Ro
             repeats = 2 if key == "a-float32" else None  # by far the slowest, and far from its target
             row, _ = comparison.against(NAMES[key], step, TARGETS[key][device.type == "cuda"], repeats)
             result.append(_turned(row) if key.startswith("zero") else row)
-        result += _summary(comparison, running.facts(), case)
-        if ladder and (not only or "ladder" in only):
-            result += _ladder(comparison, ours, running.facts(), case)
-    return result
+        rungs = _ladder(comparison, ours, running.facts(), case) if ladder and (not only or "ladder" in only) else []
+        result += _summary(comparison, running.facts(), case) if comparison.seconds else []
+    return result + rungs
 
 
 def _ladder(comparison: _Comparison, ours: Step, facts: dict[str, float], case: str) -> list[Row]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks import bench_step
 from benchmarks.bench_step import _Comparison, check_losses, peers
 from benchmarks.step_process import Step, StepProcess
 from benchmarks.workload import fashion_gen_lengths
@@ -44,3 +45,15 @@ def test_another_step_is_found_out():
 def test_a_process_that_fails_says_why():
     with StepProcess(OURS.but(model=TINY | {"hidden_size": 33})) as broken, pytest.raises(RuntimeError, match="33"):
         broken.losses()
+
+
+def test_the_ladder_alone(monkeypatch):
+    """`bench step --only ladder`: each technique's row, what packing saves, and the summary of ours."""
+    monkeypatch.setitem(bench_step.MODELS, "base", TINY)
+    monkeypatch.setattr(bench_step, "PAIRS", {"cpu": {"base": 8}})
+    monkeypatch.setattr(bench_step, "TECHNIQUES", ("packing", "bias_gelu"))
+    rows = bench_step.rows(torch.device("cpu"), True, only=("ladder",))
+    peers = [row.peer for row in rows]
+    assert peers[0] == "bf16 GEMM rate of this run" and {"ours without packing", "ours without bias_gelu"} <= set(peers)
+    (packing,) = (row for row in rows if row.case.endswith("packing: time saved"))
+    assert packing.peer_value > 0 and packing.unit == "s"
