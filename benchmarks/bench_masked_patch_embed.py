@@ -1,10 +1,9 @@
 """masked_patch_embed, forward and backward, against plain PyTorch, torch.compile of it, and its bare matrix products:
 torch's, over the unmasked rows copied out beforehand, with nothing of what comes before and after them.
 
-The row "floor" says how many times faster than plain PyTorch an operator of no cost but those products would be. In
-bfloat16 on a CPU that has instructions for it they already run at 92 to 97% of what its multipliers can do (AMD Zen 5,
-AVX512-BF16: 128 operations a cycle and core), and plain PyTorch spends little on anything else: 1.5x lies beyond the
-floor. In float32 torch leaves half of such a CPU idle, so that ours passes its products (csrc/cpu/matrix_product.h).
+The row "floor" says how many times faster than plain PyTorch an operator of no cost but those products would be: in
+bfloat16 on a CPU that has instructions for it less than 1.5x. In float32 torch leaves half of an AVX-512 unit not made
+by Intel idle, so that ours passes its products (csrc/cpu/matrix_product.h).
 """
 
 from __future__ import annotations
