@@ -58,6 +58,15 @@ def test_without_bias_and_in_blocks(monkeypatch):
         torch.testing.assert_close(run(*parameters), whole[0])
 
 
+def test_logits_as_wide_as_a_vocabulary_go_in_blocks_of_their_own(monkeypatch):
+    monkeypatch.setitem(_linear_residual.BLOCK_ROWS_OF_WIDE, "cpu", 8)
+    parameters = torch.randn(20, 5), torch.randn(_linear_residual.WIDE, 5), torch.randn(_linear_residual.WIDE)
+    labels_M = torch.randint(_linear_residual.WIDE, (20,))
+    mine = loss_and_gradients(linear_cross_entropy, parameters, labels_M)
+    for a, b in zip(mine, loss_and_gradients(linear_cross_entropy_reference, parameters, labels_M), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
 def test_gradcheck():
     hidden_MH, weight_VH = (torch.randn(n, 4, dtype=torch.float64, requires_grad=True) for n in (3, 5))
     bias_V = torch.randn(5, dtype=torch.float64, requires_grad=True)
