@@ -35,7 +35,11 @@ NOT_YET = {".h5": "Fashion-Gen HDF5", ".hdf5": "Fashion-Gen HDF5", ".tar": "WebD
 
 @dataclass(frozen=True)
 class Product:
-    """One product. ``split`` is "" when the source has none; ``image`` exists but has not been opened."""
+    """One row of a catalogue: a product with one title and one photo. ``split`` is "" when the source has none;
+    ``image`` exists but has not been opened.
+
+    group: what rows showing one product share ("": this row alone). image_hash: of the photo's pixels ("": unknown).
+    """
 
     id: str
     title: str
@@ -43,6 +47,8 @@ class Product:
     subcategory: str
     image: Path
     split: str
+    group: str = ""
+    image_hash: str = ""
 
 
 @dataclass(frozen=True)

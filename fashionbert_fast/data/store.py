@@ -3,7 +3,7 @@
 A directory of four files, written under a temporary name and renamed when complete:
 
     manifest.json      what the features are and how they were made (`Manifest`)
-    products.parquet   id, title, category, subcategory, split, image; row n belongs to image n
+    products.parquet   id, title, category, subcategory, split, image, group, image_hash; row n belongs to image n
     features.bin       [N, P, D] in the manifest's dtype, raw, little endian, memory-mapped when read
     problems.jsonl     what was left out of the catalogue and why
 
@@ -28,12 +28,14 @@ import numpy as np
 import torch
 
 from fashionbert_fast.data.catalogue import Problems, Product
+from fashionbert_fast.data.twins import twins
 from fashionbert_fast.errors import InputError
 
 FORMAT_VERSION = 1
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _RAW = {"bfloat16": np.dtype("<u2"), "float16": np.dtype("<u2"), "float32": np.dtype("<u4")}
 COLUMNS = ("id", "title", "category", "subcategory", "split", "image")
+LATER_COLUMNS = ("group", "image_hash")  # empty where a store was written before they were
 # What must agree before two stores' features may meet: the parts of the manifest that the fingerprint covers.
 # `encoder.name` is left out: the same weights may come from a hub or from a directory of any name.
 SAME_FEATURES = (
@@ -128,6 +130,8 @@ class FeatureStore:
         self.ids, self.titles = columns["id"], columns["title"]
         self.categories, self.subcategories = columns["category"], columns["subcategory"]
         self.splits, self.images = columns["split"], columns["image"]
+        self.groups, self.image_hashes = columns["group"], columns["image_hash"]
+        self._twin_N: np.ndarray | None = None
 
     @classmethod
     def open(cls, path: Path | str) -> FeatureStore:
@@ -148,6 +152,13 @@ class FeatureStore:
         if split is None:
             return np.arange(len(self), dtype=np.int64)
         return np.flatnonzero(np.asarray(self.splits, dtype=object) == split).astype(np.int64)
+
+    @property
+    def twin_N(self) -> np.ndarray:
+        """int64 (N,): equal for rows that share a group, a title or a photo, directly or through others (`twins`)."""
+        if self._twin_N is None:
+            self._twin_N = twins(self.groups, self.titles, self.image_hashes)
+        return self._twin_N
 
     def features(self, rows: np.ndarray | Sequence[int] | torch.Tensor) -> torch.Tensor:
         """Features of the given rows [n, P, D], in the store's dtype: one copy, from the mapped file to new memory."""
@@ -183,14 +194,19 @@ def _read_products(path: Path, manifest: Manifest) -> dict[str, list[str]]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path / "products.parquet", columns=list(COLUMNS))
+        table = pq.read_table(path / "products.parquet")
+        missing = [name for name in COLUMNS if name not in table.column_names]
+        if missing:
+            raise pa.ArrowException(f"no column {missing[0]}")
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0][:150]
         raise InputError(f"{path}/products.parquet: cannot be read ({reason}); prepare the store again") from error
     if table.num_rows != manifest.products:
         raise InputError(f"{path}/products.parquet: {table.num_rows} products, the manifest has {manifest.products}; "
                          "the store is damaged, prepare it again with --overwrite")  # fmt: skip
-    return {name: table.column(name).to_pylist() for name in COLUMNS}
+    known = [name for name in (*COLUMNS, *LATER_COLUMNS) if name in table.column_names]
+    empty = {name: [""] * table.num_rows for name in LATER_COLUMNS}
+    return empty | {name: table.column(name).to_pylist() for name in known}
 
 
 def _map_features(path: Path, manifest: Manifest) -> np.ndarray:
@@ -225,7 +241,7 @@ class StoreWriter:
         expected: int = 0,
     ) -> None:  # fmt: skip
         self.out, self.dtype, self.shape_PD = Path(out), dtype, (patches, feature_size)
-        self.columns: dict[str, list[str]] = {name: [] for name in COLUMNS}
+        self.columns: dict[str, list[str]] = {name: [] for name in (*COLUMNS, *LATER_COLUMNS)}
         check_out(self.out, overwrite)
         _check_space(self.out, expected * patches * feature_size * DTYPES[dtype].itemsize)
         _remove_leftovers(self.out)
