@@ -63,6 +63,7 @@ class Manifest:
     holdout: float = 0.0  # share held out; 0 where the catalogue has a split of its own
     created: str = ""  # UTC
     versions: dict[str, str] = field(default_factory=dict)  # libraries that made it, for information
+    content_sha256: str = ""  # of every column and every row's features; "" where the store was written without hashes
     format_version: int = FORMAT_VERSION
 
     @property
