@@ -25,6 +25,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "subcategory": ("subcategory", "subCategory"),
     "image": ("image",),
     "split": ("split",),
+    "group": ("group",),
 }
 REQUIRED = ("id", "title")
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "dev": "validation",
@@ -226,7 +227,8 @@ def _product(
         return report("missing image", missing)
     category = cell.get("category", "")
     subcategory = cell.get("subcategory", category)
-    return Product(identity, cell["title"], category, subcategory, path, SPLITS.get(split.lower(), ""))
+    return Product(identity, cell["title"], category, subcategory, path, SPLITS.get(split.lower(), ""),
+                   cell.get("group", ""))  # fmt: skip
 
 
 def _open_text(path: Path) -> TextIO:

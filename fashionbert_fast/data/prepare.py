@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from fashionbert_fast.data.catalogue import COLUMNS, Problems, Product, read_catalogue
+from fashionbert_fast.data.splits import SPLIT_BY, hold_out, parse_split_by, split_warnings
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.files import check_writable, write_json
 from fashionbert_fast.progress import progress
@@ -30,6 +31,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: `fashionbert prepare --help`
     import torch
 
     from fashionbert_fast.data.patch_encoder import PatchEncoder
+    from fashionbert_fast.data.store import Manifest
 
 DEFAULT_ENCODER = "resnet50"
 T, R = TypeVar("T"), TypeVar("R")
@@ -41,12 +43,16 @@ EPILOG = """examples:
   fashionbert prepare shop.parquet --out stores/shop --encoder ./my-resnet --holdout 0 --device cuda
 
 catalogues: a directory with styles.csv and images/<id>.jpg (Kaggle "fashion product images"), or a .csv, .jsonl or
-.parquet file with columns id, title, category, subcategory, image (a path) and split; only id and title must be there.
+.parquet file with columns id, title, category, subcategory, image (a path), split and group (what several rows of one
+product share: --column group=productID); only id and title must be there.
 Without an image column the photo of a product is images/<id>.jpg (or .png, .webp) beside the file, or in --images.
 
 encoders: resnet50 (microsoft/resnet-50 of the Hugging Face hub, 2048-d); any vision backbone of transformers, as a hub
 id or a local directory; efficientnet-lite0 (ImageNet-trained, 1280-d, from ordinary packages, no hub needed);
 random[:SEED[:WIDTH]] (a small ResNet that is NOT trained).
+
+The hold-out keeps together what would leak: rows of one group, of one title or of one photo, and rows that hang
+together through others (--split-by). A split column is respected; what leaks is counted either way.
 
 What cannot be used is left out and listed in STORE/problems.jsonl; with --strict the first such row stops the job."""
 
@@ -60,6 +66,8 @@ class PrepareReport:
     skipped: int
     problems: dict[str, int]
     splits: dict[str, int]
+    leaks: dict[str, dict[str, int]]  # of each split but train: see `twins.leaks`
+    warnings: list[str]  # about the split
     seconds: float
     images_per_second: float  # reading, encoding and writing, without loading the encoder
     encoder: str
@@ -70,9 +78,10 @@ class PrepareReport:
 
 def prepare(
     source: Path | str, out: Path | str, *, encoder: str = DEFAULT_ENCODER, grid: int = 8,
-    patch_pixels: int | None = None, holdout: float = 0.1, seed: int = 0, images: Path | None = None,
-    columns: Mapping[str, str] | None = None, strict: bool = False, dtype: str = "bfloat16",
-    batch_size: int | None = None, workers: int | None = None, device: str | None = None, overwrite: bool = False,
+    patch_pixels: int | None = None, holdout: float = 0.1, seed: int = 0, split_by: str = SPLIT_BY,
+    images: Path | None = None, columns: Mapping[str, str] | None = None, strict: bool = False,
+    dtype: str = "bfloat16", batch_size: int | None = None, workers: int | None = None, device: str | None = None,
+    overwrite: bool = False,
 ) -> PrepareReport:  # fmt: skip
     """Read ``source``, encode its photos and write the feature store ``out``.
 
@@ -81,7 +90,8 @@ def prepare(
         encoder: see `backbones.load_backbone`. grid: patches a side. patch_pixels: of a side of a patch as the encoder
             sees it; None: the encoder's own default.
         holdout: share of the products whose split becomes "validation", by a hash of seed and id, where the source
-            has no split of its own. strict: stop at the first row that cannot be used.
+            has no split of its own. split_by: what rows must share to land in the same split, some of
+            "group,title,photo", or "none". strict: stop at the first row that cannot be used.
         dtype: of the stored features. batch_size: images of a forward pass. workers: threads. None: chosen to suit.
 
     Raises InputError on bad input; then ``out`` is as it was.
@@ -89,12 +99,12 @@ def prepare(
     started = time.perf_counter()
     source, out = Path(source), Path(out)
     check_options(holdout, dtype, batch_size, workers)
+    by = parse_split_by(split_by)
     from fashionbert_fast.data.store import StoreWriter, check_out
 
     check_out(out, overwrite)
     problems = Problems(strict)
     products = read_catalogue(source, problems=problems, images=images, columns=columns)
-    products, held_out = hold_out(products, holdout, seed)
 
     from fashionbert_fast.data.patch_encoder import load_encoder
 
@@ -103,7 +113,7 @@ def prepare(
         print(f"WARNING: encoder {patch_encoder.backbone.name} IS NOT TRAINED: its features are random projections; "
               "use them to try things out, not for results", file=sys.stderr, flush=True)  # fmt: skip
     manifest = patch_encoder.manifest()
-    manifest.source, manifest.seed, manifest.holdout = str(source), seed, held_out
+    manifest.source, manifest.seed = str(source), seed
     manifest.created = datetime.now(UTC).isoformat(timespec="seconds")
     encoding = time.perf_counter()
     with StoreWriter(
@@ -114,12 +124,15 @@ def prepare(
             writer.append(good, features_IPD)
         if not writer.columns["id"]:
             raise InputError(f"{source}: no photo can be read; the first: {problems.items[0]}")
+        warnings = assign_splits(writer.columns, manifest, holdout, seed, by)
         manifest = writer.commit(manifest, problems)
     now = time.perf_counter()
+    for warning in warnings:
+        print(f"WARNING: {warning}", file=sys.stderr, flush=True)
     return PrepareReport(
-        str(out), manifest.products, problems.count, manifest.problems, manifest.splits, now - started,
-        manifest.products / (now - encoding), patch_encoder.backbone.name, patch_encoder.backbone.trained,
-        manifest.feature_size, manifest.fingerprint,
+        str(out), manifest.products, problems.count, manifest.problems, manifest.splits, manifest.leaks, warnings,
+        now - started, manifest.products / (now - encoding), patch_encoder.backbone.name,
+        patch_encoder.backbone.trained, manifest.feature_size, manifest.fingerprint,
     )  # fmt: skip
 
 
@@ -134,19 +147,19 @@ def check_options(holdout: float, dtype: str, batch_size: int | None, workers: i
             raise InputError(f"{option} {value}: must be 1 or more")
 
 
-def hold_out(products: Sequence[Product], holdout: float, seed: int) -> tuple[list[Product], float]:
-    """Products with their splits, and the share held out by hash (0 where the source has splits).
+def assign_splits(
+    columns: dict[str, list[str]], manifest: Manifest, holdout: float, seed: int, by: Sequence[str]
+) -> list[str]:
+    """Fill in ``columns["split"]`` and what the manifest says of it; returns warnings. Photos have been hashed by now.
 
     A source's own splits are respected; a product without one, among others that have one, is for training.
     """
-    if any(product.split for product in products):
-        return [p if p.split else replace(p, split="train") for p in products], 0.0
-
-    def split(product: Product) -> str:
-        digest = hashlib.sha256(f"{seed} {product.id}".encode()).digest()
-        return "validation" if int.from_bytes(digest[:8], "big") < holdout * 2**64 else "train"
-
-    return [replace(product, split=split(product)) for product in products], holdout
+    if any(columns["split"]):
+        columns["split"] = [split or "train" for split in columns["split"]]
+        return []
+    columns["split"] = hold_out(columns, holdout, seed, by)
+    manifest.holdout, manifest.split_by = holdout, ",".join(by) or "none"
+    return split_warnings(columns, holdout, by)
 
 
 def encode_products(
@@ -177,7 +190,7 @@ def encode_products(
 
 
 def read_batch(batch: Sequence[Product], side: int) -> tuple[list[Product], list[tuple[Product, str]], torch.Tensor]:
-    """(readable products, the others with the reason, their photos uint8 [I, S, S, 3])."""
+    """(readable products with their photo's hash, the others with the reason, the photos uint8 [I, S, S, 3])."""
     import numpy as np
     import torch
 
@@ -186,11 +199,13 @@ def read_batch(batch: Sequence[Product], side: int) -> tuple[list[Product], list
     good, bad, images = [], [], []
     for product in batch:
         try:
-            images.append(read_image(product.image, side))
-            good.append(product)
+            image_SS3 = read_image(product.image, side)
         except Exception as error:  # a broken file can make Pillow raise nearly anything
             reason = " ".join(str(error).replace(str(product.image), "the file").split()) or type(error).__name__
             bad.append((product, f"cannot be read ({reason[:150]})"))
+            continue
+        images.append(image_SS3)
+        good.append(replace(product, image_hash=hashlib.blake2b(image_SS3, digest_size=16).hexdigest()))
     stacked_ISS3 = np.stack(images) if images else np.empty((0, side, side, 3), np.uint8)
     return good, bad, torch.from_numpy(stacked_ISS3)
 
@@ -257,6 +272,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--holdout", type=float, default=0.1, metavar="SHARE",
         help="share of the products for validation, unless the catalogue has a split column (default: %(default)s)")
     add("--seed", type=int, default=0, help="which products are held out (default: %(default)s)")
+    add("--split-by", default=SPLIT_BY, metavar="WHAT",
+        help="rows that share one of these land in the same split, some of group,title,photo, or none "
+        "(default: %(default)s)")
     add("--strict", action="store_true", help="stop at the first row or photo that cannot be used")
     add("--dtype", default="bfloat16", help="bfloat16, float16 or float32 features (default: %(default)s)")
     add("--batch-size", type=int, metavar="N", help="photos of a forward pass (default: what suits the device)")
@@ -267,19 +285,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     # fmt: on
 
 
+def leak_line(leaks: Mapping[str, Mapping[str, int]]) -> str:
+    """What of the held-out splits stands in training too, in one line."""
+    leaking = {name: counts for name, counts in leaks.items() if counts["products"]}
+    if not leaking:
+        return "leaks: none" if leaks else "leaks: none (nothing is held out)"
+    parts = (
+        f"{counts['products']} of {name} also stand in train ("
+        + ", ".join(f"{counts[kind]} by {kind}" for kind in ("title", "photo", "group") if counts[kind]) + ")"
+        for name, counts in leaking.items()
+    )  # fmt: skip
+    return f"leaks: {'; '.join(parts)}"
+
+
 def run(args: argparse.Namespace) -> int:
     if args.json is not None:
         check_writable(args.json)
     report = prepare(
         args.source, args.out, encoder=args.encoder, grid=args.grid, patch_pixels=args.patch_pixels,
-        holdout=args.holdout, seed=args.seed, images=args.images, columns=parse_columns(args.column),
-        strict=args.strict, dtype=args.dtype, batch_size=args.batch_size, workers=args.workers, device=args.device,
-        overwrite=args.overwrite,
+        holdout=args.holdout, seed=args.seed, split_by=args.split_by, images=args.images,
+        columns=parse_columns(args.column), strict=args.strict, dtype=args.dtype, batch_size=args.batch_size,
+        workers=args.workers, device=args.device, overwrite=args.overwrite,
     )  # fmt: skip
     splits = ", ".join(f"{count} {name}" for name, count in report.splits.items())
     print(f"{report.store}: {report.products} products ({splits}), {args.grid} x {args.grid} patches of "
           f"{report.feature_size} features by {report.encoder}{'' if report.trained else ' (NOT TRAINED)'}, "
           f"{report.seconds:.1f} s, {report.images_per_second:.1f} images/s")  # fmt: skip
+    print(leak_line(report.leaks))
     if report.skipped:
         kinds = ", ".join(f"{kind} {count}" for kind, count in report.problems.items())
         print(f"skipped {report.skipped}: {kinds}; each is named in {args.out / 'problems.jsonl'}")

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 
 from fashionbert_fast.data.catalogue import Problems, Product
-from fashionbert_fast.data.twins import twins
+from fashionbert_fast.data.twins import leaks, twins
 from fashionbert_fast.errors import InputError
 
 FORMAT_VERSION = 1
@@ -61,6 +61,8 @@ class Manifest:
     source: str = ""  # the catalogue
     seed: int = 0  # of the hold-out
     holdout: float = 0.0  # share held out; 0 where the catalogue has a split of its own
+    split_by: str = ""  # what kept rows in one split, of group, title, photo; "" where the catalogue has a split
+    leaks: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> products, title, photo, group (`leaks`)
     created: str = ""  # UTC
     versions: dict[str, str] = field(default_factory=dict)  # libraries that made it, for information
     content_sha256: str = ""  # of every column and every row's features; "" where the store was written without hashes
@@ -126,7 +128,7 @@ class FeatureStore:
     def __init__(
         self, path: Path, manifest: Manifest, columns: Mapping[str, list[str]], mapped_NPD: np.ndarray
     ) -> None:
-        self.path, self.manifest = path, manifest
+        self.path, self.manifest, self.columns = path, manifest, columns
         self.mapped_NPD = mapped_NPD  # read-only, raw: uint16 holds bfloat16 and float16, uint32 holds float32
         self.ids, self.titles = columns["id"], columns["title"]
         self.categories, self.subcategories = columns["category"], columns["subcategory"]
@@ -272,7 +274,7 @@ class StoreWriter:
 
         problems = problems or Problems()
         manifest.dtype, manifest.products = self.dtype, len(self.columns["id"])
-        manifest.splits = dict(Counter(self.columns["split"]))
+        manifest.splits, manifest.leaks = dict(Counter(self.columns["split"])), leaks(self.columns)
         manifest.problems = problems.by_kind()
         try:
             pq.write_table(pa.table(self.columns), self.partial / "products.parquet")

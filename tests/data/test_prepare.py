@@ -17,9 +17,8 @@ import torch
 from PIL import Image
 
 from fashionbert_fast.cli import main
-from fashionbert_fast.data.catalogue import Product
 from fashionbert_fast.data.patch_encoder import load_encoder, read_image
-from fashionbert_fast.data.prepare import hold_out, ordered, parse_columns, prepare
+from fashionbert_fast.data.prepare import ordered, parse_columns, prepare
 from fashionbert_fast.data.store import FeatureStore
 from fashionbert_fast.errors import InputError
 
@@ -118,24 +117,54 @@ def test_no_photo_can_be_read(catalogue, tmp_path):
     assert not (tmp_path / "s").exists()
 
 
-def some_products(count: int, split: str = "") -> list[Product]:
-    return [Product(str(i), "t", "c", "s", Path("x.jpg"), split) for i in range(count)]
+def test_twins_are_held_out_together(tmp_path):
+    """Rows 0 and 30 share a title, 30 and 2 a photo, 2 and 3 a group: they are one, and wherever they go none leaks."""
+    folder = write_catalogue(tmp_path / "shop", count=40)
+    lines = [f"{100 + i},T{i % 30},P{i}" for i in range(40)]  # rows 0 and 30, 1 and 31, ... share a title
+    lines[3] = "103,T3,P2"
+    (folder / "styles.csv").write_text("id,title,productID\n" + "\n".join(lines) + "\n")
+    (folder / "images" / "130.jpg").write_bytes((folder / "images" / "102.jpg").read_bytes())
+    leaking = prepare(folder, tmp_path / "rows", holdout=0.4, split_by="none", columns={"group": "productID"}, **QUICK)
+    assert leaking.leaks["validation"]["title"] > 0 and FeatureStore.open(tmp_path / "rows").manifest.split_by == "none"
+    columns = {"group": "productID"}
+    reports = [prepare(folder, tmp_path / f"s{seed}", holdout=0.4, seed=seed, columns=columns, **QUICK)
+               for seed in range(4)]  # fmt: skip
+    for seed, report in enumerate(reports):
+        store = FeatureStore.open(tmp_path / f"s{seed}")
+        assert store.groups[:4] == ["P0", "P1", "P2", "P2"] and len(set(store.image_hashes)) == 39
+        assert len({store.splits[row] for row in (0, 30, 2, 32, 3, 33)}) == 1
+        assert report.leaks == {"validation": {"products": 0, "title": 0, "photo": 0, "group": 0}}
+        assert store.manifest.leaks == report.leaks and store.manifest.split_by == "group,title,photo"
+    assert len({tuple(FeatureStore.open(tmp_path / f"s{seed}").splits) for seed in range(4)}) == 4
 
 
-def test_hold_out_is_a_function_of_seed_and_id():
-    products, share = hold_out(some_products(4000), 0.1, seed=0)
-    held = {p.id for p in products if p.split == "validation"}
-    assert share == 0.1 and 340 < len(held) < 460
-    fewer, _ = hold_out(some_products(1000)[::-1], 0.1, seed=0)
-    assert {p.id for p in fewer if p.split == "validation"} == {i for i in held if int(i) < 1000}
-    other, _ = hold_out(some_products(4000), 0.1, seed=1)
-    assert {p.id for p in other if p.split == "validation"} != held
-    assert {p.split for p in hold_out(some_products(50), 0.0, seed=0)[0]} == {"train"}
+def test_a_catalogues_own_split_is_respected_and_its_leaks_are_told(tmp_path, capsys):
+    folder = write_catalogue(tmp_path / "shop", count=4)
+    rows = ["100,Red hat,train", "101,RED  hat!,validation", "102,Cap,test", "103,Scarf,"]
+    (folder / "styles.csv").write_text("id,title,split\n" + "\n".join(rows) + "\n")
+    (folder / "images" / "102.jpg").write_bytes((folder / "images" / "103.jpg").read_bytes())
+    summary = tmp_path / "summary.json"
+    words = ["prepare", str(folder), "--out", str(tmp_path / "s"), "--json", str(summary), *QUICK_WORDS]
+    assert main([*words, "--holdout", "0.5"]) == 0
+    store = FeatureStore.open(tmp_path / "s")
+    assert store.splits == ["train", "validation", "test", "train"]  # without one, among others that have one
+    assert (store.manifest.holdout, store.manifest.split_by) == (0.0, "")
+    printed = capsys.readouterr().out
+    assert (
+        "leaks: 1 of test also stand in train (1 by photo); 1 of validation also stand in train (1 by title)" in printed
+    )
+    one = {"products": 1, "title": 0, "photo": 0, "group": 0}
+    leaks = {"test": one | {"photo": 1}, "validation": one | {"title": 1}}
+    assert json.loads(summary.read_text())["leaks"] == leaks == store.manifest.leaks
 
 
-def test_a_catalogues_own_split_is_respected():
-    products, share = hold_out(some_products(3, "validation") + some_products(2), 0.5, seed=0)
-    assert [p.split for p in products] == ["validation"] * 3 + ["train"] * 2 and share == 0.0
+def test_a_group_column_that_is_constant_is_warned_of(tmp_path, capsys):
+    folder = write_catalogue(tmp_path / "shop", count=12)
+    words = ["prepare", str(folder), "--out", str(tmp_path / "s"), "--column", "group=subCategory", *QUICK_WORDS]
+    assert main(words) == 0
+    error = capsys.readouterr().err
+    assert "WARNING: 12 of 12 products count as one, with id 100 (bound by group, title, photo)" in error
+    assert "WARNING: 0 of 12 products are held out (0.0%) where --holdout asked for 10.0%" in error
 
 
 def test_columns_of_the_command_line():
@@ -167,7 +196,7 @@ def test_command_line(broken, tmp_path, capsys):
     out, summary = tmp_path / "s", tmp_path / "summary.json"
     status = main(["prepare", str(broken), "--out", str(out), "--json", str(summary), "--holdout", "0.3", *QUICK_WORDS])
     printed = capsys.readouterr().out
-    assert status == 0 and len(printed.splitlines()) == 2
+    assert status == 0 and len(printed.splitlines()) == 3 and "leaks: none" in printed
     assert "7 products" in printed and "images/s" in printed and "(NOT TRAINED)" in printed
     assert "skipped 4: unreadable image 2" in printed and "problems.jsonl" in printed
     value = json.loads(summary.read_text())
@@ -182,6 +211,7 @@ def test_command_line(broken, tmp_path, capsys):
         (["{shop}", "--holdout", "1.5"], r"--holdout 1.5: must lie in [0, 1)"),
         (["{shop}", "--dtype", "int8"], "--dtype int8: must be bfloat16, float16 or float32"),
         (["{shop}", "--batch-size", "0"], "--batch-size 0: must be 1 or more"),
+        (["{shop}", "--split-by", "colour"], "--split-by colour: 'colour' is unknown; write none, or some of"),
         (["{shop}", "--workers", "-1"], "--workers -1: must be 1 or more"),
         (["{shop}", "--grid", "0"], "--grid 0: must be 1 or more"),
         (["{shop}", "--device", "abacus"], "--device abacus: cannot be used"),
