@@ -3,7 +3,8 @@
 A directory of four files, written under a temporary name and renamed when complete:
 
     manifest.json      what the features are and how they were made (`Manifest`)
-    products.parquet   id, title, category, subcategory, split, image, group, image_hash; row n belongs to image n
+    products.parquet   id, title, category, subcategory, split, image, group, image_hash and a checksum of the row's
+                       features; row n belongs to image n
     features.bin       [N, P, D] in the manifest's dtype, raw, little endian, memory-mapped when read
     problems.jsonl     what was left out of the catalogue and why
 
@@ -12,7 +13,6 @@ Shapes: N products, n rows asked for, I images, P = grid * grid patches, D featu
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -20,129 +20,58 @@ import socket
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 
+from fashionbert_fast.data import integrity
 from fashionbert_fast.data.catalogue import Problems, Product
+from fashionbert_fast.data.manifest import DTYPES, FORMAT_VERSION, Manifest, require_same_features
 from fashionbert_fast.data.twins import leaks, twins
 from fashionbert_fast.errors import InputError
 
-FORMAT_VERSION = 1
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_UNSIGNED = {"bfloat16": torch.uint16, "float16": torch.uint16, "float32": torch.uint32}
 _RAW = {"bfloat16": np.dtype("<u2"), "float16": np.dtype("<u2"), "float32": np.dtype("<u4")}
 COLUMNS = ("id", "title", "category", "subcategory", "split", "image")
 LATER_COLUMNS = ("group", "image_hash")  # empty where a store was written before they were
-# What must agree before two stores' features may meet: the parts of the manifest that the fingerprint covers.
-# `encoder.name` is left out: the same weights may come from a hub or from a directory of any name.
-SAME_FEATURES = (
-    "grid",
-    "resize.image_pixels", "resize.patch_pixels", "resize.interpolation",
-    "encoder.architecture", "encoder.feature_size", "encoder.pooling", "encoder.weights_sha256",
-    "normalisation.mean", "normalisation.std",
-)  # fmt: skip
-
-
-@dataclass
-class Manifest:
-    """What a store holds. ``fingerprint`` stands for grid, resize, encoder and normalisation together."""
-
-    grid: int  # the image is cut into grid x grid patches
-    resize: dict[str, Any]  # image_pixels, patch_pixels, interpolation
-    encoder: dict[str, Any]  # name, architecture, pooling, weights_sha256, feature_size, trained
-    normalisation: dict[str, Any]  # mean, std of the channels, in units of 1 = white
-    dtype: str = "bfloat16"  # of features.bin: bfloat16 | float16 | float32
-    products: int = 0
-    splits: dict[str, int] = field(default_factory=dict)  # split -> products
-    problems: dict[str, int] = field(default_factory=dict)  # kind -> rows left out
-    source: str = ""  # the catalogue
-    seed: int = 0  # of the hold-out
-    holdout: float = 0.0  # share held out; 0 where the catalogue has a split of its own
-    split_by: str = ""  # what kept rows in one split, of group, title, photo; "" where the catalogue has a split
-    leaks: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> products, title, photo, group (`leaks`)
-    created: str = ""  # UTC
-    versions: dict[str, str] = field(default_factory=dict)  # libraries that made it, for information
-    content_sha256: str = ""  # of every column and every row's features; "" where the store was written without hashes
-    format_version: int = FORMAT_VERSION
-
-    @property
-    def patches(self) -> int:
-        return self.grid * self.grid
-
-    @property
-    def feature_size(self) -> int:
-        return self.encoder["feature_size"]
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 (hex) over grid, resize, backbone and normalisation: equal for features that may be mixed."""
-        parts = {name: _get(asdict(self), name) for name in SAME_FEATURES}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, with the fingerprint."""
-        return asdict(self) | {"fingerprint": self.fingerprint}
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> Self:
-        """Inverse of `to_dict`. ValueError on a manifest that lacks a field or contradicts its own fingerprint."""
-        known = {f.name for f in fields(cls)}
-        missing = [name for name in SAME_FEATURES if _get(value, name) is None]
-        if missing or value.get("dtype") not in DTYPES:
-            raise ValueError(f"lacks {missing[0]}" if missing else f"dtype {value.get('dtype')!r} is unknown")
-        manifest = cls(**{name: part for name, part in value.items() if name in known})
-        if manifest.fingerprint != value.get("fingerprint"):
-            raise ValueError("was edited: its fingerprint does not belong to its fields")
-        return manifest
-
-
-def _get(value: Any, dotted: str) -> Any:
-    for part in dotted.split("."):
-        value = value.get(part) if isinstance(value, Mapping) else None
-    return value
-
-
-def require_same_features(a: Manifest | Mapping[str, Any], b: Manifest | Mapping[str, Any], what: str) -> None:
-    """InputError naming the first field in which the features of ``a`` and ``b`` differ.
-
-    ``what`` names the two, such as "runs/a and stores/b". Compared: grid, resize, backbone and normalisation.
-    """
-    first, second = (m.to_dict() if isinstance(m, Manifest) else m for m in (a, b))
-    for name in SAME_FEATURES:
-        x, y = _get(first, name), _get(second, name)
-        if x != y:
-            if name.startswith("encoder"):
-                x, y = (f"{v} of {_get(m, 'encoder.name')}" for v, m in ((x, first), (y, second)))
-            raise InputError(
-                f"{what}: their patch features differ in {name} ({x} against {y}) and cannot be mixed; "
-                "prepare the catalogue again with the same --encoder, --grid and --patch-pixels"
-            )
+__all__ = ["FeatureStore", "Manifest", "StoreWriter", "require_same_features"]
 
 
 class FeatureStore:
     """Reads a store. Rows are memory-mapped: opening is free of its size, processes share the pages."""
 
     def __init__(
-        self, path: Path, manifest: Manifest, columns: Mapping[str, list[str]], mapped_NPD: np.ndarray
-    ) -> None:
+        self, path: Path, manifest: Manifest, columns: Mapping[str, list[str]], crc32_N: np.ndarray | None,
+        mapped_NPD: np.ndarray,
+    ) -> None:  # fmt: skip
         self.path, self.manifest, self.columns = path, manifest, columns
         self.mapped_NPD = mapped_NPD  # read-only, raw: uint16 holds bfloat16 and float16, uint32 holds float32
         self.ids, self.titles = columns["id"], columns["title"]
         self.categories, self.subcategories = columns["category"], columns["subcategory"]
         self.splits, self.images = columns["split"], columns["image"]
         self.groups, self.image_hashes = columns["group"], columns["image_hash"]
+        self.crc32_N = crc32_N  # uint32, of each row's bytes; None where the store was written without hashes
         self._twin_N: np.ndarray | None = None
 
     @classmethod
-    def open(cls, path: Path | str) -> FeatureStore:
-        """Open and check. InputError, in one line, on anything that is not a whole store of this format."""
+    def open(cls, path: Path | str, *, check_rows: bool = True) -> FeatureStore:
+        """Open and check. InputError, in one line, on anything that is not a whole, unchanged store of this format.
+
+        check_rows: also read a handful of rows, against their checksums (see `integrity`); `verify` reads all.
+        """
         path = Path(path)
         manifest = _read_manifest(path)
-        columns = _read_products(path, manifest)
-        return cls(path, manifest, columns, _map_features(path, manifest))
+        columns, crc32_N = _read_products(path, manifest)
+        store = cls(path, manifest, columns, crc32_N, _map_features(path, manifest))
+        if check_rows:
+            integrity.check_some_rows(store)
+        return store
+
+    def verify(self) -> list[integrity.Damage]:
+        """Everything that is not as it was written; reads the whole store."""
+        return integrity.verify(self)
 
     def __reduce__(self):
         return FeatureStore.open, (self.path,)  # another process maps the file itself: pickling would copy the features
@@ -185,6 +114,7 @@ def _read_manifest(path: Path) -> Manifest:
             raise ValueError("is not a feature store's")
         if value["format_version"] != FORMAT_VERSION:
             raise ValueError(f"has format {value['format_version']}, this version reads {FORMAT_VERSION}")
+        integrity.check_seal(value)
         return Manifest.from_dict(value)
     except OSError as error:
         raise InputError(f"{path}/manifest.json: cannot be read ({error.strerror}); check its permissions") from error
@@ -192,24 +122,30 @@ def _read_manifest(path: Path) -> Manifest:
         raise InputError(f"{path}/manifest.json: {error}; prepare the store again with --overwrite") from error
 
 
-def _read_products(path: Path, manifest: Manifest) -> dict[str, list[str]]:
+def _read_products(path: Path, manifest: Manifest) -> tuple[dict[str, list[str]], np.ndarray | None]:
+    """The columns of text, and the checksums of the features."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path / "products.parquet")
+        content = (path / "products.parquet").read_bytes()
+        if difference := integrity.file_difference("products.parquet", content, manifest):
+            raise InputError(f"{path}/products.parquet: {difference}; {integrity.AGAIN}")
+        table = pq.read_table(pa.BufferReader(content))
         missing = [name for name in COLUMNS if name not in table.column_names]
         if missing:
             raise pa.ArrowException(f"no column {missing[0]}")
-    except (pa.ArrowException, OSError) as error:
+        known = [name for name in (*COLUMNS, *LATER_COLUMNS) if name in table.column_names]
+        columns = {name: [""] * table.num_rows for name in LATER_COLUMNS}
+        columns |= {name: table.column(name).to_pylist() for name in known}
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:150]
         raise InputError(f"{path}/products.parquet: cannot be read ({reason}); prepare the store again") from error
     if table.num_rows != manifest.products:
         raise InputError(f"{path}/products.parquet: {table.num_rows} products, the manifest has {manifest.products}; "
-                         "the store is damaged, prepare it again with --overwrite")  # fmt: skip
-    known = [name for name in (*COLUMNS, *LATER_COLUMNS) if name in table.column_names]
-    empty = {name: [""] * table.num_rows for name in LATER_COLUMNS}
-    return empty | {name: table.column(name).to_pylist() for name in known}
+                         f"the store is damaged, {integrity.AGAIN}")  # fmt: skip
+    has_crc = integrity.CRC_COLUMN in table.column_names
+    return columns, table.column(integrity.CRC_COLUMN).to_numpy() if has_crc else None
 
 
 def _map_features(path: Path, manifest: Manifest) -> np.ndarray:
@@ -245,6 +181,7 @@ class StoreWriter:
     ) -> None:  # fmt: skip
         self.out, self.dtype, self.shape_PD = Path(out), dtype, (patches, feature_size)
         self.columns: dict[str, list[str]] = {name: [] for name in (*COLUMNS, *LATER_COLUMNS)}
+        self.crc32: list[int] = []
         check_out(self.out, overwrite)
         _check_space(self.out, expected * patches * feature_size * DTYPES[dtype].itemsize)
         _remove_leftovers(self.out)
@@ -256,14 +193,21 @@ class StoreWriter:
             raise InputError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
 
     def append(self, products: Sequence[Product], features_IPD: torch.Tensor) -> None:
-        """Add ``products`` with their features [I, P, D], of any float dtype, rounded to the store's."""
+        """Add ``products`` with their features [I, P, D], of any float dtype, rounded to the store's.
+
+        ValueError where they have another shape or are not finite once rounded: no store holds NaN.
+        """
         if features_IPD.shape != (len(products), *self.shape_PD):
             raise ValueError(f"features: {tuple(features_IPD.shape)}, not {(len(products), *self.shape_PD)}")
         rounded_IPD = features_IPD.detach().to("cpu", DTYPES[self.dtype]).contiguous()
+        raw_IPD = rounded_IPD.view(_UNSIGNED[self.dtype]).numpy()
+        for index in np.flatnonzero(~integrity.is_finite(raw_IPD, self.dtype)):
+            raise ValueError(f"features: NaN or infinity in those of id {products[index].id}")
         try:
-            self.file.write(rounded_IPD.view(torch.uint8).numpy())
+            self.file.write(raw_IPD)
         except OSError as error:
             raise InputError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
+        self.crc32 += integrity.row_crc32(raw_IPD)
         for name, column in self.columns.items():
             column.extend(str(getattr(product, name)) for product in products)
 
@@ -277,12 +221,16 @@ class StoreWriter:
         manifest.splits, manifest.leaks = dict(Counter(self.columns["split"])), leaks(self.columns)
         manifest.problems = problems.by_kind()
         try:
-            pq.write_table(pa.table(self.columns), self.partial / "products.parquet")
+            crc32 = {integrity.CRC_COLUMN: pa.array(self.crc32, pa.uint32())}
+            pq.write_table(pa.table(self.columns | crc32), self.partial / "products.parquet")
             (self.partial / "problems.jsonl").write_text(problems.to_jsonl())
-            (self.partial / "manifest.json").write_text(json.dumps(manifest.to_dict(), indent=2) + "\n")
             self.file.flush()
             os.fsync(self.file.fileno())
             self.file.close()
+            manifest.files = integrity.file_hashes(self.partial)
+            manifest.content_sha256 = integrity.content_sha256(self.columns, self.crc32, manifest)
+            sealed = integrity.seal(manifest.to_dict())
+            (self.partial / "manifest.json").write_text(json.dumps(sealed, indent=2) + "\n")
             _replace(self.partial, self.out)
         except OSError as error:
             raise InputError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error

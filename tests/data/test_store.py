@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -125,6 +126,26 @@ def test_what_may_differ():
     assert a_manifest().fingerprint == other.fingerprint
 
 
+def without_hashes(store: Path) -> Path:
+    """``store`` as it was written before there were hashes, groups and photos' hashes."""
+    manifest = json.loads((store / "manifest.json").read_text())
+    for name in ("manifest_sha256", "content_sha256", "files", "leaks", "split_by"):
+        del manifest[name]
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    table = pq.read_table(store / "products.parquet")
+    pq.write_table(table.drop_columns(["features_crc32", "group", "image_hash"]), store / "products.parquet")
+    return store
+
+
+def test_a_store_without_hashes_opens_as_before(made):
+    before = FeatureStore.open(made)
+    store = FeatureStore.open(without_hashes(made))
+    assert (store.titles, store.splits, store.manifest.content_sha256) == (before.titles, before.splits, "")
+    assert store.groups == [""] * 7 == store.image_hashes and store.crc32_N is None
+    assert torch.equal(store.features(store.rows()), before.features(before.rows()))
+    assert store.verify() == []
+
+
 def damage(store: Path, how: str) -> None:
     manifest = store / "manifest.json"
     if how == "absent":
@@ -164,7 +185,7 @@ def damage(store: Path, how: str) -> None:
         ("other manifest", r"manifest\.json: is not a feature store's"),
         ("version", "has format 9, this version reads 1"),
         ("lacking", r"lacks resize\.image_pixels"),
-        ("edited", "was edited"),
+        ("edited", "was edited: its fingerprint does not belong to its fields"),
         ("truncated", r"features\.bin: 166 bytes, where \(7, 4, 3\) bfloat16 take 168"),
         ("no features", r"features\.bin: cannot be read \(No such file"),
         ("products", r"products\.parquet: 8 products, the manifest has 7"),
@@ -172,7 +193,9 @@ def damage(store: Path, how: str) -> None:
     ],
 )
 def test_damaged_stores(made, how, message):
+    """What shows without hashes; with them: `test_integrity`."""
     write(made.parent / "longer", count=8)
+    without_hashes(made)
     damage(made, how)
     with pytest.raises(InputError, match=message) as raised:
         FeatureStore.open(made)
