@@ -68,7 +68,8 @@ def _sample(config: FashionBertConfig, length: int, seed: tuple[int, int]) -> di
 
 def _collate(config: FashionBertConfig, samples: list[dict], budget: Budget, dtype: torch.dtype) -> Batch:
     B, P = len(samples), config.patches
-    packed = pack([sample["ids"] for sample in samples], P, 0, budget)
+    id_N = np.concatenate([sample["ids"] for sample in samples])
+    packed = pack(id_N, np.asarray([len(sample["ids"]) for sample in samples]), P, 0, budget)
     first_rows = packed["cls_row_B"].tolist()
     rows_M = np.concatenate([row + sample["chosen"] for row, sample in zip(first_rows, samples, strict=True)])
     fill = rounded_up(len(rows_M), budget.predictions) - len(rows_M)

@@ -19,8 +19,6 @@ from fashionbert_fast.data.store import FeatureStore
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.kernels._library import IGNORED
 
-NOTHING = np.empty(0, dtype=np.int64)
-
 
 @dataclass
 class Batch:
@@ -86,10 +84,16 @@ def rounded_up(size: int, multiple: int) -> int:
 
 
 class TokenizedTitles:
-    """All titles of a store as one flat id array with offsets, and the word each token belongs to."""
+    """All titles of a store as one flat id array with offsets, and the word each token belongs to.
+
+    A title is plain text: "[MASK]" or "[SEP]" written in one becomes ordinary pieces, never the token of that name.
+    """
 
     def __init__(self, titles: Sequence[str], tokenizer, max_text_tokens: int) -> None:
-        encoded = tokenizer(list(titles), truncation=True, max_length=max_text_tokens, return_attention_mask=False)
+        encoded = tokenizer(
+            list(titles), truncation=True, max_length=max_text_tokens, return_attention_mask=False,
+            split_special_tokens=True,
+        )  # fmt: skip
         ids = encoded["input_ids"]
         self.offsets = np.concatenate([[0], np.cumsum([len(i) for i in ids])]).astype(np.int64)
         self.ids = np.concatenate([np.asarray(i, dtype=np.int32) for i in ids]) if ids else np.empty(0, np.int32)
@@ -105,20 +109,25 @@ class TokenizedTitles:
         span = slice(self.offsets[row], self.offsets[row + 1])
         return self.ids[span], self.words[span]
 
+    def gather(self, rows_B: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The titles of ``rows_B``, one after another: ids (N,), word of each token (N,), offsets (B + 1,) int64."""
+        offsets_S1 = np.concatenate([[0], np.cumsum(self.lengths(rows_B))])
+        token_N = np.arange(offsets_S1[-1]) + np.repeat(self.offsets[rows_B] - offsets_S1[:-1], np.diff(offsets_S1))
+        return self.ids[token_N], self.words[token_N], offsets_S1
+
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         return self.offsets[rows + 1] - self.offsets[rows]
 
 
-def pack(sequences: Sequence[np.ndarray], patches: int, pad_id: int, budget: Budget) -> dict[str, torch.Tensor]:
-    """The text's and the layout's fields of a `Batch`."""
-    lengths_B = np.asarray([len(s) for s in sequences], dtype=np.int64)
+def pack(id_N: np.ndarray, lengths_B: np.ndarray, patches: int, pad_id: int, budget: Budget) -> dict[str, torch.Tensor]:
+    """The text's and the layout's fields of a `Batch`, for titles of ``lengths_B`` tokens, one after another."""
     offsets_S1 = np.concatenate([[0], np.cumsum(lengths_B + patches)])
     fill = rounded_up(int(offsets_S1[-1]), budget.tokens) - int(offsets_S1[-1])
     before_B = np.cumsum(lengths_B) - lengths_B  # title tokens of the pairs before
-    place_N = np.arange(lengths_B.sum()) - np.repeat(before_B, lengths_B)
+    place_N = np.arange(len(id_N)) - np.repeat(before_B, lengths_B)
     rows_N = place_N + np.repeat(offsets_S1[:-1], lengths_B)
     fields_of_text = {
-        "input_id_N": np.concatenate([*sequences, np.full(fill, pad_id)]),
+        "input_id_N": np.concatenate([id_N, np.full(fill, pad_id)]),
         "position_N": np.concatenate([place_N, np.zeros(fill, dtype=np.int64)]),
         "text_row_N": np.concatenate([rows_N, offsets_S1[-1] + np.arange(fill)]),
         "cls_row_B": offsets_S1[:-1],
@@ -139,14 +148,15 @@ def collate_pairs(store: FeatureStore, titles: TokenizedTitles, text_rows: np.nd
     P = store.manifest.patches
     features_IPD, image_index_B = _images(store, image_rows)
     nothing = torch.empty(0, dtype=torch.int64)
-    sequences = [titles.title(row)[0] for row in text_rows]
+    id_N, _, offsets_S1 = titles.gather(text_rows)
+    lengths_B = np.diff(offsets_S1)
     return Batch(
-        **pack(sequences, P, titles.pad_id, Budget()),
+        **pack(id_N, lengths_B, P, titles.pad_id, Budget()),
         features_IPD=features_IPD, image_index_B=image_index_B,
         patch_mask_BP=torch.zeros(len(text_rows), P, dtype=torch.bool),
         mlm_row_M=nothing, mlm_label_M=nothing, mpm_row_K=nothing, mpm_target_K=nothing,
         tia_label_B=torch.from_numpy((text_rows == image_rows).astype(np.int64)),
-        counts_T=torch.tensor([0.0, len(text_rows), 0.0]), longest=max(map(len, sequences)) + P,
+        counts_T=torch.tensor([0.0, len(text_rows), 0.0]), longest=int(lengths_B.max()) + P,
     )  # fmt: skip
 
 
@@ -217,34 +227,34 @@ class PairDataset(Dataset):
         return [self._collate(plan, slice(start, start + self.micro_batch_size), epoch) for start in starts]
 
     def _collate(self, plan: EpochPlan, span: slice, epoch: int) -> Batch:
-        p = self.pairing
+        p, P = self.pairing, self.store.manifest.patches
         text_rows, is_match = plan.text_rows[span], plan.is_match[span]
-        samples = text_rows * 2 + is_match  # a title in a match and in a mismatch is masked differently
-        vocabulary = self.titles.mask_id, self.titles.vocabulary
-        sequences, positions, labels = [], [], []
+        samples_B = text_rows * 2 + is_match  # a title in a match and in a mismatch is masked differently
         # Every pair is masked, whether or not it is predicted: masks on matches alone would give the label away.
         predicted_B = np.ones(len(text_rows), dtype=bool) if p.predict_negatives else is_match
-        for row, sample, is_predicted in zip(text_rows, samples, predicted_B, strict=True):
-            ids, words = self.titles.title(row)
-            chosen = choose_words(words, sample, p.text, seed=p.seed, epoch=epoch)
-            sequences.append(mask_tokens(ids, chosen, sample, p.text, *vocabulary, seed=p.seed, epoch=epoch))
-            positions.append(chosen if is_predicted else NOTHING)
-            labels.append(ids[positions[-1]])
-        P = self.store.manifest.patches
-        packed = pack(sequences, P, self.titles.pad_id, self.budget)
-        mlm_row_M = np.concatenate([o + c for o, c in zip(packed["offsets_S1"].tolist(), positions, strict=False)])
-        fill = rounded_up(len(mlm_row_M), self.budget.predictions) - len(mlm_row_M)
-        patch_mask_BP = mask_patches(samples, P, p.patch_rate, seed=p.seed, epoch=epoch)
+        id_N, word_N, offsets_S1 = self.titles.gather(text_rows)
+        chosen_M = choose_words(word_N, offsets_S1, samples_B, p.text, seed=p.seed, epoch=epoch)
+        pair_M = np.searchsorted(offsets_S1, chosen_M, side="right") - 1
+        label_M, place_M = id_N[chosen_M], chosen_M - offsets_S1[pair_M]
+        id_N[chosen_M] = mask_tokens(
+            label_M, place_M, samples_B[pair_M], p.text, self.titles.mask_id, self.titles.vocabulary,
+            seed=p.seed, epoch=epoch,
+        )  # fmt: skip
+        packed = pack(id_N, np.diff(offsets_S1), P, self.titles.pad_id, self.budget)
+        row_M = (packed["cls_row_B"].numpy()[pair_M] + place_M)[predicted_B[pair_M]]
+        label_M = label_M[predicted_B[pair_M]].astype(np.int64)
+        fill = rounded_up(len(row_M), self.budget.predictions) - len(row_M)
+        patch_mask_BP = mask_patches(samples_B, P, p.patch_rate, seed=p.seed, epoch=epoch)
         pair_K, patch_K = np.nonzero(patch_mask_BP & predicted_B[:, None])
         features_IPD, image_index_B = _images(self.store, plan.image_rows[span])
         return Batch(
             **packed, features_IPD=features_IPD, image_index_B=image_index_B,
             patch_mask_BP=torch.from_numpy(patch_mask_BP),
-            mlm_row_M=torch.from_numpy(np.pad(mlm_row_M.astype(np.int64), (0, fill))),
-            mlm_label_M=torch.from_numpy(np.concatenate([*labels, np.full(fill, IGNORED)]).astype(np.int64)),
+            mlm_row_M=torch.from_numpy(np.pad(row_M, (0, fill))),
+            mlm_label_M=torch.from_numpy(np.pad(label_M, (0, fill), constant_values=IGNORED)),
             mpm_row_K=packed["patch_row_B"][pair_K] + torch.from_numpy(patch_K),
             mpm_target_K=image_index_B[pair_K] * P + torch.from_numpy(patch_K),
             tia_label_B=torch.from_numpy(is_match.astype(np.int64)),
-            counts_T=torch.tensor([len(mlm_row_M), len(text_rows), len(pair_K)], dtype=torch.float32),
+            counts_T=torch.tensor([len(row_M), len(text_rows), len(pair_K)], dtype=torch.float32),
             longest=self.titles.longest + P,
         )  # fmt: skip

@@ -25,6 +25,7 @@ class Stream(IntEnum):
     TOKEN_REPLACEMENT = 7
     PATCH_CHOICE = 8
     SPLIT = 9
+    WORD_SHIFT = 10
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

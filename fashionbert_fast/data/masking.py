@@ -1,6 +1,6 @@
-"""What is masked: whole words of the title, patches of the image. Functions of seed, epoch and sample.
+"""What is masked: whole words of the titles, patches of the images. Functions of seed, epoch and sample.
 
-Shapes: B pairs, L text tokens, P patches.
+Shapes: B pairs, S1 = B + 1 offsets, N title tokens of all pairs, M tokens chosen, W words of all pairs, P patches.
 """
 
 from __future__ import annotations
@@ -9,61 +9,95 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fashionbert_fast.data.counter_rng import Stream, uniform
+from fashionbert_fast.data.counter_rng import Stream, random_bits, uniform
+
+ONE = 1 << 32  # a whole in the fixed-point numbers below: their sums are exact, on any machine
 
 
 @dataclass(frozen=True)
 class TextMasking:
     """BERT's rule (Devlin et al. 2019) on whole words, with the reference's cap on masked positions."""
 
-    rate: float = 0.15  # of a title's tokens
+    rate: float = 0.15  # the chance of each word, of one piece or of many; 0: nothing is masked
     most: int = 10  # masked positions a title
     keep: float = 0.1  # of the chosen words' tokens stay as they are
     replace: float = 0.1  # of them become a random token; the rest becomes [MASK]
 
 
-def choose_words(word_ids: np.ndarray, sample: int, masking: TextMasking, *, seed: int, epoch: int) -> np.ndarray:
-    """Positions to predict in one title, ascending int64.
+def choose_words(
+    word_N: np.ndarray, offsets_S1: np.ndarray, samples_B: np.ndarray, masking: TextMasking, *, seed: int, epoch: int
+) -> np.ndarray:
+    """Tokens to predict, whole words at a time: ascending int64 indices (M,) into the N tokens.
 
-    Words are taken in random order until ``rate`` of the tokens is reached (at least one token); a word that would
-    exceed that number, or ``most``, is passed over, as in BERT's own whole-word masking.
+    Every word of a title has the same chance, however many its pieces: ``rate``, or one in its number of words where
+    that is more, so that no title goes without. Hence words are counted, not tokens: a budget of a short title's tokens
+    is smaller than a long word, which would never be chosen. Words are laid out by length, at random among equals, and
+    a comb with a tooth every 1 / rate words, shifted at random, says which are taken: with long and short words thus
+    spread over the teeth, the tokens come to nearly the same share in every title.
+
+    No title has more than ``most`` tokens chosen: where a shift of the comb could meet more, its teeth stand further
+    apart, for all of the title's words alike. Words of more than ``most`` pieces are never chosen.
 
     Args:
-        word_ids: (L,) int: the word of each token, -1 for special tokens. sample: the number of the
-            pair the title is drawn in.
+        word_N: the word of each token, -1 for special tokens; numbered within its title, tokens of a word side by side.
+        offsets_S1: int64, where each title's tokens start, and N. samples_B: int64, the number of the sample that each
+            title is drawn in; its words depend on that, the seed and the epoch alone.
     """
-    positions = np.flatnonzero(word_ids >= 0)
-    if len(positions) == 0:
-        return positions
-    words, first, sizes = np.unique(word_ids[positions], return_index=True, return_counts=True)
-    target = min(masking.most, max(1, round(len(positions) * masking.rate)))
-    chosen: list[np.ndarray] = []
-    count = 0
-    order = np.argsort(uniform(seed, Stream.WORD_CHOICE, epoch, sample, words), kind="stable")
-    for i in order:
-        if count + sizes[i] <= target:
-            chosen.append(positions[first[i]] + np.arange(sizes[i]))
-            count += sizes[i]
-        if count == target:
-            break
-    if not chosen and sizes.min() <= masking.most:  # every word is longer than the target: the first drawn that fits
-        i = next(i for i in order if sizes[i] <= masking.most)
-        chosen.append(positions[first[i]] + np.arange(sizes[i]))
-    return np.sort(np.concatenate(chosen)) if chosen else positions[:0]
+    if masking.rate == 0 or not (word_N >= 0).any():
+        return np.empty(0, dtype=np.int64)
+    token_T = np.flatnonzero(word_N >= 0)  # T: the tokens that belong to a word
+    pair_T = np.repeat(np.arange(len(samples_B)), np.diff(offsets_S1))[token_T]
+    starts_T = np.ones(len(token_T), dtype=bool)
+    starts_T[1:] = (np.diff(word_N[token_T]) != 0) | (np.diff(pair_T) != 0)
+    pair_W, size_W = pair_T[starts_T], np.bincount(np.cumsum(starts_T) - 1)
+    key_W = random_bits(seed, Stream.WORD_CHOICE, epoch, samples_B[pair_W], word_N[token_T][starts_T])
+    order_W = np.lexsort((key_W, -size_W, pair_W))
+    order_W = order_W[size_W[order_W] <= masking.most]
+    shift_B = (random_bits(seed, Stream.WORD_SHIFT, epoch, samples_B) >> np.uint64(32)).astype(np.int64)
+    taken_W = np.zeros(len(size_W), dtype=bool)
+    taken_W[order_W] = _comb(pair_W[order_W], size_W[order_W], shift_B, masking)
+    return token_T[np.repeat(taken_W, size_W)]
+
+
+def _comb(pair_W: np.ndarray, size_W: np.ndarray, shift_B: np.ndarray, masking: TextMasking) -> np.ndarray:
+    """Which words a comb meets, bool (W,). Words in order of pair and falling size; ``shift_B`` below `ONE`.
+
+    A tooth meets an earlier, longer word the further the comb is shifted, so the last shift is the one to try ``most``
+    on. A comb of one tooth meets exactly one word, whatever its shift.
+    """
+    count_B = np.bincount(pair_W, minlength=len(shift_B))
+    place_W = np.arange(len(pair_W)) - (np.cumsum(count_B) - count_B)[pair_W]
+    tokens_B = np.bincount(pair_W, size_W, len(shift_B))
+    rate_B = np.minimum(masking.rate, masking.most / np.maximum(tokens_B, 1))
+    teeth_B = np.maximum((rate_B * count_B * ONE).astype(np.int64), ONE)
+
+    def met(shift_B: np.ndarray) -> np.ndarray:
+        teeth_W, count_W, shift_W = teeth_B[pair_W], count_B[pair_W], shift_B[pair_W]
+        before_W, after_W = place_W * teeth_W // count_W, (place_W + 1) * teeth_W // count_W
+        return (after_W + shift_W) // ONE > (before_W + shift_W) // ONE
+
+    last_shift_B = np.full_like(shift_B, ONE - 1)
+    while (over_B := np.bincount(pair_W, size_W * met(last_shift_B), len(shift_B)) > masking.most).any():
+        teeth_B = np.where(over_B, np.maximum(teeth_B * 15 // 16, ONE), teeth_B)
+    return met(shift_B)
 
 
 def mask_tokens(
-    ids: np.ndarray, positions: np.ndarray, sample: int, masking: TextMasking, mask_id: int, vocabulary: int, *,
+    id_M: np.ndarray, place_M: np.ndarray, sample_M: np.ndarray, masking: TextMasking, mask_id: int, vocabulary: int, *,
     seed: int, epoch: int,
 ) -> np.ndarray:  # fmt: skip
-    """A copy of ``ids`` (L,) with the chosen positions 80% [MASK], 10% random token, 10% unchanged."""
-    masked = ids.copy()
-    action = uniform(seed, Stream.TOKEN_ACTION, epoch, sample, positions)
-    random_id = (uniform(seed, Stream.TOKEN_REPLACEMENT, epoch, sample, positions) * vocabulary).astype(ids.dtype)
-    masked[positions] = np.where(
-        action < masking.keep, ids[positions], np.where(action < masking.keep + masking.replace, random_id, mask_id)
-    )
-    return masked
+    """What stands in place of the chosen tokens ``id_M``: 80% [MASK], 10% a random token, 10% the token itself.
+
+    As in BERT, a random token is any of the vocabulary's, special and unused ones and the token itself included: they
+    are few among many, and no list of them has to be kept for every tokenizer.
+
+    Args:
+        place_M: the place of each token in its title. sample_M: the number of the sample its title is drawn in.
+    """
+    action_M = uniform(seed, Stream.TOKEN_ACTION, epoch, sample_M, place_M)
+    random_M = (uniform(seed, Stream.TOKEN_REPLACEMENT, epoch, sample_M, place_M) * vocabulary).astype(id_M.dtype)
+    replaced_M = np.where(action_M < masking.keep + masking.replace, random_M, mask_id)
+    return np.where(action_M < masking.keep, id_M, replaced_M)
 
 
 def mask_patches(samples_B: np.ndarray, patches: int, rate: float, *, seed: int, epoch: int) -> np.ndarray:

