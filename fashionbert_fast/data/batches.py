@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from fashionbert_fast.data.masking import TextMasking, choose_words, mask_patches, mask_tokens
-from fashionbert_fast.data.sampling import EpochPlan, plan_epoch
+from fashionbert_fast.data.sampling import EpochPlan, numbered, plan_epoch
 from fashionbert_fast.data.store import FeatureStore
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.kernels._library import IGNORED
@@ -198,6 +198,7 @@ class PairDataset(Dataset):
                 "lower train.micro_batch_size or train.gradient_accumulation_steps"
             )
         self._plan: tuple[int, EpochPlan] | None = None
+        self._group_N: np.ndarray | None = None
 
     def __len__(self) -> int:
         return self.steps
@@ -207,16 +208,23 @@ class PairDataset(Dataset):
         if self._plan is None or self._plan[0] != epoch:
             p = self.pairing
             plan = plan_epoch(
-                self.rows, self._groups(epoch), seed=p.seed, epoch=epoch, way=p.way, negative_rate=p.negative_rate
-            )
+                self.rows, self._groups(epoch), self.store.twin_N[self.rows], seed=p.seed, epoch=epoch, way=p.way,
+                negative_rate=p.negative_rate,
+            )  # fmt: skip
             self._plan = (epoch, plan)
         return self._plan[1]
 
     def _groups(self, epoch: int) -> np.ndarray:
+        """(N,) int64: equal for products that may be each other's negatives. Sub-categories are told apart within their
+        category: "Other" of shoes is not "Other" of bags."""
         if self.pairing.negatives == "random" or epoch < self.pairing.random_epochs:
             return np.zeros(len(self.rows), dtype=np.int64)
-        names = self.store.categories if self.pairing.negatives == "category" else self.store.subcategories
-        return np.unique(np.asarray(names, dtype=object)[self.rows].astype(str), return_inverse=True)[1]
+        if self._group_N is None:
+            names = self.store.categories
+            if self.pairing.negatives == "subcategory":
+                names = zip(names, self.store.subcategories, strict=True)
+            self._group_N = numbered(names)[self.rows]
+        return self._group_N
 
     def __getitem__(self, step: int) -> list[Batch]:
         epoch, in_epoch = divmod(step, self.steps_per_epoch)

@@ -26,6 +26,8 @@ class Stream(IntEnum):
     PATCH_CHOICE = 8
     SPLIT = 9
     WORD_SHIFT = 10
+    TWINS = 11
+    SINGLES = 12
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -35,7 +37,8 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def random_bits(seed: int, stream: Stream, epoch: int, *counters: np.ndarray | int) -> np.ndarray:
-    """uint64 array: one number for each element of the broadcast ``counters``."""
+    """uint64 array: one number for each element of the broadcast ``counters``. Different numbers of the last counter
+    give different bits, all else being equal: every step of the chain is one-to-one."""
     with np.errstate(over="ignore"):
         state = _mix(np.uint64(seed % 2**64) + _GAMMA)
         for value in (int(stream), epoch, *counters):

@@ -9,10 +9,12 @@ Every draw is a function of the seed and the products alone: a candidate's place
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from fashionbert_fast.data.sampling import numbered
 
 
 def _hash64(*parts: object) -> int:
@@ -26,12 +28,6 @@ def _mix(bits: np.ndarray) -> np.ndarray:
     bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return bits ^ (bits >> np.uint64(31))
-
-
-def numbered(values: Iterable[Hashable]) -> np.ndarray:
-    """Equal values as equal numbers, int64 [N]."""
-    numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from fashionbert_fast.data.sampling import numbered
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.evaluation.candidates import (
     CandidateLists,
     CandidateSampler,
     full_lists,
-    numbered,
     sampled_lists,
 )
 from fashionbert_fast.evaluation.ranking import RELEASED_BATCH_SIZE, ranks, recalls, released_faulty_recall

@@ -10,6 +10,7 @@ import torch
 
 from fashionbert_fast.data.batches import Budget, PairDataset, Pairing, TokenizedTitles, collate_pairs
 from fashionbert_fast.data.masking import TextMasking
+from fashionbert_fast.data.store import FeatureStore
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.model.checkpoint import load_tokenizer, resolve_core
 from fashionbert_fast.model.config import FashionBertConfig
@@ -199,3 +200,35 @@ def test_collate_pairs_masks_nothing(parts):
     assert not batch.patch_mask_BP.any()
     assert batch.tia_label_B.tolist() == [1, 0, 0]
     assert len(batch.features_IPD) == 2
+
+
+def _catalogue_of(store, **columns) -> FeatureStore:
+    """The store with other columns."""
+    changed = FeatureStore.open(store.path)
+    for name, values in columns.items():
+        setattr(changed, name, values)
+    return changed
+
+
+def test_subcategories_are_told_apart_within_their_category(parts):
+    """ "Other" of shoes is not "Other" of bags."""
+    categories = [("Shoes", "Bags")[row % 2] for row in range(len(parts[0]))]
+    store = _catalogue_of(parts[0], categories=categories, subcategories=["Other"] * len(categories))
+    plan = _dataset((store, parts[1]), negatives="subcategory", way="both").plan(0)
+    kinds = np.asarray(categories)
+    assert (kinds[plan.text_rows] == kinds[plan.image_rows]).all() and not plan.is_match.all()
+
+
+@pytest.mark.parametrize("column", ["titles", "groups", "image_hashes"])
+def test_products_of_one_title_one_photo_or_one_group_are_never_negatives(parts, column):
+    """Half of all products are alike in one column: the other half alone may meet them."""
+    rows = range(len(parts[0]))
+    alike = ["" if row % 2 else "Red  Shirt!" for row in rows]
+    if column == "titles":
+        alike = [f"shirt {row}" if row % 2 else ("red shirt", "Red  Shirt!")[row // 2 % 2] for row in rows]
+    others = {"titles": [f"shirt {row}" for row in rows], "groups": [""] * len(rows), "image_hashes": [""] * len(rows)}
+    store = _catalogue_of(parts[0], **(others | {column: alike}))
+    plan = _dataset((store, parts[1]), way="both").plan(0)
+    negative = ~plan.is_match
+    assert negative.sum() == len(plan.text_rows) // 2
+    assert not ((plan.text_rows[negative] % 2 == 0) & (plan.image_rows[negative] % 2 == 0)).any()

@@ -47,7 +47,7 @@ def _shares(sizes: list[list[int]], masking: TextMasking, samples: int) -> tuple
 
 
 def test_a_word_s_chance_does_not_depend_on_its_pieces():
-    """Run with -s for the table. With a budget of tokens, words of one piece came to 22.6%, of two to 5%, of more to 0.3%."""
+    """The table is printed with -s. Where tokens were counted, words of one piece came to 22.6%, of three to 0.3%."""
     draw = np.random.default_rng(0)
     lengths = draw.choice(np.arange(3, 17), 3000, p=WORDS_OF_A_TITLE / WORDS_OF_A_TITLE.sum())
     sizes = [list(draw.choice(np.arange(1, 7), n, p=PIECES_OF_A_WORD / PIECES_OF_A_WORD.sum())) for n in lengths]
