@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import nn
 
 from fashionbert_fast.kernels import adaptive_loss, min_norm_weights
@@ -130,28 +131,51 @@ class TaskWeighter(nn.Module):
         return self.preference_T
 
     def solve(self, gradients: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """(T,) float32 weights of the task gradients of the global batch, bitwise equal on all ranks."""
+        """(T,) float32 weights of the task gradients of the global batch, bitwise equal on all ranks.
+
+        A task whose gradient is exactly zero (preference 0, nothing masked) takes no part and gets 0: for `min_norm` it
+        would be the point of smallest norm, all by itself, and dividing by its norm would leave nothing of the others.
+        """
         gram_TT = all_reduce_sum(task_gram(gradients)) / (self.cotangent.float() * world_size()) ** 2
-        scale_T = self._normaliser(gram_TT)
+        live_T = gram_TT.diagonal() != 0
+        scale_T = self._normaliser(gram_TT, live_T)
         if scale_T is not None:
             gram_TT = gram_TT * scale_T[:, None] * scale_T
-        if self.weighting.method == "gradient":
-            norms_T = gram_TT.diagonal().clamp_min(0).sqrt()
-            weights_T = adaptive_loss(norms_T, alpha=self.weighting.alpha)[1]  # the closed form in one launch
-        else:
-            weights_T = min_norm_weights(gram_TT)
+        weights_T = self._among_live(gram_TT, live_T)
         if self.weighting.floor:
-            weights_T = self.weighting.floor + (1 - len(TASKS) * self.weighting.floor) * weights_T
+            least_T = self.weighting.floor * live_T
+            weights_T = least_T + (1 - least_T.sum()) * weights_T
         if scale_T is not None:
             weights_T = (weights_T * scale_T).float()
         self.weights_T = weights_T * self._preference(weights_T)
         return weights_T
 
-    def _normaliser(self, gram_TT: torch.Tensor) -> torch.Tensor | None:
-        """Factor each task gradient is scaled by before the solve, all scaled alike so that their mean stays 1; None
-        for 1."""
+    def _among_live(self, gram_TT: torch.Tensor, live_T: torch.Tensor) -> torch.Tensor:
+        """(T,) weights that solve for the live tasks alone and sum to 1; 0 for the others, all 0 where none lives.
+
+        How many live is known on the device only: it is solved for each number, the live tasks first, and one taken.
+        """
+        order_T = live_T.int().argsort(descending=True, stable=True)
+        sorted_TT = gram_TT.index_select(0, order_T).index_select(1, order_T)
+        tasks = len(TASKS)
+        solved = [F.pad(self._weights_of(sorted_TT[:n, :n]), (0, tasks - n)) for n in range(1, tasks + 1)]
+        of_numbers = torch.stack([torch.zeros_like(solved[0]), *solved])
+        weights_T = of_numbers.index_select(0, live_T.sum(0, keepdim=True))[0]
+        return torch.zeros_like(weights_T).index_copy(0, order_T, weights_T)
+
+    def _weights_of(self, gram_nn: torch.Tensor) -> torch.Tensor:
+        """The method's weights (n,) of n tasks, from the Gram matrix of their gradients."""
+        if self.weighting.method == "min_norm":
+            return min_norm_weights(gram_nn)
+        norms_n = gram_nn.diagonal().clamp_min(0).sqrt()
+        alpha = self.weighting.alpha * len(TASKS) / len(norms_n)  # alpha T stays what it is: else weights below 0
+        return adaptive_loss(norms_n, alpha=alpha)[1]  # the closed form in one launch
+
+    def _normaliser(self, gram_TT: torch.Tensor, live_T: torch.Tensor) -> torch.Tensor | None:
+        """Factor each task gradient is scaled by before the solve, all scaled alike so that the mean of the live ones'
+        stays 1, and 0 for the others; None for 1."""
         if self.weighting.normalise == "none":
             return None
         size_T = gram_TT.diagonal().clamp_min(0).sqrt() if self.weighting.normalise == "norm" else self.losses_T
-        scale_T = 1 / size_T.clamp_min(1e-12)
-        return scale_T / scale_T.mean()
+        scale_T = live_T / size_T.clamp_min(1e-12)
+        return scale_T * live_T.sum() / scale_T.sum().clamp_min(1e-12)

@@ -8,19 +8,24 @@ import numpy as np
 import pytest
 import torch
 
-from fashionbert_fast.data.batches import PairDataset, Pairing
+from fashionbert_fast.data.batches import Batch, PairDataset, Pairing
+from fashionbert_fast.data.masking import TextMasking
 from fashionbert_fast.kernels import min_norm_weights
 from fashionbert_fast.kernels.adaptive_loss import adaptive_loss_reference, closed_form_weights_reference
-from fashionbert_fast.model.config import FashionBertConfig, TaskWeighting
+from fashionbert_fast.model.config import NORMALISATIONS, FashionBertConfig, TaskWeighting
 from fashionbert_fast.model.fashionbert import FashionBertForPreTraining
+from fashionbert_fast.model.weighting import TaskWeighter
 
 HEADS = ("mlm_head", "tia_head", "mpm_head")
 
 
 @pytest.fixture(scope="module")
 def batch(store_and_titles):
-    store, titles = store_and_titles
-    dataset = PairDataset(store, titles, np.arange(len(store)), Pairing(), micro_batch_size=8, steps=1)
+    return _batch(*store_and_titles)
+
+
+def _batch(store, titles, **pairing) -> Batch:
+    dataset = PairDataset(store, titles, np.arange(len(store)), Pairing(**pairing), micro_batch_size=8, steps=1)
     batch = dataset[0][0]
     batch.features_IPD = batch.features_IPD.double()
     return batch
@@ -42,9 +47,10 @@ def _task_losses_and_gradients(model, batch):
     hidden = model.encode(batch)
     leaf = hidden.detach().requires_grad_()
     word_VH, features_RD = model.text_embeddings.word.weight, batch.features_IPD.flatten(0, 1)
-    mlm = model.mlm_head(leaf[batch.mlm_row_M], word_VH, batch.mlm_label_M) / batch.counts_T[0]
+    counts_T = batch.counts_T.clamp_min(1)
+    mlm = model.mlm_head(leaf[batch.mlm_row_M], word_VH, batch.mlm_label_M) / counts_T[0]
     tia = torch.nn.functional.cross_entropy(model.tia_head(leaf[batch.offsets_S1[:-1].long()]), batch.tia_label_B)
-    mpm = model.mpm_head(leaf[batch.mpm_row_K], features_RD, batch.mpm_target_K) / batch.counts_T[2]
+    mpm = model.mpm_head(leaf[batch.mpm_row_K], features_RD, batch.mpm_target_K) / counts_T[2]
     losses_T = torch.stack([mlm, tia, mpm])
     parameters = list(model.parameters())
     at_hidden, own = [], []
@@ -64,6 +70,30 @@ def _gram(gradients) -> torch.Tensor:
     return flat @ flat.T
 
 
+def _oracle_weights(weighting: dict, losses_T: torch.Tensor, at_hidden: list[torch.Tensor]) -> torch.Tensor:
+    """The definition: of the task gradients (times preference), those that are zero left out."""
+    preference_T = torch.tensor(weighting.get("preference", (1.0, 1.0, 1.0)), dtype=torch.float64)
+    gradients = [p * g for p, g in zip(preference_T, at_hidden, strict=True)]
+    live = [t for t, gradient in enumerate(gradients) if gradient.any()]
+    gram = _gram([gradients[t] for t in live])
+    scale = torch.ones(len(live), dtype=torch.float64)
+    if weighting.get("normalise") == "norm":
+        scale = 1 / gram.diagonal().sqrt()
+    elif weighting.get("normalise") == "loss":
+        scale = 1 / losses_T[live]
+    scale = scale / scale.mean()
+    gram = gram * scale[:, None] * scale
+    if weighting["method"] == "gradient":
+        alpha = weighting.get("alpha", 1.0) * 3 / len(live)
+        w = closed_form_weights_reference(gram.diagonal().sqrt(), alpha)
+    else:
+        w = min_norm_weights(gram)
+    floor = weighting.get("floor", 0.0)
+    weights_T = torch.zeros(3, dtype=torch.float64)
+    weights_T[live] = (floor + (1 - len(live) * floor) * w) * scale
+    return weights_T
+
+
 CASES = [
     {"method": "gradient"},
     {"method": "min_norm"},
@@ -73,25 +103,11 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("weighting", CASES, ids=str)
-def test_one_backward_gives_the_weighted_gradients(batch, weighting):
-    model = _model(**weighting)
+def _check_one_backward(model, batch, weighting: dict) -> None:
+    """Every parameter's gradient, weights and reported loss of one backward against the oracle."""
     losses_T, at_hidden, own, shared = _task_losses_and_gradients(copy.deepcopy(model), batch)
     preference = torch.tensor(weighting.get("preference", (1.0, 1.0, 1.0)), dtype=torch.float64)
-    gram = _gram([p * g for p, g in zip(preference, at_hidden, strict=True)])
-    scale = torch.ones(3, dtype=torch.float64)
-    if weighting.get("normalise") == "norm":
-        scale = 1 / gram.diagonal().sqrt()
-    elif weighting.get("normalise") == "loss":
-        scale = 1 / losses_T
-    scale = scale / scale.mean()
-    gram = gram * scale[:, None] * scale
-    if weighting["method"] == "gradient":
-        w = closed_form_weights_reference(gram.diagonal().sqrt(), weighting.get("alpha", 1.0))
-    else:
-        w = min_norm_weights(gram)
-    floor = weighting.get("floor", 0.0)
-    w = (floor + (1 - 3 * floor) * w) * scale
+    w = _oracle_weights(weighting, losses_T, at_hidden)
     output = model(batch)
     (output.loss * 1024.0).backward()  # a loss scale must not reach the weights
     torch.testing.assert_close(model.weighter.weights_T.double(), w * preference, atol=1e-5, rtol=1e-5)
@@ -101,6 +117,46 @@ def test_one_backward_gives_the_weighted_gradients(batch, weighting):
     torch.testing.assert_close(
         model.weighter.weighted_loss().double(), (w * preference * losses_T).sum(), atol=1e-5, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("weighting", CASES, ids=str)
+def test_one_backward_gives_the_weighted_gradients(batch, weighting):
+    _check_one_backward(_model(**weighting), batch, weighting)
+
+
+# A task without a gradient: by its factor, or because nothing of its kind is masked.
+SILENT = {
+    "no words wanted": ((0.0, 1.0, 1.0), {}, 0),
+    "no alignment wanted": ((1.0, 0.0, 1.0), {}, 1),
+    "no patches wanted": ((1.0, 1.0, 0.0), {}, 2),
+    "no masked words": ((1.0, 1.0, 1.0), {"text": TextMasking(most=0)}, 0),
+    "no masked patches": ((1.0, 1.0, 1.0), {"patch_rate": 0.0}, 2),
+}
+
+
+@pytest.mark.parametrize("normalise", NORMALISATIONS)
+@pytest.mark.parametrize("method", ["gradient", "min_norm"])
+@pytest.mark.parametrize("cause", SILENT)
+def test_a_task_without_a_gradient_is_left_out_of_the_solve(store_and_titles, cause, method, normalise):
+    """Else its zero gradient is the point of smallest norm, and the encoder stands still."""
+    preference, pairing, silent = SILENT[cause]
+    weighting = {"method": method, "normalise": normalise, "preference": preference, "floor": 0.1, "alpha": 0.4}
+    model, batch = _model(**weighting), _batch(*store_and_titles, **pairing)
+    _check_one_backward(model, batch, weighting)
+    weights = model.weighter.weights_T.tolist()
+    assert weights[silent] == 0
+    assert min(weights[:silent] + weights[silent + 1 :]) > 0.05
+    assert all(parameter.grad.norm() > 1 for parameter in model.encoder.parameters() if parameter.dim() > 1)
+
+
+@pytest.mark.parametrize("normalise", NORMALISATIONS)
+@pytest.mark.parametrize("method", ["gradient", "min_norm"])
+def test_without_any_gradient_all_weights_are_zero(method, normalise):
+    weighter = TaskWeighter(TaskWeighting(method=method, normalise=normalise, floor=0.1))
+    weighter.losses_T, weighter.cotangent = torch.zeros(3), torch.tensor(1.0)
+    assert weighter.solve((torch.zeros(4, 8),) * 3).tolist() == [0, 0, 0]
+    only = weighter.solve((torch.zeros(4, 8), torch.ones(4, 8), torch.zeros(4, 8)))
+    assert only.tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize("detach", [False, True])
