@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 
 from fashionbert_fast import __version__
-from fashionbert_fast.errors import InputError
+from fashionbert_fast.errors import InputError, TrainingStopped
 
 # command -> (module with add_arguments(parser) and run(args) -> int, one line of help)
 COMMANDS = {
@@ -46,21 +46,24 @@ def _run(command: str) -> Callable[[argparse.Namespace], int]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point: 0 when the job is done, 2 on a usage or input error or an interrupted job."""
+    """Entry point: 0 when the job is done, 1 where training diverged, 2 on bad input or an interrupted job."""
     argv = sys.argv[1:] if argv is None else argv
     # The deepspeed launcher puts this before everything else; the environment says the same.
     argv = [word for word in argv if not word.startswith("--local_rank=")]
     command = next((word for word in argv if word in COMMANDS), None)
     args = build_parser(command).parse_args(argv)
+    status = 2
     try:
         return _run(args.command)(args)
     except InputError as error:
         message = str(error)
+    except TrainingStopped as error:
+        message, status = str(error), 1
     except KeyboardInterrupt as interrupt:
         message = f"interrupted: {interrupt}" if str(interrupt) else "interrupted"
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one line a machine, not one a process
         print(f"fashionbert {args.command}: error: {message}", file=sys.stderr, flush=True)
-    return 2
+    return status
 
 
 if __name__ == "__main__":

@@ -214,6 +214,12 @@ class PairDataset(Dataset):
             self._plan = (epoch, plan)
         return self._plan[1]
 
+    def global_rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Store rows of the titles and of the images in a step's global batch, of all ranks: (global batch,) int64."""
+        epoch, in_epoch = divmod(step, self.steps_per_epoch)
+        plan, span = self.plan(epoch), slice(in_epoch * self.global_batch, (in_epoch + 1) * self.global_batch)
+        return plan.text_rows[span], plan.image_rows[span]
+
     def _groups(self, epoch: int) -> np.ndarray:
         """(N,) int64: equal for products that may be each other's negatives. Sub-categories are told apart within their
         category: "Other" of shoes is not "Other" of bags."""

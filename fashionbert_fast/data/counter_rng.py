@@ -6,13 +6,14 @@ any worker of any rank, in any order, draws the same masks, negatives and order 
 
 from __future__ import annotations
 
-from enum import IntEnum
+from enum import IntEnum, unique
 
 import numpy as np
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
+@unique
 class Stream(IntEnum):
     """What a number is drawn for; streams are independent of one another."""
 
@@ -24,10 +25,10 @@ class Stream(IntEnum):
     TOKEN_ACTION = 6
     TOKEN_REPLACEMENT = 7
     PATCH_CHOICE = 8
-    SPLIT = 9
     WORD_SHIFT = 10
     TWINS = 11
     SINGLES = 12
+    DROPOUT = 13
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from fashionbert_fast.config import Config
 from fashionbert_fast.data.batches import PairDataset, Pairing, TokenizedTitles
+from fashionbert_fast.data.counter_rng import Stream, random_bits
 from fashionbert_fast.data.masking import TextMasking
 from fashionbert_fast.data.store import FeatureStore
 from fashionbert_fast.data.wordpiece import train_wordpiece
@@ -49,6 +50,18 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
+
+
+def seed_dropout(device: torch.device, seed: int, step: int, micro_batch: int, rank: int) -> None:
+    """Let the dropout of one micro-batch depend on these numbers alone, so that a resumed run draws what it would have.
+
+    Torch's own dropout and `kernels.dropout.draw_seed` both draw from the device's default generator. Only that one is
+    seeded: `torch.manual_seed` goes through every backend. On a GPU it is host memory that the next draw, or the next
+    replay of a CUDA graph, takes along: nothing waits.
+    """
+    cuda = device.type == "cuda"
+    generator = torch.cuda.default_generators[device.index] if cuda else torch.default_generator
+    generator.manual_seed(int(random_bits(seed, Stream.DROPOUT, step, micro_batch, rank)))
 
 
 def find_tokenizer(config: Config, store: FeatureStore, directory: Path) -> Path:
@@ -186,7 +199,6 @@ def build(config: Config, directory: Path, device: torch.device) -> Run:
         convert_to_fp8(model.encoder)
     if config.train.cuda_graphs:
         graph_encoder(model.encoder)
-    torch.manual_seed(config.train.seed + rank)  # dropout differs between ranks
     return Run(config, directory, device, store, dataset, engine, tokenizer_dir, rank, world_size)
 
 

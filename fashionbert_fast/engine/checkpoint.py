@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 
 from fashionbert_fast.engine.distributed import barrier, is_main
+from fashionbert_fast.engine.divergence import require_finite
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.model.checkpoint import copy_tokenizer
 
@@ -52,7 +53,13 @@ def master_weights(engine) -> dict[str, torch.Tensor]:
 
 
 def save_checkpoint(engine, run: Path, step: int, tokenizer: Path, config_yaml: str, keep: int) -> Path:
-    """Write checkpoint ``step`` and drop all but the newest ``keep``; every rank calls it."""
+    """Write checkpoint ``step`` and drop all but the newest ``keep``; every rank calls it.
+
+    Raises:
+        TrainingStopped: a weight is not finite; nothing was written or dropped.
+    """
+    weights = master_weights(engine)
+    require_finite(weights, step)
     final = run / "checkpoints" / f"step-{step:08d}"
     partial = final.with_name(f".{final.name}.partial")
     if is_main():
@@ -60,7 +67,6 @@ def save_checkpoint(engine, run: Path, step: int, tokenizer: Path, config_yaml: 
         partial.mkdir(parents=True)
     barrier()
     engine.save_checkpoint(str(partial), tag=STATE, client_state={"step": step}, save_latest=False)
-    weights = master_weights(engine)
     if is_main():
         engine.module.save_pretrained(partial / MODEL, state_dict=weights)
         copy_tokenizer(tokenizer, partial / MODEL)

@@ -55,6 +55,15 @@ def barrier() -> None:
         dist.barrier()
 
 
+def first_of_all_ranks(value: str | None) -> str | None:
+    """The first rank's ``value`` that is not None, on every rank; a collective."""
+    values = [value]
+    if dist.is_initialized():
+        values = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value)
+    return next((value for value in values if value is not None), None)
+
+
 def shutdown() -> None:
     """Leave the process group, so that no launcher waits for it."""
     if dist.is_initialized():

@@ -9,12 +9,14 @@ import time
 from pathlib import Path
 
 import torch
+from omegaconf import OmegaConf
 
 from fashionbert_fast.config import Config
-from fashionbert_fast.data.store import require_same_features
-from fashionbert_fast.engine.build import DTYPES, Run, build, build_loader
+from fashionbert_fast.data.store import FeatureStore, require_same_features
+from fashionbert_fast.engine.build import DTYPES, Run, build, build_loader, seed_dropout
 from fashionbert_fast.engine.checkpoint import MODEL, load_checkpoint, newest_valid, save_checkpoint
 from fashionbert_fast.engine.distributed import barrier, init_distributed, is_main, shutdown
+from fashionbert_fast.engine.divergence import Watch
 from fashionbert_fast.engine.flops import peak_flops, step_counts, useful_flops
 from fashionbert_fast.engine.metrics import METRICS, MetricsWriter, read_metrics
 from fashionbert_fast.errors import InputError
@@ -28,15 +30,16 @@ def _copied_ahead(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def train_step(run: Run, micro_batches: list) -> tuple[torch.Tensor, torch.Tensor]:
-    """One optimizer step: exactly one backward a micro-batch, every head in its loss.
+def train_step(run: Run, micro_batches: list, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Optimizer step ``step``, from 1: exactly one backward a micro-batch, every head in its loss.
 
     Returns:
         losses_T (3,) float32: the step's mean losses over the global batch. counts (6,): see `flops.step_counts`.
     """
     counts = all_reduce_sum(_copied_ahead(step_counts(micro_batches), run.device))
     losses_T = torch.zeros(len(TASKS), device=run.device)
-    for batch in micro_batches:
+    for i, batch in enumerate(micro_batches):
+        seed_dropout(run.device, run.config.train.seed, step, i, run.rank)
         output = run.engine(batch.to(run.device, non_blocking=True), counts[: len(TASKS)], len(micro_batches))
         run.engine.backward(output.loss)
         run.engine.step()
@@ -61,7 +64,7 @@ class Meter:
     def add(self, counts: torch.Tensor) -> None:
         self.counts += counts
 
-    def record(self, step: int, losses_T: torch.Tensor) -> dict:
+    def record(self, step: int, losses_T: torch.Tensor, lr: float) -> dict:
         run, weighter = self.run, self.run.engine.module.weighter
         weights = weighter.weights_T.float().tolist()  # waits for the device: time is read after it
         losses = losses_T.tolist()
@@ -74,7 +77,7 @@ class Meter:
             "loss": sum(w * loss for w, loss in zip(weights, losses, strict=True)),
             "losses": dict(zip(TASKS, losses, strict=True)),
             "weights": dict(zip(TASKS, weights, strict=True)),
-            "lr": run.engine.get_lr()[0],
+            "lr": lr,
             "grad_norm": None if norm is None else float(norm),
             "samples_per_s": pairs / seconds,
             "tokens_per_s": tokens / seconds,
@@ -104,8 +107,6 @@ def _prepare_directory(config: Config, resume: bool) -> Path:
 
 def _check_same_run(saved: Path, config: Config) -> None:
     """A resumed run must learn what it would have learned uninterrupted: name the first field that differs."""
-    from omegaconf import OmegaConf
-
     free = {"train.output", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "data.workers",
             "data.store", "train.cuda_graphs"}  # fmt: skip
     old, new = OmegaConf.load(saved), OmegaConf.structured(config)
@@ -117,6 +118,19 @@ def _check_same_run(saved: Path, config: Config) -> None:
                 raise InputError(
                     f"{name}: was {before}, now {after}; resume with the value the run began with ({saved})"
                 )
+
+
+def _check_same_products(saved: dict, store: FeatureStore, began_with: str) -> None:
+    """A store may move, but a resumed run goes on with the products it began with: by content where both hashes are
+    known, else by their number in each split."""
+    now = store.manifest.to_dict()
+    names = ("content_sha256",) if saved.get("content_sha256") and now.get("content_sha256") else ("products", "splits")
+    for name in names:
+        if saved.get(name) != now[name]:
+            raise InputError(
+                f"{store.path}: not what this run began with, {began_with}: {name} {now[name]} against "
+                f"{saved.get(name)}; set data.store to the store it began with, or train.output to another directory"
+            )
 
 
 def _resume(run: Run) -> int:
@@ -134,6 +148,7 @@ def _resume(run: Run) -> int:
     _check_same_run(checkpoint / "config.yaml", run.config)
     saved = json.loads((checkpoint / MODEL / "patch_features.json").read_text())
     require_same_features(saved, run.store.manifest, f"{checkpoint} and {run.store.path}")
+    _check_same_products(saved, run.store, OmegaConf.load(checkpoint / "config.yaml").data.store)
     return load_checkpoint(run.engine, checkpoint)
 
 
@@ -147,20 +162,24 @@ def train(run: Run, first_step: int) -> None:
     writer = MetricsWriter(run.directory, first_step) if is_main() else None
     config_yaml = run.config.to_yaml()
     run.engine.train()
-    meter = Meter(run)
+    meter, watch = Meter(run), Watch(run)
     with progress_bar() as bar:
         task = bar.add_task("pretrain", total=t.steps, completed=first_step)
         for step, micro_batches in enumerate(build_loader(run, first_step), start=first_step + 1):
-            losses_T, counts = train_step(run, micro_batches)
+            lr = run.engine.get_lr()[0]  # read now: the schedule moves on with the step
+            losses_T, counts = train_step(run, micro_batches, step)
             meter.add(counts)
-            if step % t.log_every == 0 or step == t.steps:
-                record = meter.record(step, losses_T)
+            watch.add(step, losses_T)
+            saves = step == t.steps or (t.checkpoint_every and step % t.checkpoint_every == 0)
+            if step % t.log_every == 0 or step == t.steps or (saves and watch.found()):
+                record = meter.record(step, losses_T, lr)
                 if writer is not None:
                     writer.write(record)
                     losses = "  ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
                     bar.update(task, description=f"pretrain  {losses}  {record['samples_per_s']:.0f} pairs/s")
+                watch.check(record)
             bar.update(task, completed=step)
-            if step == t.steps or (t.checkpoint_every and step % t.checkpoint_every == 0):
+            if saves:
                 save_checkpoint(run.engine, run.directory, step, run.tokenizer_dir, config_yaml, t.keep_checkpoints)
                 meter.restart()  # writing is not training
     if writer is not None:
