@@ -42,21 +42,22 @@ class Watch:
         """Whether such a step was met. Reads the device."""
         return bool(self.first[0] > 0)
 
-    def check(self, record: dict) -> None:
-        """TrainingStopped where such a step was met, or the gradient of the logged step is not finite."""
+    def complaint(self, record: dict) -> str | None:
+        """Why training must stop: such a step was met, or the gradient of the logged step is not finite."""
         step, *values = self.first.tolist()
         losses, weights = values[: len(TASKS)], values[len(TASKS) :]
         for what, numbers in (("loss", losses), ("task weight", weights)):
             wrong = [task for task, number in zip(TASKS, numbers, strict=True) if not math.isfinite(number)]
             if wrong:
                 listed = ", ".join(f"{task} {number:.4g}" for task, number in zip(TASKS, numbers, strict=True))
-                raise TrainingStopped(f"step {step:.0f}: {what} of {', '.join(wrong)} is not finite ({listed}); "
-                                      f"{self._samples(int(step))}")  # fmt: skip
+                step = int(step)
+                return f"step {step}: {what} of {', '.join(wrong)} is not finite ({listed}); {self._samples(step)}"
         norm = record["grad_norm"]
         # With float16 some are not: DeepSpeed passes such a step over and lowers its loss scale.
         if norm is not None and not math.isfinite(norm) and self.run.config.train.precision != "fp16":
             step = record["step"]
-            raise TrainingStopped(f"step {step}: gradient norm is not finite ({norm}); {self._samples(step)}")
+            return f"step {step}: gradient norm is not finite ({norm}); {self._samples(step)}"
+        return None
 
     def _samples(self, step: int) -> str:
         """Which products to look at, and the remedy: the batch is drawn again, being a function of its step."""

@@ -19,7 +19,7 @@ from fashionbert_fast.engine.distributed import barrier, init_distributed, is_ma
 from fashionbert_fast.engine.divergence import Watch
 from fashionbert_fast.engine.flops import peak_flops, step_counts, useful_flops
 from fashionbert_fast.engine.metrics import METRICS, MetricsWriter, read_metrics
-from fashionbert_fast.errors import InputError
+from fashionbert_fast.errors import InputError, TrainingStopped
 from fashionbert_fast.model.config import TASKS
 from fashionbert_fast.model.weighting import all_reduce_sum
 from fashionbert_fast.progress import progress_bar
@@ -173,11 +173,15 @@ def train(run: Run, first_step: int) -> None:
             saves = step == t.steps or (t.checkpoint_every and step % t.checkpoint_every == 0)
             if step % t.log_every == 0 or step == t.steps or (saves and watch.found()):
                 record = meter.record(step, losses_T, lr)
+                complaint = watch.complaint(record)
+                if complaint:
+                    record["stopped"] = complaint
                 if writer is not None:
                     writer.write(record)
                     losses = "  ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
                     bar.update(task, description=f"pretrain  {losses}  {record['samples_per_s']:.0f} pairs/s")
-                watch.check(record)
+                if complaint:
+                    raise TrainingStopped(complaint)
             bar.update(task, completed=step)
             if saves:
                 save_checkpoint(run.engine, run.directory, step, run.tokenizer_dir, config_yaml, t.keep_checkpoints)
