@@ -65,9 +65,11 @@ def first_of_all_ranks(value: str | None) -> str | None:
 
 
 def shutdown() -> None:
-    """Leave the process group, so that no launcher waits for it."""
+    """Leave the process group, so that no launcher waits for it and this process may join another."""
     if dist.is_initialized():
-        dist.destroy_process_group()
+        import deepspeed
+
+        deepspeed.comm.destroy_process_group()  # not torch's: DeepSpeed would keep groups of the one that is gone
 
 
 if __name__ == "__main__":

@@ -1,0 +1,77 @@
+"""A run that is resumed is the uninterrupted one, at every ZeRO stage: called, or under torchrun started, by
+test_resume.py.
+
+torchrun --nproc-per-node 2 resume_worker.py STORE FOLDER PRECISION,...
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from training import partitioned
+
+from fashionbert_fast.config import load_config
+from fashionbert_fast.engine.build import Run, build, build_loader
+from fashionbert_fast.engine.checkpoint import load_checkpoint, master_weights, newest_valid, save_checkpoint
+from fashionbert_fast.engine.distributed import init_distributed, shutdown
+from fashionbert_fast.engine.loop import train_step
+
+STEPS, SAVED = 4, 2
+
+
+def _built(store: str, folder: Path, stage: int, precision: str, device: torch.device) -> Run:
+    """Dropout is the default's. A hidden size of 128 has matrices above ZeRO-3's threshold: they are partitioned."""
+    config = load_config(
+        None,
+        [f"data.store={store}", f"train.output={folder}", "model.hidden_size=128", "model.heads=2", "model.layers=2",
+         "model.intermediate_size=256", "model.vocab_size=300", "train.micro_batch_size=4",
+         "train.gradient_accumulation_steps=2", f"train.steps={STEPS}", "train.lr=1e-3", f"train.precision={precision}",
+         f"train.zero_stage={stage}"],
+    )  # fmt: skip
+    assert min(config.model.hidden_dropout, config.model.attention_dropout, config.model.patch_dropout) == 0.1
+    run = build(config, folder, device)
+    run.engine.train()
+    return run
+
+
+def _trained(run: Run, first: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+    """Losses of the steps after ``first`` and the weights after the last; saves on the way."""
+    losses = []
+    for step, micro_batches in enumerate(build_loader(run, first), start=first + 1):
+        losses.append(train_step(run, micro_batches, step)[0])
+        if run.config.train.zero_stage == 3:
+            parts = partitioned(run.engine.module)
+            assert {"encoder.layers.1.qkv.weight", "text_embeddings.word.weight"} <= set(parts), parts
+        if step == SAVED:
+            save_checkpoint(run.engine, run.directory, step, run.tokenizer_dir, run.config.to_yaml(), 1)
+    weights = master_weights(run.engine)
+    run.engine.destroy()
+    return losses, weights
+
+
+def check(store: str, folder: Path, stage: int, precision: str, device: torch.device) -> None:
+    """AssertionError where losses or weights of the resumed run differ in a bit."""
+    losses, weights = _trained(_built(store, folder, stage, precision, device), 0)
+    run = _built(store, folder, stage, precision, device)
+    checkpoint, _ = newest_valid(folder)
+    assert load_checkpoint(run.engine, checkpoint) == SAVED
+    resumed_losses, resumed_weights = _trained(run, SAVED)
+    case = stage, precision
+    assert torch.equal(torch.stack(resumed_losses), torch.stack(losses[SAVED:])), case
+    assert all(torch.equal(resumed_weights[name], weights[name]) for name in weights), case
+    assert all(weight.dtype == torch.float32 for weight in weights.values()), case  # master weights
+
+
+def main() -> None:
+    store, folder, precisions = sys.argv[1:]
+    device = init_distributed()
+    for precision in precisions.split(","):
+        for stage in (0, 1, 2, 3):
+            check(store, Path(folder) / f"{precision}-{stage}", stage, precision, device)
+    shutdown()
+
+
+if __name__ == "__main__":
+    main()

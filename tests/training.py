@@ -1,0 +1,63 @@
+"""Training in the test's own process, where importing everything anew would take longer than the run; and what ZeRO-3
+keeps in parts."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+# For a process of its own: of no process group yet, with the helpers of this directory within reach.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in LAUNCHED} | {
+    "OMP_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
+}
+
+
+@contextlib.contextmanager
+def own_traces() -> Iterator[None]:
+    """Undo what a run leaves in its process: environment, handler of SIGTERM, the allocator's setting."""
+    from fashionbert_fast.engine import build
+
+    environment, keep = dict(os.environ), build.keep_freed_memory
+    handler = signal.getsignal(signal.SIGTERM)
+    build.keep_freed_memory = lambda: True  # it is for good, and this process has other tests to run
+    try:
+        yield
+    finally:
+        build.keep_freed_memory = keep
+        signal.signal(signal.SIGTERM, handler)
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+def fashionbert(*words: str) -> subprocess.CompletedProcess:
+    """`fashionbert WORDS` in this process: status, stdout and stderr as a process of its own would have them."""
+    from fashionbert_fast.cli import main
+
+    out, err = io.StringIO(), io.StringIO()
+    with own_traces(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = main(list(words))
+    return subprocess.CompletedProcess(["fashionbert", *words], status, out.getvalue(), err.getvalue())
+
+
+def partitioned(model: torch.nn.Module) -> list[str]:
+    """Parameters of which this rank holds no more than its part (ZeRO-3), of more than one rank a real part."""
+    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+
+    ranks = torch.distributed.get_world_size()
+    return [
+        name
+        for name, parameter in model.named_parameters()
+        if getattr(parameter, "ds_status", None) == ZeroParamStatus.NOT_AVAILABLE
+        and parameter.numel() == 0
+        and parameter.ds_tensor.numel() * ranks >= parameter.ds_numel > (ranks - 1) * parameter.ds_tensor.numel()
+    ]
