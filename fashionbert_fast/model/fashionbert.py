@@ -74,6 +74,19 @@ class FashionBertForPreTraining(nn.Module):
         """Read what `save_pretrained` wrote, bit for bit."""
         return checkpoint.load_model(cls, Path(path))
 
+    @classmethod
+    def warm_start(cls, path: str | Path, *, layers: int | None = None, **overrides) -> FashionBertForPreTraining:
+        """A float32 model to train on: every weight, head and size of what `save_pretrained` wrote to ``path``.
+
+        Args:
+            layers: keep the first so many; None: all. overrides: `FashionBertConfig` fields that hold no weights
+                (dropout, layer_norm, weighting).
+
+        Raises:
+            InputError: no such directory, or more layers than it has.
+        """
+        return checkpoint.warm_model(cls, Path(path), layers=layers, **overrides)
+
     def save_pretrained(self, path: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Write config.json, model.safetensors and, where known, patch_features.json to the directory ``path``.
 
