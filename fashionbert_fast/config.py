@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.model.config import LAYER_NORMS, TaskWeighting
+from fashionbert_fast.model.config import LAYER_NORMS, TASKS, TaskWeighting
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -166,6 +166,27 @@ class TrainConfig:
 
 
 @dataclass
+class ValidationConfig:
+    """Losses and alignment accuracy on held-out pairs while training; see engine/validation.py."""
+
+    every: int = 500  # steps; the last step is validated as well; 0: never
+    pairs: int = 1024  # at most so many of the store's validation split, half of them mismatches; the same every time
+    keep_best: str | None = None  # keep the best checkpoint by: alignment_accuracy | loss | mlm | tia | mpm; null: off
+    patience: int = 0  # validations without a better keep_best before the run stops early; 0: never
+
+    def __post_init__(self) -> None:
+        _at_least("validation.every", self.every, 0)
+        _at_least("validation.pairs", self.pairs, 2)
+        _at_least("validation.patience", self.patience, 0)
+        if self.keep_best is not None:
+            _one_of("validation.keep_best", self.keep_best, ("alignment_accuracy", "loss", *TASKS))
+        if self.patience and self.keep_best is None:
+            raise ValueError("validation.patience needs validation.keep_best: the metric that must improve")
+        if self.keep_best is not None and self.every == 0:
+            raise ValueError("validation.keep_best needs validation.every above 0")
+
+
+@dataclass
 class Config:
     """Everything a run depends on."""
 
@@ -173,6 +194,7 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     weighting: WeightingConfig = field(default_factory=WeightingConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def to_yaml(self) -> str:
         """The resolved configuration, every field written out."""

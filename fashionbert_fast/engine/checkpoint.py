@@ -1,5 +1,6 @@
 """Checkpoints: complete or not there.
 
+    RUN/checkpoints/best -> step-00001000      where validation.keep_best is set
     RUN/checkpoints/step-00001000/
         manifest.json     every file with size and SHA-256, written last
         state/            DeepSpeed's shards: optimizer, schedule, loss scale
@@ -26,6 +27,7 @@ from fashionbert_fast.model.checkpoint import copy_tokenizer
 
 MANIFEST = "manifest.json"
 STATE, MODEL = "state", "model"
+BEST = "best"  # a link beside the checkpoints
 
 
 def _sha256(path: Path) -> str:
@@ -53,14 +55,14 @@ def master_weights(engine) -> dict[str, torch.Tensor]:
 
 
 def save_checkpoint(engine, run: Path, step: int, tokenizer: Path, config_yaml: str, keep: int) -> Path:
-    """Write checkpoint ``step`` and drop all but the newest ``keep``; every rank calls it.
+    """Write checkpoint ``step`` and drop all but the newest ``keep`` and the best; every rank calls it.
 
     Raises:
         TrainingStopped: a weight is not finite; nothing was written or dropped.
     """
     weights = master_weights(engine)
     require_finite(weights, step)
-    final = run / "checkpoints" / f"step-{step:08d}"
+    final = run / "checkpoints" / _name(step)
     partial = final.with_name(f".{final.name}.partial")
     if is_main():
         shutil.rmtree(partial, ignore_errors=True)
@@ -77,10 +79,45 @@ def save_checkpoint(engine, run: Path, step: int, tokenizer: Path, config_yaml: 
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         _fsync(final.parent)
-        for old in list_checkpoints(run)[:-keep]:
-            shutil.rmtree(old)
+        _drop_old(run, keep)
     barrier()
     return final
+
+
+def _drop_old(run: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` checkpoints and the best one."""
+    best = best_step(run)
+    for old in list_checkpoints(run)[:-keep]:
+        if old.name != _name(best):
+            shutil.rmtree(old)
+
+
+def _name(step: int | None) -> str:
+    return "" if step is None else f"step-{step:08d}"
+
+
+def best_step(run: Path) -> int | None:
+    """The step of the checkpoint that RUN/checkpoints/best names; None where there is none."""
+    try:
+        return json.loads((run / "checkpoints" / BEST / MANIFEST).read_text())["step"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def mark_best(run: Path, checkpoint: Path, keep: int) -> None:
+    """Let RUN/checkpoints/best name ``checkpoint``, at once or not at all; what it named goes the way of the old ones.
+    Every rank calls it."""
+    if is_main():
+        link = run / "checkpoints" / BEST
+        partial = link.with_name(f".{BEST}.partial")
+        partial.unlink(missing_ok=True)
+        partial.symlink_to(checkpoint.name)  # relative: a run directory may be moved
+        if link.is_dir() and not link.is_symlink():
+            shutil.rmtree(link)  # a copy of the run that followed the link made a directory of it
+        os.replace(partial, link)
+        _fsync(link.parent)
+        _drop_old(run, keep)
+    barrier()
 
 
 def _seal(directory: Path, step: int) -> None:

@@ -19,6 +19,7 @@ from fashionbert_fast.engine.distributed import barrier, init_distributed, is_ma
 from fashionbert_fast.engine.divergence import Watch
 from fashionbert_fast.engine.flops import peak_flops, step_counts, useful_flops
 from fashionbert_fast.engine.metrics import METRICS, MetricsWriter, read_metrics
+from fashionbert_fast.engine.validation import Validation
 from fashionbert_fast.errors import InputError, TrainingStopped
 from fashionbert_fast.model.config import TASKS
 from fashionbert_fast.model.weighting import all_reduce_sum
@@ -114,7 +115,7 @@ def _check_same_run(saved: Path, config: Config) -> None:
         for key in new[section]:
             name = f"{section}.{key}"
             before, after = OmegaConf.select(old, name), OmegaConf.select(new, name)
-            if name not in free and before != after:
+            if section != "validation" and name not in free and before != after:
                 raise InputError(
                     f"{name}: was {before}, now {after}; resume with the value the run began with ({saved})"
                 )
@@ -156,9 +157,17 @@ def _raise_interrupt(signum, frame):
     raise KeyboardInterrupt
 
 
+def _described(record: dict, validation: dict | None) -> str:
+    """The progress bar's words for a record and the last validation."""
+    losses = "  ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
+    held_out = "" if validation is None else f"  held out {validation['alignment_accuracy']:.3f}"
+    return f"pretrain  {losses}{held_out}  {record['samples_per_s']:.0f} pairs/s"
+
+
 def train(run: Run, first_step: int) -> None:
     """Steps ``first_step`` to the end, with metrics, checkpoints and, last, the plots."""
     t = run.config.train
+    validation = Validation(run, first_step)
     writer = MetricsWriter(run.directory, first_step) if is_main() else None
     config_yaml = run.config.to_yaml()
     run.engine.train()
@@ -166,25 +175,34 @@ def train(run: Run, first_step: int) -> None:
     with progress_bar() as bar:
         task = bar.add_task("pretrain", total=t.steps, completed=first_step)
         for step, micro_batches in enumerate(build_loader(run, first_step), start=first_step + 1):
+            if validation.exhausted:
+                validation.tell(step - 1)
+                break
             lr = run.engine.get_lr()[0]  # read now: the schedule moves on with the step
             losses_T, counts = train_step(run, micro_batches, step)
             meter.add(counts)
             watch.add(step, losses_T)
             saves = step == t.steps or (t.checkpoint_every and step % t.checkpoint_every == 0)
-            if step % t.log_every == 0 or step == t.steps or (saves and watch.found()):
+            logs = step % t.log_every == 0 or step == t.steps or validation.due(step)
+            if logs or (saves and watch.found()):
                 record = meter.record(step, losses_T, lr)
                 complaint = watch.complaint(record)
                 if complaint:
                     record["stopped"] = complaint
+                elif validation.due(step):
+                    record["validation"] = validation(step)
+                    meter.restart()  # validating is not training
                 if writer is not None:
                     writer.write(record)
-                    losses = "  ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
-                    bar.update(task, description=f"pretrain  {losses}  {record['samples_per_s']:.0f} pairs/s")
+                    bar.update(task, description=_described(record, validation.last))
                 if complaint:
                     raise TrainingStopped(complaint)
             bar.update(task, completed=step)
-            if saves:
-                save_checkpoint(run.engine, run.directory, step, run.tokenizer_dir, config_yaml, t.keep_checkpoints)
+            if saves or validation.exhausted or validation.step == step:
+                saved = save_checkpoint(
+                    run.engine, run.directory, step, run.tokenizer_dir, config_yaml, t.keep_checkpoints
+                )
+                validation.keep(saved, step)
                 meter.restart()  # writing is not training
     if writer is not None:
         from fashionbert_fast.engine.plots import plot_run

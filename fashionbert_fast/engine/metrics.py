@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 from fashionbert_fast.errors import InputError
@@ -25,6 +26,15 @@ def read_metrics(run: Path) -> list[dict]:
     return records
 
 
+def _scalars(record: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+    """Every value of a record with the path of its keys, such as ``losses/mlm``."""
+    for key, value in record.items():
+        if isinstance(value, dict):
+            yield from _scalars(value, f"{prefix}{key}/")
+        else:
+            yield prefix + key, value
+
+
 class MetricsWriter:
     """Appends a record a logged step. On resume, records after the step resumed from are dropped first."""
 
@@ -44,10 +54,9 @@ class MetricsWriter:
         clean = json.loads(json.dumps(record), parse_constant=lambda _: None)
         self.file.write(json.dumps(clean, allow_nan=False) + "\n")
         self.file.flush()
-        for key, value in record.items():
-            for name, scalar in value.items() if isinstance(value, dict) else [("", value)]:
-                if key != "step" and isinstance(scalar, (int, float)) and math.isfinite(scalar):
-                    self.board.add_scalar(f"{key}/{name}" if name else key, scalar, record["step"])
+        for name, value in _scalars(record):
+            if name != "step" and isinstance(value, (int, float)) and math.isfinite(value):
+                self.board.add_scalar(name, value, record["step"])
 
     def close(self) -> None:
         self.file.close()

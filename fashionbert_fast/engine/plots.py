@@ -1,4 +1,4 @@
-"""Curves of a run as PNG: the three losses, the task weights, learning rate and throughput."""
+"""Curves of a run as PNG: the three losses, with held-out ones, the task weights, learning rate and throughput."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 from fashionbert_fast.model.config import TASKS
 
 LABELS = {"mlm": "masked words (MLM)", "tia": "alignment (TIA)", "mpm": "masked patches (MPM)"}
+HELD_OUT = "o"  # the mark of a validation
 COLOURS = {"mlm": "#4269d0", "tia": "#ff725c", "mpm": "#3ca951"}
 
 
@@ -42,14 +43,29 @@ def _style(axis: plt.Axes, title: str) -> None:
 
 
 def plot_losses(records: list[dict], path: Path) -> None:
-    """Three panels, a task each: raw values faint, their running mean on top; ln 2 marks the alignment's plateau."""
+    """A panel a task: raw values faint, their running mean on top; ln 2 marks the alignment's plateau.
+
+    Where a run was validated, held-out losses are points over them, and a fourth panel has the alignment accuracy.
+    """
     steps = _numbers(records, "step")
-    figure, axes = plt.subplots(1, 3, figsize=(11, 3), constrained_layout=True)
-    for axis, task in zip(axes, TASKS, strict=True):
+    validated = [record for record in records if "validation" in record]
+    panels = 4 if validated else 3
+    figure, axes = plt.subplots(1, panels, figsize=(11 / 3 * panels, 3), constrained_layout=True)
+    for axis, task in zip(axes, TASKS, strict=False):
         values = _numbers(records, "losses", task)
         axis.plot(steps, values, color=COLOURS[task], alpha=0.25, linewidth=0.8)
         axis.plot(steps, _smooth(values, max(1, len(values) // 25)), color=COLOURS[task], linewidth=1.6)
+        if validated:
+            held_out = _numbers(validated, "validation", "losses", task)
+            axis.plot(_numbers(validated, "step"), held_out, HELD_OUT, color="black", label="held out")
         _style(axis, LABELS[task])
+    if validated:
+        accuracy = _numbers(validated, "validation", "alignment_accuracy")
+        axes[3].plot(_numbers(validated, "step"), accuracy, f"-{HELD_OUT}", color="black", linewidth=1)
+        axes[3].axhline(0.5, color="grey", linestyle=":", linewidth=1, label="guessing")
+        _style(axes[3], "held-out alignment accuracy")
+        axes[3].legend(fontsize=8, frameon=False)
+        axes[0].legend(fontsize=8, frameon=False)
     axes[1].axhline(np.log(2), color="grey", linestyle=":", linewidth=1, label="ln 2: guessing")
     axes[1].legend(fontsize=8, frameon=False)
     figure.savefig(path, dpi=120)

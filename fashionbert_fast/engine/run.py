@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     from fashionbert_fast.engine.loop import pretrain
+    from fashionbert_fast.engine.metrics import read_metrics
 
     try:
         directory = pretrain(config, resume=args.resume)
@@ -36,5 +37,6 @@ def run(args: argparse.Namespace) -> int:
             f"continue with `fashionbert pretrain --config {args.config} --resume`"
         ) from None
     if is_main():
-        print(f"{directory}: {config.train.steps} steps done; metrics.jsonl, losses.png, weights.png, checkpoints/")
+        steps = read_metrics(directory)[-1]["step"]  # fewer than train.steps where validation stopped it
+        print(f"{directory}: {steps} steps done; metrics.jsonl, losses.png, weights.png, checkpoints/")
     return 0

@@ -1,0 +1,209 @@
+"""Validation while training: losses and alignment accuracy on fixed held-out pairs, the best step so far, early stop.
+
+A run with validation learns bit for bit what it learns without: nothing is drawn from a generator (masks and pairs are
+functions of the seed, nothing drops), no gradient is taken, and what the task weighting remembers is put back.
+
+Shapes: T = 3 tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from fashionbert_fast.data.batches import Batch, PairDataset, rounded_up
+from fashionbert_fast.data.sampling import EpochPlan
+from fashionbert_fast.engine.build import Run
+from fashionbert_fast.engine.checkpoint import best_step, mark_best
+from fashionbert_fast.engine.distributed import is_main
+from fashionbert_fast.engine.metrics import read_metrics
+from fashionbert_fast.errors import InputError
+from fashionbert_fast.kernels._library import IGNORED
+from fashionbert_fast.model.config import TASKS
+from fashionbert_fast.model.weighting import all_reduce_sum
+
+EPOCH = 0  # the one that fixed pairs and masks are drawn for
+
+
+class HeldOutPairs(PairDataset):
+    """``held_out[i]``: this rank's part of the i-th batch of fixed pairs of held-out products.
+
+    Each product stands in a match and in a mismatch, whatever ``data.pairs``, so that guessing gives an accuracy of
+    0.5; a mismatch is drawn as in training (``data.negatives``). The pairs are cut into batches of as many as a
+    training step's micro-batch has, the last one evenly. Every rank has as many batches, and none is empty: a forward
+    has collectives in it, which all ranks must enter.
+    """
+
+    def __init__(self, training: PairDataset, rows: np.ndarray, most: int) -> None:
+        pairing = replace(training.pairing, way="both", random_epochs=0)
+        size = min(training.micro_batch_size, 2 * len(rows))  # a split smaller than a batch will do
+        super().__init__(
+            training.store, training.titles, rows, pairing, micro_batch_size=size, steps=1, budget=training.budget
+        )
+        plan, twin_N = self.plan(EPOCH), self.store.twin_N
+        # Where no product differs from all others, a split has no mismatch to offer, whatever the plan says.
+        sound = plan.is_match | (twin_N[plan.text_rows] != twin_N[plan.image_rows])
+        kept = np.flatnonzero(sound)[:most]
+        self.fixed = EpochPlan(plan.text_rows[kept], plan.image_rows[kept], plan.is_match[kept])
+        self.rank, self.world_size = training.rank, training.world_size
+        self.global_batch = size * self.world_size
+        self.steps = rounded_up(self.pairs, self.global_batch) // self.global_batch
+
+    @property
+    def pairs(self) -> int:
+        return len(self.fixed.text_rows)
+
+    def __getitem__(self, step: int) -> Batch:
+        first = step * self.global_batch
+        left = min(self.global_batch, self.pairs - first)
+        share = rounded_up(left, self.world_size) // self.world_size
+        start, stop = (min((self.rank + i) * share, left) + first for i in (0, 1))
+        if start < stop:
+            return self._collate(self.fixed, slice(start, stop), EPOCH)
+        return _counting_for_nothing(self._collate(self.fixed, slice(first, first + 1), EPOCH))
+
+
+def _counting_for_nothing(batch: Batch) -> Batch:
+    """The batch with no row that any loss is taken of."""
+    nothing = batch.mpm_row_K[:0]
+    return replace(
+        batch, mlm_label_M=torch.full_like(batch.mlm_label_M, IGNORED), mpm_row_K=nothing, mpm_target_K=nothing,
+        tia_label_B=torch.full_like(batch.tia_label_B, IGNORED), counts_T=torch.zeros_like(batch.counts_T),
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def measure(run: Run, held_out: HeldOutPairs) -> dict:
+    """The ``validation`` of a record: mean losses over all pairs, their sum by ``weighting.preference`` (which stays
+    the same over a run, as adaptive weights do not), alignment accuracy, and how many pairs. A collective."""
+    weighter, T = run.engine.module.weighter, len(TASKS)
+    remembered = weighter.weights_T, weighter.losses_T
+    sums_T = torch.zeros(T, dtype=torch.float64, device=run.device)
+    counted = torch.zeros(T + 1, dtype=torch.float64, device=run.device)  # rows of each task, right answers
+    ones_T = torch.ones(T, device=run.device)  # counts of one: the model's losses are then sums over all ranks
+    run.engine.eval()
+    for i in range(len(held_out)):
+        batch = held_out[i].to(run.device)
+        output = run.engine(batch, ones_T)
+        sums_T += output.losses_T
+        right = (output.logits_B2.argmax(1) == batch.tia_label_B).sum()
+        counted += torch.cat([batch.counts_T, right[None]])
+    run.engine.train()
+    weighter.weights_T, weighter.losses_T = remembered
+    *counts, right = all_reduce_sum(counted).tolist()
+    losses = [total / max(1.0, count) for total, count in zip(sums_T.tolist(), counts, strict=True)]
+    preferred = zip(run.config.weighting.preference, losses, strict=True)
+    return {
+        "losses": dict(zip(TASKS, losses, strict=True)),
+        "loss": sum(factor * loss for factor, loss in preferred),
+        "alignment_accuracy": right / held_out.pairs,
+        "pairs": held_out.pairs,
+    }
+
+
+def _held_out(run: Run) -> HeldOutPairs | None:
+    """The pairs to validate on; None, with one line that says why, where there are none."""
+    v, rows = run.config.validation, run.store.rows("validation")
+    if v.every == 0:
+        return None
+    if run.config.data.split != "train":
+        why = f"data.split {run.config.data.split} trains on the held-out products; set it to train"
+    elif len(rows) == 0:
+        why = f"{run.store.path} has no products of split 'validation'; prepare it with --holdout"
+    else:
+        return HeldOutPairs(run.dataset, rows, v.pairs)
+    if v.keep_best is not None:
+        raise InputError(f"validation.keep_best {v.keep_best}: {why}, or set validation.keep_best=null")
+    if is_main():
+        print(f"no validation while training: {why}", flush=True)
+    return None
+
+
+def _value(validation: dict, metric: str) -> float | None:
+    return validation["losses"].get(metric, validation.get(metric))
+
+
+class Validation:
+    """What the loop asks: is a validation due, is this step the best so far, is it time to stop.
+
+    All ranks measure the same numbers, so all answer alike. On resume the best so far is what ``checkpoints/best``
+    names, with its value from metrics.jsonl, and validations since then count towards ``validation.patience``.
+    """
+
+    def __init__(self, run: Run, first_step: int) -> None:
+        self.run, self.config = run, run.config.validation
+        self.held_out = _held_out(run)
+        self.step: int | None = None  # of the best so far
+        self.best: float | None = None
+        self.stale = 0  # validations since it
+        self.last: dict | None = None  # what was measured last
+        if self.held_out is not None and self.config.keep_best is not None and first_step > 0:
+            found = [_read_back(run.directory, self.config.keep_best, first_step)] if is_main() else [None]
+            dist.broadcast_object_list(found)  # the main process will rewrite the file
+            self.step, self.best, self.stale = found[0]
+
+    def due(self, step: int) -> bool:
+        return self.held_out is not None and (step % self.config.every == 0 or step == self.run.config.train.steps)
+
+    def __call__(self, step: int) -> dict:
+        """Measure, and remember whether the step is the best so far. A collective."""
+        result = measure(self.run, self.held_out)
+        if self.config.keep_best is not None:
+            value = _value(result, self.config.keep_best)
+            if _better(self.config.keep_best, value, self.best):
+                self.step, self.best, self.stale = step, value, 0
+            elif self.best is not None:
+                self.stale += 1
+        self.last = result
+        return result
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether ``validation.patience`` is at its end."""
+        return 0 < self.config.patience <= self.stale
+
+    def keep(self, checkpoint: Path, step: int) -> None:
+        """Let ``checkpoints/best`` name the checkpoint of ``step``, if that is the best so far; every rank calls it."""
+        if step == self.step:
+            mark_best(self.run.directory, checkpoint, self.run.config.train.keep_checkpoints)
+
+    def tell(self, step: int) -> None:
+        """Say in one line why the run ends after ``step``."""
+        if is_main():
+            print(
+                f"stopped early at step {step} of {self.run.config.train.steps}: {self.stale} validations without a "
+                f"better {self.config.keep_best} than {self.best:.4f} of step {self.step}; to train on, --resume with "
+                f"validation.patience=0",
+                flush=True,
+            )
+
+
+def _better(metric: str, value: float, best: float | None) -> bool:
+    if not math.isfinite(value):
+        return False
+    return best is None or (value > best if metric == "alignment_accuracy" else value < best)
+
+
+def _read_back(directory: Path, metric: str, first_step: int) -> tuple[int | None, float | None, int]:
+    """Step and value of the best checkpoint of a run that is resumed at ``first_step``, and validations since.
+
+    The value is read under today's metric, which may be another than the checkpoint was kept for.
+    """
+    validations = list(_validations(directory, first_step))
+    step = best_step(directory)
+    value = next((_value(validation, metric) for at, validation in validations if at == step), None)
+    if value is None:
+        return None, None, 0  # whatever is validated next is the best so far
+    return step, value, sum(at > step for at, _ in validations)
+
+
+def _validations(directory: Path, last_step: int) -> Iterator[tuple[int, dict]]:
+    for record in read_metrics(directory):
+        if "validation" in record and record["step"] <= last_step:
+            yield record["step"], record["validation"]
