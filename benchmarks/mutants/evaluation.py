@@ -1,0 +1,133 @@
+"""Breaks of the evaluation: who is ranked against whom, ranks, recalls, scores."""
+
+from __future__ import annotations
+
+from benchmarks.mutants.mutant import Mutant
+
+EVALUATION = "fashionbert_fast/evaluation/"
+RANKING = ("tests/evaluation/test_ranking.py",)
+PROTOCOLS = ("tests/evaluation/test_protocols.py",)
+SCORER = ("tests/evaluation/test_scorer.py", "tests/evaluation/test_evaluate_model.py")
+MODEL = ("tests/evaluation/test_evaluate_model.py",)
+
+MUTANTS = (
+    Mutant(
+        "ties-flatter",
+        EVALUATION + "ranking.py",
+        "tied_Q = (scores_QC == true_Q1).sum(axis=1) - 1",
+        "tied_Q = 0 * better_Q",
+        RANKING,
+    ),
+    Mutant(
+        "recall-off-by-one",
+        EVALUATION + "ranking.py",
+        "np.clip((k - self.better_Q) / (self.tied_Q + 1), 0.0, 1.0)",
+        "np.clip((k + 1 - self.better_Q) / (self.tied_Q + 1), 0.0, 1.0)",
+        RANKING,
+    ),
+    Mutant(
+        "ranks-from-zero",
+        EVALUATION + "ranking.py",
+        "return self.better_Q + 1 + self.tied_Q / 2",
+        "return self.better_Q + self.tied_Q / 2",
+        RANKING,
+    ),
+    Mutant(
+        "the-released-fault-is-mended",
+        EVALUATION + "ranking.py",
+        'query_id if row % batch_size == 0 else " " + query_id',
+        "query_id",
+        RANKING,
+    ),
+    Mutant(
+        "other-of-shoes-is-other-of-bags",
+        EVALUATION + "candidates.py",
+        "numbered(zip(categories, subcategories, strict=True))",
+        "numbered(subcategories)",
+        PROTOCOLS,
+    ),
+    Mutant(
+        "candidates-ignore-the-seed",
+        EVALUATION + "candidates.py",
+        '_hash64("candidates", self.seed, self.ids[query])',
+        '_hash64("candidates", self.ids[query])',
+        PROTOCOLS,
+    ),
+    Mutant(
+        "queries-ignore-the-seed",
+        EVALUATION + "candidates.py",
+        '_hash64("queries", self.seed)',
+        '_hash64("queries")',
+        PROTOCOLS,
+    ),
+    Mutant(
+        "topped-up-lists-are-not-counted",
+        EVALUATION + "candidates.py",
+        "topped_up_from_category=int((tiers_Q == 1).sum())",
+        "topped_up_from_category=0",
+        PROTOCOLS,
+    ),
+    Mutant(
+        "mismatches-counted-as-right",
+        EVALUATION + "protocols.py",
+        "(~negatives_Q).sum()",
+        "negatives_Q.sum()",
+        PROTOCOLS,
+    ),
+    Mutant(
+        "directions-change-places",
+        EVALUATION + "protocols.py",
+        '"image_to_text": recalls(image_to_text),',
+        '"image_to_text": recalls(text_to_image),',
+        PROTOCOLS,
+    ),
+    Mutant(
+        "titles-and-images-change-places",
+        EVALUATION + "protocols.py",
+        "scores_K = _score_pairs(rows_N[text_K], rows_N[image_K], score, pairs_per_call)",
+        "scores_K = _score_pairs(rows_N[image_K], rows_N[text_K], score, pairs_per_call)",
+        PROTOCOLS,
+    ),
+    Mutant(
+        "probe-measured-on-what-it-was-fitted-on",
+        EVALUATION + "recognition.py",
+        "measured_E = np.setdiff1d(rows_E, training_T)",
+        "measured_E = rows_E",
+        ("tests/evaluation/test_recognition.py",),
+    ),
+    Mutant(
+        "scores-in-training-mode",
+        EVALUATION + "scorer.py",
+        'self.model = model.eval() if precision == "fp32"',
+        'self.model = model.train() if precision == "fp32"',
+        SCORER,
+    ),
+    Mutant(
+        "scores-come-back-in-batch-order",
+        EVALUATION + "scorer.py",
+        "return scores_U[place_K]",
+        "return scores_U[np.sort(place_K)]",
+        SCORER,
+    ),
+    Mutant(
+        "the-mismatch-class-is-the-score",
+        EVALUATION + "scorer.py",
+        "torch.sigmoid(logits_B2[:, 1] - logits_B2[:, 0])",
+        "torch.sigmoid(logits_B2[:, 0] - logits_B2[:, 1])",
+        SCORER,
+    ),
+    Mutant(
+        "evaluated-on-features-of-another-encoder",
+        EVALUATION + "run.py",
+        '        require_same_features(model.feature_manifest, store.manifest, f"{model_dir} and {data}")\n',
+        "        pass\n",
+        MODEL,
+    ),
+    Mutant(
+        "titles-cut-as-in-the-reference-not-the-run",
+        EVALUATION + "run.py",
+        "load_config(run_config).data.max_text_tokens if run_config.exists() else DataConfig().max_text_tokens",
+        "DataConfig().max_text_tokens",
+        MODEL,
+    ),
+)

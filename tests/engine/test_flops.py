@@ -1,0 +1,48 @@
+"""FLOPs of a step, term by term, in numbers worked out by hand from what a forward and a backward multiply."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from fashionbert_fast.data.batches import PairDataset, Pairing
+from fashionbert_fast.engine.flops import step_counts, useful_flops
+from fashionbert_fast.model.config import FashionBertConfig
+
+# H = 8, feed-forward 16, 2 layers, features of 5 numbers, 11 words.
+CONFIG = FashionBertConfig(
+    vocab_size=11, hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16, patches=4,
+    patch_feature_size=5,
+)  # fmt: skip
+# Each: what a step holds (masked tokens, pairs, masked patches, tokens, sum of squared lengths, patches) and its FLOPs.
+# A product of m x k by k x n is 2 m k n forward and twice that backward; attention has two products, q k' and p v.
+TERMS = {
+    "a token through the encoder": ((0, 0, 0, 1, 0, 0), 2 * 3 * 2 * (8 * 24 + 8 * 8 + 8 * 16 + 16 * 8)),
+    "attention of a pair of 3 tokens": ((0, 0, 0, 0, 9, 0), 2 * 3 * 2 * 2 * (3 * 3 * 8)),
+    "a patch projected, without a gradient of the feature": ((0, 0, 0, 0, 0, 1), 2 * 2 * 5 * 8),
+    "a masked patch, which is not projected, predicted": ((0, 0, 1, 0, 0, 1), 3 * 2 * 8 * 5),
+    "a masked token, transformed and decoded": ((1, 0, 0, 0, 0, 0), 3 * 2 * (8 * 8 + 8 * 11)),
+}
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_each_term(term):
+    counts, expected = TERMS[term]
+    assert useful_flops(CONFIG, torch.tensor(counts, dtype=torch.float32)) == expected
+
+
+def test_a_whole_step_is_the_sum_of_its_terms():
+    counts = torch.tensor([3.0, 2.0, 1.0, 20.0, 208.0, 8.0])  # two pairs, of 8 and 12 tokens
+    assert useful_flops(CONFIG, counts) == 122_880 + 39_936 + 7 * 160 + 240 + 3 * 912
+
+
+def test_what_a_step_counts(store_and_titles):
+    store, titles = store_and_titles
+    dataset = PairDataset(store, titles, np.arange(len(store)), Pairing(), micro_batch_size=4, micro_batches=3, steps=1)
+    batches = dataset[0]
+    lengths = torch.cat([batch.offsets_S1.diff() for batch in batches]).tolist()
+    assert step_counts(batches).tolist() == [
+        sum(int((batch.mlm_label_M != -100).sum()) for batch in batches), 12,
+        sum(int(batch.patch_mask_BP.sum()) for batch in batches), sum(lengths), sum(n * n for n in lengths), 12 * 4,
+    ]  # fmt: skip
