@@ -1,0 +1,423 @@
+"""Every field of the configuration, set to something else, changes what it should: in the batches, the model, the
+optimizer, DeepSpeed's engine or the files of a run. A field without a row here fails the test, so does one that no
+longer reaches its consumer.
+
+What is observed is stated in numbers of its own, not taken from the code under test.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_MODEL, write_store
+
+from fashionbert_fast.config import Config, load_config
+from fashionbert_fast.data.wordpiece import train_wordpiece
+from fashionbert_fast.engine import loop
+from fashionbert_fast.engine.build import build, build_loader
+from fashionbert_fast.engine.checkpoint import list_checkpoints
+from fashionbert_fast.engine.metrics import read_metrics
+from fashionbert_fast.errors import InputError
+from fashionbert_fast.model import encoder as encoder_module
+
+PRODUCTS, PATCHES = 96, 4  # of conftest's store; 84 to train on, 12 held out
+BASE = [*TINY_MODEL, "train.micro_batch_size=12", "train.steps=8", "train.zero_stage=0"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """``observe(run)`` gives ``values[i][1]`` where ``field`` is ``values[i][0]`` (and ``beside`` what they say)."""
+
+    field: str
+    observe: Callable
+    values: tuple[tuple[object, object], ...]
+    beside: tuple[str, ...] = ()
+
+
+# What is observed ----------------------------------------------------------------------------------------------------
+def batches(run, epoch: int = 0) -> list:
+    steps = run.dataset.steps_per_epoch
+    return [batch for step in range(epoch * steps, (epoch + 1) * steps) for batch in run.dataset[step]]
+
+
+def negatives_share(epoch: int = 0) -> Callable:
+    """Whether all mismatches of an epoch share category and sub-category with their image, and whether there are any
+    of another product at all."""
+
+    def observe(run) -> tuple[bool, bool]:
+        plan, store = run.dataset.plan(epoch), run.store
+        text, image = plan.text_rows[~plan.is_match], plan.image_rows[~plan.is_match]
+        assert len(text) > 10 and (text != image).all()
+        return tuple(
+            bool((np.array(names)[text] == np.array(names)[image]).all())
+            for names in (store.categories, store.subcategories)
+        )
+
+    return observe
+
+
+def share_of_matches(run) -> float:
+    return torch.cat([batch.tia_label_B for batch in batches(run)]).float().mean().item()
+
+
+def predicted_a_title(run) -> list[int]:
+    """Masked tokens of each title."""
+    counts = []
+    for batch in batches(run):
+        rows = batch.mlm_row_M[batch.mlm_label_M != -100]
+        counts += torch.bucketize(rows, batch.offsets_S1[1:], right=True).bincount(minlength=12).tolist()
+    return counts
+
+
+def predicted_share(run) -> float:
+    words = sum(int(batch.offsets_S1[-1]) - batch.patch_mask_BP.numel() - 2 * 12 for batch in batches(run))  # no [CLS]
+    return sum(predicted_a_title(run)) / words
+
+
+def mismatches_are_predicted(run) -> bool:
+    return any(
+        (batch.tia_label_B[torch.bucketize(batch.mpm_row_K, batch.offsets_S1[1:], right=True)] == 0).any()
+        for batch in batches(run)
+    )
+
+
+def masked_patches(run) -> set[int]:
+    return {int(count) for batch in batches(run) for count in batch.patch_mask_BP.sum(1)}
+
+
+def model_of(run):
+    return run.engine.module
+
+
+def rates_of_hidden_dropout(run) -> set[float]:
+    """Every rate at which a hidden state is dropped, observed at each place: the text's embeddings, the patches', both
+    halves of every layer, the pooled [CLS]."""
+    model, seen = model_of(run), observed_dropouts(run)
+    places = [dropped_share(run, model.text_embeddings), dropped_share(run, model.tia_head.classifier, "input")]
+    layers = [call["dropout"] for call in seen["dropout_add_layer_norm"]]
+    assert len(layers) == 2 * len(model.encoder.layers)
+    return {round(rate, 1) for rate in (*places, *layers, seen["patches"][0]["hidden_dropout"])}
+
+
+def observed_dropouts(run) -> dict[str, list[dict]]:
+    """The keywords of every operator that drops, in one step of training."""
+    from fashionbert_fast.model import embeddings as embeddings_module
+
+    seen = {"packed_attention": [], "dropout_add_layer_norm": [], "patches": []}
+
+    def noting(name: str, function: Callable) -> Callable:
+        def call(*args, **keywords):
+            seen[name].append(keywords)
+            return function(*args, **keywords)
+
+        return call
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("packed_attention", "dropout_add_layer_norm"):
+            patch.setattr(encoder_module, name, noting(name, getattr(encoder_module, name)))
+        name = "masked_patch_embed_packed"
+        patch.setattr(embeddings_module, name, noting("patches", getattr(embeddings_module, name)))
+        forward(run)
+    return seen
+
+
+def dropped_share(run, module: torch.nn.Module, side: str = "output") -> float:
+    """The share of exact zeros in what comes out of ``module`` (or goes in) in training."""
+    found = []
+
+    def note(_module, inputs, output) -> None:
+        found.append(output if side == "output" else inputs[0])
+
+    hook = module.register_forward_hook(note)
+    for _ in range(20):
+        forward(run)
+    hook.remove()
+    return torch.cat([(x == 0).float().flatten() for x in found]).mean().item()
+
+
+def forward(run):
+    model = model_of(run).train()
+    (batch,) = run.dataset[0]
+    return model(batch)
+
+
+def weigh(run, losses=(7.0, 0.7, 0.05), slopes=(1.0, 2.0, 2.0)) -> SimpleNamespace:
+    """The run's weighter on given losses whose gradients at the hidden state are orthogonal and as long as ``slopes``:
+    the weights, and the gradient of the weighted loss with respect to the losses."""
+    weighter, hidden = model_of(run).weighter, torch.zeros(1, 3, requires_grad=True)
+    losses_T = torch.tensor(losses, requires_grad=True)
+    rises = [slope * alias[0, i] for i, (slope, alias) in enumerate(zip(slopes, weighter.gate(hidden), strict=True))]
+    weighter(losses_T + torch.stack(rises)).backward()
+    return SimpleNamespace(weights=weighter.weights_T.tolist(), of_losses=losses_T.grad)
+
+
+def weights(run) -> list[float]:
+    return weigh(run).weights
+
+
+def closed_form(signals, alpha: float = 1.0) -> list[float]:
+    exponentials = [math.exp(signal - max(signals)) for signal in signals]
+    inverse = [1 / (3 * alpha - (e / sum(exponentials)) ** 2) for e in exponentials]
+    return [value / sum(inverse) for value in inverse]
+
+
+def gradient_flows_through_weights(run) -> bool:
+    seen = weigh(run)
+    return not torch.allclose(seen.of_losses, torch.tensor(seen.weights), atol=1e-5)
+
+
+def optimizer_of(run) -> torch.optim.Optimizer:
+    return run.engine.basic_optimizer
+
+
+def of_groups(key: str) -> Callable:
+    return lambda run: {
+        tuple(value) if isinstance(value := group[key], (list, tuple)) else value
+        for group in optimizer_of(run).param_groups
+    }
+
+
+def weight_decay(run) -> tuple[set[float], set[float]]:
+    """Of biases and LayerNorm, and of all other parameters."""
+    names = {id(parameter): name for name, parameter in model_of(run).named_parameters()}
+    found = (set(), set())
+    for group in optimizer_of(run).param_groups:
+        for parameter in group["params"]:
+            name = names.pop(id(parameter))
+            found[0 if name.endswith("bias") or "norm" in name else 1].add(group["weight_decay"])
+    assert not names, f"not optimised: {names}"
+    return found
+
+
+def lr_curve(*steps: int) -> Callable:
+    """Learning rates that those optimizer steps use, counted from 0."""
+
+    def observe(run) -> list[float]:
+        found = {0: run.engine.get_lr()[0]}
+        for step in range(1, max(steps) + 1):
+            run.engine.lr_scheduler.step()
+            found[step] = run.engine.get_lr()[0]
+        return [found[step] for step in steps]
+
+    return observe
+
+
+def what_the_seed_draws(run) -> list:
+    """First weights, the order and the masks of the batches, and the dropout of a step."""
+    (batch,) = run.dataset[0]
+    keep = [call["seed"].item() for call in observed_dropouts(run)["packed_attention"]]
+    return [
+        model_of(run).encoder.layers[0].qkv.weight[0, 0].item(), run.dataset.plan(0).text_rows.tolist(),
+        batch.input_id_N.tolist(), batch.patch_mask_BP.tolist(), keep,
+    ]  # fmt: skip
+
+
+class Refused(str):
+    """This machine cannot have the value: an InputError says so in these words."""
+
+
+class Unlike(str):
+    """Whatever it is, nothing of it is as with the other value."""
+
+
+def close(value) -> object:
+    return pytest.approx(value, rel=1e-4)
+
+
+DROPOUT = ("model.hidden_dropout=0.1", "model.attention_dropout=0.1", "model.patch_dropout=0.1")
+MIN_NORM = ("weighting.method=min_norm",)
+SCHEDULED = ("train.lr=1.0", "train.warmup_ratio=0.25")
+GOLDEN = [0.42789072, 0.28605476, 0.28605452]  # the specification's, of losses (7, 0.7, 0.05)
+
+# fmt: off
+ROWS = [
+    # data
+    Row("data.store", lambda run: len(run.store), (("STORE", PRODUCTS), ("SMALL_STORE", 48))),
+    Row("data.split", lambda run: len(run.dataset.rows), (("train", 84), ("validation", 12), ("all", 96))),
+    Row("data.max_text_tokens", lambda run: max(int(b.offsets_S1.diff().max()) for b in batches(run)) - PATCHES,
+        ((4, 4), (7, 7))),
+    Row("data.negatives", negatives_share(),
+        (("random", (False, False)), ("category", (True, False)), ("subcategory", (True, True)))),
+    Row("data.random_negative_epochs", lambda run: [negatives_share(epoch)(run)[1] for epoch in range(3)],
+        ((0, [True, True, True]), (2, [False, False, True])), ("data.negatives=subcategory",)),
+    Row("data.pairs", lambda run: len(run.dataset.plan(0).text_rows), (("coin", 84), ("both", 168))),
+    Row("data.negative_rate", share_of_matches, ((0.0, 1.0), (1.0, 0.0), (0.5, pytest.approx(0.5, abs=0.15)))),
+    Row("data.predict_negatives", mismatches_are_predicted, ((True, True), (False, False))),
+    Row("data.mlm_rate", predicted_share, ((0.15, pytest.approx(0.17, abs=0.05)), (0.6, pytest.approx(0.6, abs=0.06)))),
+    Row("data.mlm_most", lambda run: max(predicted_a_title(run)), ((10, 8), (3, 3), (0, 0)), ("data.mlm_rate=1",)),
+    Row("data.patch_rate", masked_patches, ((0.25, {1}), (0.5, {2}), (0.0, {0}), (1.0, {4}))),
+    Row("data.workers", lambda run: build_loader(run, 0).num_workers, ((0, 0), (2, 2))),
+    # model
+    Row("model.core", lambda run: (run.tokenizer_dir.name, model_of(run).text_embeddings.word.weight[5, :3].tolist()),
+        ((None, Unlike()), ("CORE", ("core", [0.5, 0.5, 0.5])))),
+    Row("model.tokenizer", lambda run: run.dataset.titles.vocabulary, ((None, 119), ("TOKENIZER", 47))),
+    Row("model.vocab_size", lambda run: model_of(run).text_embeddings.word.num_embeddings, ((100, 100), (110, 110))),
+    Row("model.layers", lambda run: len(model_of(run).encoder.layers), ((1, 1), (3, 3))),
+    Row("model.layers", lambda run: len(model_of(run).encoder.layers), ((None, 3), (1, 1)), ("model.core=CORE",)),
+    Row("model.hidden_size", lambda run: model_of(run).tia_head.pooler.in_features, ((16, 16), (48, 48))),
+    Row("model.heads", lambda run: {layer.heads for layer in model_of(run).encoder.layers}, ((2, {2}), (8, {8}))),
+    Row("model.intermediate_size",
+        lambda run: {layer.feed_forward.out_features for layer in model_of(run).encoder.layers},
+        ((64, {64}), (80, {80}))),
+    Row("model.initializer_range",
+        lambda run: [m.weight.std().item() for m in model_of(run).modules()
+                     if isinstance(m, (torch.nn.Linear, torch.nn.Embedding))],
+        ((0.02, pytest.approx([0.02] * 17, rel=0.25)), (0.3, pytest.approx([0.3] * 17, rel=0.25)))),
+    Row("model.hidden_dropout", rates_of_hidden_dropout, ((0.0, {0.0}), (0.3, {0.3})),
+        ("model.attention_dropout=0.5", "model.patch_dropout=0.5")),
+    Row("model.attention_dropout", lambda run: [call["dropout"] for call in observed_dropouts(run)["packed_attention"]],
+        ((0.0, [0.0, 0.0]), (0.3, [0.3, 0.3])), ("model.hidden_dropout=0.5", "model.patch_dropout=0.5")),
+    Row("model.patch_dropout", lambda run: observed_dropouts(run)["patches"][0]["feature_dropout"],
+        ((0.0, 0.0), (0.3, 0.3)), ("model.hidden_dropout=0.5", "model.attention_dropout=0.5")),
+    Row("model.layer_norm", lambda run: run, (("apex", Refused("model.layer_norm apex")),)),
+    # weighting
+    Row("weighting.method", weights,
+        (("loss", close(GOLDEN)), ("fixed", [1.0, 1.0, 1.0]), ("gradient", close(closed_form((1.0, 2.0, 2.0)))),
+         ("min_norm", close([2 / 3, 1 / 6, 1 / 6])))),
+    Row("weighting.alpha", weights, ((1.0, close(GOLDEN)), (0.5, close(closed_form((7.0, 0.7, 0.05), 0.5))))),
+    Row("weighting.alpha", weights, ((0.5, close(closed_form((1.0, 2.0, 2.0), 0.5))),), ("weighting.method=gradient",)),
+    Row("weighting.detach_weights", gradient_flows_through_weights, ((False, True), (True, False))),
+    Row("weighting.preference", weights, (([1.0, 1.0, 1.0], [1.0, 1.0, 1.0]), ([0.5, 1.0, 2.0], [0.5, 1.0, 2.0])),
+        ("weighting.method=fixed",)),
+    Row("weighting.normalise", weights,
+        (("none", close([2 / 3, 1 / 6, 1 / 6])), ("norm", close([0.5, 0.25, 0.25])),
+         ("loss", Unlike())), MIN_NORM),
+    Row("weighting.floor", weights, ((0.0, close([2 / 3, 1 / 6, 1 / 6])), (0.2, close([7 / 15, 4 / 15, 4 / 15]))),
+        MIN_NORM),
+    # train
+    Row("train.steps", lambda run: len(build_loader(run, 0)), ((8, 8), (5, 5))),
+    Row("train.steps", lr_curve(5), ((8, close([0.5])), (20, close([1.0]))), SCHEDULED),
+    Row("train.micro_batch_size", lambda run: (len(run.dataset[0][0].tia_label_B), run.engine.train_batch_size()),
+        ((12, (12, 12)), (6, (6, 6)))),
+    Row("train.gradient_accumulation_steps",
+        lambda run: (len(run.dataset[0]), run.engine.gradient_accumulation_steps(), run.engine.train_batch_size()),
+        ((1, (1, 1, 12)), (3, (3, 3, 36)))),
+    Row("train.optimizer", lambda run: type(optimizer_of(run)).__name__, (("adamw", "AdamW"), ("lamb", "Lamb"))),
+    Row("train.optimizer_backend", lambda run: type(optimizer_of(run)).__module__.split(".")[0],
+        (("auto", "torch"), ("torch", "torch"), ("apex", Refused("train.optimizer_backend apex")),
+         ("pytorch_optimizer", Refused("train.optimizer_backend pytorch_optimizer has no adamw")))),
+    Row("train.lr", lr_curve(2), ((1e-4, close([1e-4])), (5e-3, close([5e-3]))), ("train.warmup_ratio=0.25",)),
+    Row("train.betas", of_groups("betas"), (([0.9, 0.999], {(0.9, 0.999)}), ([0.8, 0.95], {(0.8, 0.95)}))),
+    Row("train.eps", of_groups("eps"), ((1e-8, {1e-8}), (1e-6, {1e-6}))),
+    Row("train.weight_decay", weight_decay, ((0.0, ({0.0}, {0.0})), (0.01, ({0.0}, {0.01})))),
+    Row("train.schedule", lr_curve(1, 4, 8),
+        (("linear", close([0.5, 2 / 3, 0.0])), ("cosine", close([0.5, 0.75, 0.0])), ("constant", [0.5, 1.0, 1.0])),
+        SCHEDULED),
+    Row("train.warmup_ratio", lr_curve(0, 1), ((0.0, close([1.0, 0.875])), (0.5, close([0.0, 0.25]))),
+        ("train.lr=1.0",)),
+    Row("train.gradient_clipping", lambda run: run.engine.gradient_clipping(), ((1.0, 1.0), (0.0, 0.0), (0.3, 0.3))),
+    Row("train.precision", lambda run: {p.dtype for p in model_of(run).parameters()},
+        (("fp32", {torch.float32}), ("bf16", {torch.bfloat16}))),
+    Row("train.zero_stage", lambda run: run.engine.zero_optimization_stage(), ((0, 0), (1, 1), (2, 2), (3, 3))),
+    Row("train.cuda_graphs", lambda run: run, ((True, Refused("train.cuda_graphs")),)),
+    Row("train.fp8", lambda run: run, ((True, Refused("train.fp8")),), ("train.precision=bf16",)),
+    Row("train.seed", what_the_seed_draws, ((0, Unlike()), (1, Unlike())), DROPOUT),
+]
+# fmt: on
+
+# Of a whole run, which `trained` makes with these: what its files say.
+RUN = {
+    "train.output": ("OUTPUT", lambda out: [(out / name).exists() for name in ("config.yaml", "metrics.jsonl")],
+                     [True, True]),
+    "train.log_every": (3, lambda out: [record["step"] for record in read_metrics(out)], [3, 6, 7]),
+    "train.checkpoint_every": (2, lambda out: [path.name[-1] for path in list_checkpoints(out)], ["4", "6", "7"]),
+    "train.keep_checkpoints": (3, lambda out: len(list_checkpoints(out)), 3),
+}  # fmt: skip
+
+
+# Tests ---------------------------------------------------------------------------------------------------------------
+@pytest.fixture(scope="module")
+def places(store_path, tmp_path_factory) -> dict[str, str]:
+    """What capital words in the table stand for."""
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("every_field")
+    titles = [f"{a}{b} shirt" for a in "abcdefgh" for b in "ijklmnop"]
+    train_wordpiece(titles, 100, folder / "tokenizer")
+    core = BertModel(BertConfig(vocab_size=100, hidden_size=16, num_hidden_layers=3, num_attention_heads=2,
+                                intermediate_size=32, max_position_embeddings=64))  # fmt: skip
+    torch.nn.init.constant_(core.embeddings.word_embeddings.weight, 0.5)
+    core.save_pretrained(folder / "core")
+    train_wordpiece(titles, 100, folder / "core")
+    write_store(folder / "small", products=48)
+    names = {"SMALL_STORE": "small", "CORE": "core", "TOKENIZER": "tokenizer", "OUTPUT": "run"}
+    return {"STORE": str(store_path)} | {word: str(folder / name) for word, name in names.items()}
+
+
+@pytest.fixture(scope="module")
+def built(places, one_process, tmp_path_factory):
+    """(overrides) -> the run that `pretrain` would train."""
+
+    def make(*overrides: str):
+        directory = tmp_path_factory.mktemp("built")
+        words = [f"data.store={places['STORE']}", f"train.output={directory}", *BASE, *overrides]
+        return build(load_config(None, [_placed(word, places) for word in words]), directory, one_process)
+
+    return make
+
+
+def _placed(word: str, places: dict[str, str]) -> str:
+    name, _, value = word.partition("=")
+    return f"{name}={places.get(value, value)}"
+
+
+def _override(field: str, value: object) -> str:
+    return f"{field}={'null' if value is None else value}"
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler")  # the curve is walked without training
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.field)
+def test_a_field_reaches_its_consumer(row, built):
+    seen = []
+    for value, expected in row.values:
+        if isinstance(expected, Refused):
+            with pytest.raises(InputError, match=str(expected)):
+                built(*row.beside, _override(row.field, value))
+            continue
+        seen.append(row.observe(built(*row.beside, _override(row.field, value))))
+        if not isinstance(expected, Unlike):
+            assert seen[-1] == expected, f"{row.field}={value}"
+    for (_, expected), one in zip(row.values, seen, strict=False):
+        if isinstance(expected, Unlike):
+            others = [other for other in seen if other is not one]
+            assert others and all(a != b for other in others for a, b in zip(one, other, strict=True)), row.field
+
+
+@pytest.fixture(scope="module")
+def trained(places, one_process) -> Path:
+    words = [f"data.store={places['STORE']}", *BASE, "train.steps=7"]
+    words += [_override(field, value) for field, (value, *_) in RUN.items()]
+    before = signal.getsignal(signal.SIGTERM)  # the loop sets its own
+    out = loop.pretrain(load_config(None, [_placed(word, places) for word in words]))
+    signal.signal(signal.SIGTERM, before)
+    assert out == Path(places["OUTPUT"])
+    return out
+
+
+@pytest.mark.parametrize("field", RUN)
+def test_a_field_reaches_the_files_of_a_run(field, trained):
+    _, observe, expected = RUN[field]
+    assert observe(trained) == expected
+
+
+def test_no_field_is_without_a_row():
+    sections = {field.name: field.default_factory for field in dataclasses.fields(Config)}
+    fields = {f"{name}.{field.name}" for name, section in sections.items() for field in dataclasses.fields(section)}
+    assert {row.field for row in ROWS} | set(RUN) == fields
+
+
+def test_every_layer_and_place_drops_by_itself(built):
+    """One stream a place: two layers that drew the same mask would drop the same units. The seed is the step's."""
+    calls = observed_dropouts(built(*DROPOUT, "model.layers=3"))
+    streams = [call["stream"] for name in ("packed_attention", "dropout_add_layer_norm") for call in calls[name]]
+    streams += [calls["patches"][0]["stream"], calls["patches"][0]["stream"] + 1]  # of features, of the embedding
+    assert len(streams) == 3 + 2 * 3 + 2 == len(set(streams))
+    assert len({call["seed"].item() for found in calls.values() for call in found}) == 1
