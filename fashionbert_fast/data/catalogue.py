@@ -10,7 +10,7 @@ import csv
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,6 +28,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "group": ("group",),
 }
 REQUIRED = ("id", "title")
+DUPLICATE = "duplicate id"
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "dev": "validation",
           "test": "test"}  # fmt: skip
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG")
@@ -40,6 +41,8 @@ class Product:
     ``image`` exists but has not been opened.
 
     group: what rows showing one product share ("": this row alone). image_hash: of the photo's pixels ("": unknown).
+    table, row: where it stands, for messages. spares: later rows of the same id, one of which takes this one's place
+    when its photo turns out to be unreadable.
     """
 
     id: str
@@ -50,6 +53,9 @@ class Product:
     split: str
     group: str = ""
     image_hash: str = ""
+    table: Path | str = ""
+    row: int = 0
+    spares: tuple[Product, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,10 @@ class Problems:
             raise InputError(f"{problem}; correct it, or leave --strict out to skip such rows")
         self.items.append(problem)
 
+    def withdraw_duplicate(self, spare: Product) -> None:
+        """Forget that ``spare`` came second: it was needed after all."""
+        self.items = [p for p in self.items if (p.kind, p.id, p.row) != (DUPLICATE, spare.id, spare.row)]
+
     @property
     def count(self) -> int:
         return len(self.items)
@@ -100,7 +110,7 @@ Row = tuple[int, Mapping[str, Any]]  # line number, column -> value
 def read_catalogue(
     source: Path, *, problems: Problems, images: Path | None = None, columns: Mapping[str, str] | None = None
 ) -> list[Product]:
-    """Products of ``source`` in its order.
+    """Products of ``source`` in its order; the first usable row of an id, with later ones as its spares.
 
     Args:
         source: a directory in the Kaggle layout, or a .csv, .jsonl or .parquet file.
@@ -119,19 +129,24 @@ def read_catalogue(
     header, rows = READERS[table.suffix.lower()](table, problems)
     names = resolve_columns(table, header, columns or {})
     finder = ImageFinder(table.parent, images)
-    seen: dict[str, int] = {}
-    products = []
+    products: dict[str, Product] = {}
+    spares: dict[str, list[Product]] = {}
     try:
         for number, row in rows:
-            if product := _product(table, number, row, names, finder, seen, problems):
-                products.append(product)
+            product = _product(table, number, row, names, finder, problems)
+            if product and product.id in products:
+                what = f"id {product.id} was already used in row {products[product.id].row}"
+                problems.add(table, number, DUPLICATE, what, id=product.id)
+                spares.setdefault(product.id, []).append(product)
+            elif product:
+                products[product.id] = product
     except OSError as error:
         raise InputError(f"{table}: cannot be read ({error.strerror or error}); check the file") from error
     if not products:
         skipped = ", ".join(f"{kind} {count}" for kind, count in problems.by_kind().items()) or "it is empty"
         first = f"; the first: {problems.items[0]}" if problems.items else "; give one with rows"
         raise InputError(f"{table}: no product can be used ({skipped}){first}")
-    return products
+    return [replace(p, spares=tuple(spares[p.id])) if p.id in spares else p for p in products.values()]
 
 
 def find_table(source: Path) -> Path:
@@ -199,7 +214,7 @@ def _text(value: Any) -> str:
 
 def _product(
     table: Path, number: int, row: Mapping[str, Any], names: Mapping[str, str], finder: ImageFinder,
-    seen: dict[str, int], problems: Problems,
+    problems: Problems,
 ) -> Product | None:  # fmt: skip
     """The row's product, or None with the reason added to ``problems``."""
     if isinstance(row.get(names.get("image", "")), (bytes, dict)):
@@ -213,9 +228,6 @@ def _product(
 
     if not identity:
         return report("missing id", f"no {names['id']}")
-    if identity in seen:
-        return report("duplicate id", f"id {identity} was already used in row {seen[identity]}")
-    seen[identity] = number
     if not cell["title"]:
         return report("empty title", f"no {names['title']}")
     split = cell.get("split", "")
@@ -228,7 +240,7 @@ def _product(
     category = cell.get("category", "")
     subcategory = cell.get("subcategory", category)
     return Product(identity, cell["title"], category, subcategory, path, SPLITS.get(split.lower(), ""),
-                   cell.get("group", ""))  # fmt: skip
+                   cell.get("group", ""), table=table, row=number)  # fmt: skip
 
 
 def _open_text(path: Path) -> TextIO:

@@ -2,39 +2,29 @@
 
 Photos are read and encoded batch by batch; rows follow the catalogue's order whatever the number of workers.
 
-Shapes: I images of a batch, S pixels of a side, P patches, D feature.
+Shapes: I images of a batch, P patches, D feature.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import hashlib
-import os
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from fashionbert_fast.data.catalogue import COLUMNS, Problems, Product, read_catalogue
+from fashionbert_fast.data.catalogue import COLUMNS, Problems, read_catalogue
 from fashionbert_fast.data.splits import SPLIT_BY, hold_out, parse_split_by, split_warnings
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.files import check_writable, write_json
-from fashionbert_fast.progress import progress
 
 if TYPE_CHECKING:  # torch takes seconds to import: `fashionbert prepare --help` answers without it
-    import torch
-
-    from fashionbert_fast.data.patch_encoder import PatchEncoder
     from fashionbert_fast.data.store import Manifest
 
 DEFAULT_ENCODER = "resnet50"
-T, R = TypeVar("T"), TypeVar("R")
 
 EPILOG = """examples:
   fashionbert prepare fashion-product-images-small --out stores/mine
@@ -106,6 +96,7 @@ def prepare(
     problems = Problems(strict)
     products = read_catalogue(source, problems=problems, images=images, columns=columns)
 
+    from fashionbert_fast.data.encoding import PHOTO_PROBLEMS, encode_products
     from fashionbert_fast.data.patch_encoder import load_encoder
 
     patch_encoder = load_encoder(encoder, grid=grid, patch_pixels=patch_pixels, batch_size=batch_size, device=device)
@@ -120,10 +111,11 @@ def prepare(
         out, patches=grid * grid, feature_size=patch_encoder.feature_size, dtype=dtype, overwrite=overwrite,
         expected=len(products),
     ) as writer:  # fmt: skip
-        for good, features_IPD in encode_products(products, patch_encoder, problems, workers):
+        for good, features_IPD in encode_products(products, patch_encoder, problems, dtype=dtype, workers=workers):
             writer.append(good, features_IPD)
         if not writer.columns["id"]:
-            raise InputError(f"{source}: no photo can be read; the first: {problems.items[0]}")
+            first = next(problem for problem in problems.items if problem.kind in PHOTO_PROBLEMS)
+            raise InputError(f"{source}: no photo can be used; the first: {first}")
         warnings = assign_splits(writer.columns, manifest, holdout, seed, by)
         manifest = writer.commit(manifest, problems)
     now = time.perf_counter()
@@ -160,87 +152,6 @@ def assign_splits(
     columns["split"] = hold_out(columns, holdout, seed, by)
     manifest.holdout, manifest.split_by = holdout, ",".join(by) or "none"
     return split_warnings(columns, holdout, by)
-
-
-def encode_products(
-    products: Sequence[Product], encoder: PatchEncoder, problems: Problems, workers: int | None = None
-) -> Iterator[tuple[list[Product], torch.Tensor]]:
-    """Batches (products, features [I, P, D] float32) in order, without the products whose photo cannot be read.
-
-    On a CPU each worker reads and encodes its own batch on one thread: unlike one batch on all threads it needs no
-    barriers, and slows down gracefully where the machine is shared (measured: ten times faster on two busy cores).
-    On a GPU the workers read ahead and one stream encodes.
-    """
-    side, size = encoder.image_pixels, encoder.batch_size
-    batches = [products[start : start + size] for start in range(0, len(products), size)]
-    on_cpu = encoder.device.type == "cpu"
-    count = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-
-    def work(batch: Sequence[Product]) -> tuple[list[Product], list[tuple[Product, str]], torch.Tensor]:
-        good, bad, images_ISS3 = read_batch(batch, side)
-        return good, bad, encoder.encode(images_ISS3) if on_cpu and good else images_ISS3
-
-    with one_thread_each(on_cpu), ThreadPoolExecutor(count) as pool:
-        results = progress(ordered(pool, work, batches, ahead=2 * count), len(batches), "encoding photos")
-        for good, bad, tensor in results:
-            for product, what in bad:
-                problems.add(product.image, 0, "unreadable image", what, id=product.id)
-            if good:
-                yield good, tensor if on_cpu else encoder.encode(tensor)
-
-
-def read_batch(batch: Sequence[Product], side: int) -> tuple[list[Product], list[tuple[Product, str]], torch.Tensor]:
-    """(readable products with their photo's hash, the others with the reason, the photos uint8 [I, S, S, 3])."""
-    import numpy as np
-    import torch
-
-    from fashionbert_fast.data.patch_encoder import read_image
-
-    good, bad, images = [], [], []
-    for product in batch:
-        try:
-            image_SS3 = read_image(product.image, side)
-        except Exception as error:  # a broken file can make Pillow raise nearly anything
-            reason = " ".join(str(error).replace(str(product.image), "the file").split()) or type(error).__name__
-            bad.append((product, f"cannot be read ({reason[:150]})"))
-            continue
-        images.append(image_SS3)
-        good.append(replace(product, image_hash=hashlib.blake2b(image_SS3, digest_size=16).hexdigest()))
-    stacked_ISS3 = np.stack(images) if images else np.empty((0, side, side, 3), np.uint8)
-    return good, bad, torch.from_numpy(stacked_ISS3)
-
-
-def ordered(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Sequence[T], ahead: int) -> Iterator[R]:
-    """``function`` of the items, in order, never more than ``ahead`` of them begun before they are asked for.
-
-    Nothing new begins once the consumer stops: an interrupted job ends at once.
-    """
-    waiting: deque[Future[R]] = deque()
-    upcoming = iter(items)
-    try:
-        for item in upcoming:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) >= ahead:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        for future in waiting:
-            future.cancel()
-
-
-@contextlib.contextmanager
-def one_thread_each(wanted: bool) -> Iterator[None]:
-    """While it lasts, threads started run torch's operators on one thread each."""
-    import torch
-
-    before = torch.get_num_threads()
-    if wanted:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def parse_columns(pairs: Sequence[str]) -> dict[str, str]:

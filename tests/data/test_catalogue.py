@@ -78,6 +78,30 @@ def test_messy_rows_are_named_and_the_rest_goes_on(tmp_path):
     assert len(lines) == 7 and lines[0]["file"].endswith("styles.csv") and lines[0]["row"] == 3
 
 
+def test_the_first_usable_row_of_an_id_counts_and_later_ones_are_spares(tmp_path):
+    rows = [
+        "1,A,B,C,",
+        "1,A,B,C,Cap",
+        "2,A,B,C,Tee,surplus",
+        "2,A,B,C,Tee",
+        "99,A,B,C,Hat",
+        "1,A,B,C,Hat",
+        "1,A,B,C,  ",
+    ]
+    products, problems = read(kaggle(tmp_path, *rows))
+    assert [(p.id, p.title, p.row) for p in products] == [("1", "Cap", 3), ("2", "Tee", 5)]
+    assert [(spare.title, spare.row) for spare in products[0].spares] == [("Hat", 7)] and products[1].spares == ()
+    found = [(problem.row, problem.kind) for problem in problems.items]
+    assert found == [(2, "empty title"), (4, "bad row"), (6, "missing image"), (7, "duplicate id"), (8, "empty title")]
+    assert "already used in row 3" in problems.items[3].what
+
+
+def test_a_group_column(tmp_path):
+    source = kaggle(tmp_path, "1,A,B,C,Tee,7", "2,A,B,C,Hat,", header=HEADER + ",productID")
+    assert [p.group for p in read(source)[0]] == ["", ""]
+    assert [p.group for p in read(source, columns={"group": "productID"})[0]] == ["7", ""]
+
+
 def test_a_quoted_field_over_lines_keeps_row_numbers_right(tmp_path):
     source = kaggle(tmp_path, '1,Men,Apparel,Topwear,"Blue\nshirt"', "2,Men", "3,Men,Apparel,Topwear,Tee")
     products, problems = read(source)

@@ -17,8 +17,9 @@ import torch
 from PIL import Image
 
 from fashionbert_fast.cli import main
-from fashionbert_fast.data.patch_encoder import load_encoder, read_image
-from fashionbert_fast.data.prepare import ordered, parse_columns, prepare
+from fashionbert_fast.data.encoding import ordered
+from fashionbert_fast.data.patch_encoder import PatchEncoder, load_encoder, read_image
+from fashionbert_fast.data.prepare import parse_columns, prepare
 from fashionbert_fast.data.store import FeatureStore
 from fashionbert_fast.errors import InputError
 
@@ -99,12 +100,54 @@ def test_bad_rows_and_photos_are_left_out_and_named(broken, tmp_path):
     assert report.problems == {"unreadable image": 2, "missing image": 1, "bad row": 1} == store.manifest.problems
     problems = [json.loads(line) for line in (tmp_path / "s" / "problems.jsonl").read_text().splitlines()]
     assert {problem["id"] for problem in problems} == {"200", "201", "102", "105"}
-    assert any("102.jpg" in p["file"] and "cannot identify" in p["what"] for p in problems)
+    assert any("102.jpg cannot be read (cannot identify" in p["what"] and p["row"] == 4 for p in problems)
+    assert all(p["file"] == str(broken / "styles.csv") for p in problems)
+
+
+def test_a_second_row_of_an_id_stands_in_for_a_photo_that_cannot_be_read(tmp_path):
+    folder = write_catalogue(tmp_path / "shop", count=6)
+    for bad in (101, 103):
+        (folder / "images" / f"{bad}.jpg").write_bytes(b"not a photo")
+    rows = ["a,Hat,100", "b,Cap,101", "b,Cap again,103", "b,Cap at last,104", "b,Cap too many,105", "c,Belt,102",
+            "c,Belt again,105"]  # fmt: skip
+    table = folder / "shop.csv"
+    table.write_text("id,title,image\n" + "".join(f"{row}.jpg\n" for row in rows))
+    prepare(table, tmp_path / "s", images=folder / "images", **QUICK)
+    store = FeatureStore.open(tmp_path / "s")
+    assert (store.ids, store.titles) == (["a", "b", "c"], ["Hat", "Cap at last", "Belt"])
+    assert Path(store.images[1]).name == "104.jpg" and len(set(store.image_hashes)) == 3
+    problems = [json.loads(line) for line in (tmp_path / "s" / "problems.jsonl").read_text().splitlines()]
+    assert [(p["kind"], p["row"], p["id"]) for p in problems] == [
+        ("duplicate id", 6, "b"), ("duplicate id", 8, "c"), ("unreadable image", 3, "b"), ("unreadable image", 4, "b"),
+    ]  # fmt: skip
+    (folder / "images" / "104.jpg").write_bytes(b"")
+    (folder / "images" / "105.jpg").write_bytes(b"")
+    prepare(table, tmp_path / "t", images=folder / "images", **QUICK)
+    assert FeatureStore.open(tmp_path / "t").ids == ["a", "c"]
+
+
+def test_features_that_are_no_numbers_are_problems(catalogue, tmp_path, monkeypatch):
+    Image.new("RGB", (40, 60), "white").save(catalogue / "images" / "104.jpg")
+    encode = PatchEncoder.encode
+
+    def beyond_float16_on_white(self, images_ISS3):
+        white_I = (images_ISS3.flatten(1).float().mean(1) > 250).float()
+        return encode(self, images_ISS3) + 1e5 * white_I[:, None, None]
+
+    monkeypatch.setattr(PatchEncoder, "encode", beyond_float16_on_white)
+    for batch_size in (1, 4):
+        out = tmp_path / f"s{batch_size}"
+        report = prepare(catalogue, out, dtype="float16", batch_size=batch_size, **QUICK)
+        store = FeatureStore.open(out)
+        assert store.ids == [str(100 + i) for i in range(9) if i != 4] and store.verify() == []
+        assert report.problems == {"non-finite features": 1}
+        assert json.loads((out / "problems.jsonl").read_text())["row"] == 6
+    assert len(FeatureStore.open(prepare(catalogue, tmp_path / "wide", dtype="float32", **QUICK).store)) == 9
 
 
 def test_a_photo_that_cannot_be_read_stops_a_strict_job(catalogue, tmp_path):
     (catalogue / "images" / "107.jpg").write_bytes(b"")
-    with pytest.raises(InputError, match=r"107\.jpg \(id 107\): cannot be read .*--strict"):
+    with pytest.raises(InputError, match=r"styles\.csv: row 9 \(id 107\): image .*107\.jpg cannot be read .*--strict"):
         prepare(catalogue, tmp_path / "s", strict=True, **QUICK)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["shop"]
 
@@ -112,7 +155,7 @@ def test_a_photo_that_cannot_be_read_stops_a_strict_job(catalogue, tmp_path):
 def test_no_photo_can_be_read(catalogue, tmp_path):
     for photo in (catalogue / "images").iterdir():
         photo.write_bytes(b"x")
-    with pytest.raises(InputError, match=r"no photo can be read; the first: .*100\.jpg"):
+    with pytest.raises(InputError, match=r"no photo can be used; the first: .*100\.jpg"):
         prepare(catalogue, tmp_path / "s", **QUICK)
     assert not (tmp_path / "s").exists()
 
