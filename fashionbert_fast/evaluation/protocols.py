@@ -9,7 +9,7 @@ Shapes: N products evaluated, Q queries, C candidates of a query, K distinct pai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,11 +23,12 @@ from fashionbert_fast.evaluation.candidates import (
     full_lists,
     sampled_lists,
 )
-from fashionbert_fast.evaluation.ranking import RELEASED_BATCH_SIZE, ranks, recalls, released_faulty_recall
+from fashionbert_fast.evaluation.ranking import RELEASED_BATCH_SIZE, Ranks, ranks, recalls, released_faulty_recall
 from fashionbert_fast.evaluation.recognition import recognition
 
 PROTOCOLS = ("fashionbert", "full")
 GROUPINGS = ("correct", "released-faulty")
+LISTS = ("own_subcategory", "topped_up_from_category", "topped_up_from_anywhere")  # by tier: see CandidateLists
 DEFAULT_QUERIES = 1000
 DEFAULT_CANDIDATES = 101
 PAIRS_PER_CALL = 1 << 22  # bounds the index arrays of one call to the scorer: 64 MiB
@@ -44,6 +45,9 @@ class Products(Protocol):
     categories: Sequence[str]
     subcategories: Sequence[str]
     splits: Sequence[str]
+    groups: Sequence[str]  # views of one product share one; "": none
+    image_hashes: Sequence[str]  # "": not known
+    twin_N: np.ndarray  # equal for rows that share a group, a title or a photo
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class Scored:
     """Scores of both directions beside the lists they belong to.
 
     rows_N: the store rows that the positions in ``lists`` stand for. text_to_image_QC: title of the query with the
-    images of its candidates. image_to_text_QC: image of the query with the titles of its candidates.
+    images of its candidates. image_to_text_QC: image of the query with the titles of its candidates. What the
+    lists leave out scores -inf: behind every candidate, tied with none.
     """
 
     rows_N: np.ndarray
@@ -77,7 +82,11 @@ def candidate_lists(
         [store.categories[row] for row in rows_N],
         [store.subcategories[row] for row in rows_N],
         seed,
+        groups=[store.groups[row] for row in rows_N],
+        twins=store.twin_N[rows_N],
     )
+    if len(set(sampler.twin_N)) < 2:
+        raise InputError(f"rows: the {len(rows_N)} products are twins of one another; ranking needs 2 that differ")
     if protocol == "full":
         return full_lists(sampler, None if queries is None or queries >= len(rows_N) else queries)
     return sampled_lists(sampler, DEFAULT_QUERIES if queries is None else queries, candidates)
@@ -91,6 +100,7 @@ def score_lists(
     if every_query and (lists.candidates_QC == lists.queries_Q).all():
         text_QC, image_QC = np.broadcast_arrays(rows_N[:, None], rows_N[None, :])
         matrix_QC = _score_pairs(text_QC, image_QC, score, pairs_per_call)
+        _leave_out(lists, matrix_QC)  # as symmetric as being a view of another is
         return Scored(rows_N, lists, matrix_QC, matrix_QC.T)  # one matrix: its rows are titles, its columns images
     query_Q1 = lists.queries_Q[:, None]
     pairs = np.stack([query_Q1 * len(rows_N) + lists.candidates_QC, lists.candidates_QC * len(rows_N) + query_Q1])
@@ -98,7 +108,14 @@ def score_lists(
     text_K, image_K = np.divmod(distinct_K, len(rows_N))
     scores_K = _score_pairs(rows_N[text_K], rows_N[image_K], score, pairs_per_call)
     text_to_image_QC, image_to_text_QC = scores_K[place.reshape(pairs.shape)]
+    _leave_out(lists, text_to_image_QC, image_to_text_QC)
     return Scored(rows_N, lists, text_to_image_QC, image_to_text_QC)
+
+
+def _leave_out(lists: CandidateLists, *scores_QC: np.ndarray) -> None:
+    if lists.left_out_QC is not None:
+        for scores in scores_QC:
+            scores[lists.left_out_QC] = -np.inf
 
 
 def _score_pairs(text: np.ndarray, image: np.ndarray, score: Score, pairs_per_call: int) -> np.ndarray:
@@ -122,13 +139,13 @@ def alignment_accuracy(scored: Scored) -> float:
     """Share of right answers to "does this image belong to this title?", over as many true pairs as false ones.
 
     Each query gives two pairs: its own title and image, and its title with the image of one other product of the same
-    sub-category (the next tier where it is alone in it), as in training. "Match" means a probability above 0.5, so a
-    scorer that always says the same gets exactly 0.5.
+    sub-category (the next tier where it is alone in it) and no twin, as in training. "Match" means a probability above
+    0.5, so a scorer that always says the same gets exactly 0.5. Queries that have only twins beside them are not asked.
     """
     lists, scores_QC = scored.lists, scored.text_to_image_QC
-    queries = np.arange(len(lists.queries_Q))
-    positives_Q = scores_QC[queries, lists.truth_Q] > 0.5
-    negatives_Q = scores_QC[queries, lists.negatives_Q] > 0.5
+    queries = np.flatnonzero(lists.negatives_Q >= 0)
+    positives_Q = scores_QC[queries, lists.truth_Q[queries]] > 0.5
+    negatives_Q = scores_QC[queries, lists.negatives_Q[queries]] > 0.5
     return float(positives_Q.sum() + (~negatives_Q).sum()) / (2 * len(queries))
 
 
@@ -177,29 +194,51 @@ def summarise(store: Products, scored: Scored, *, protocol: str, seed: int) -> d
     lists = scored.lists
     text_to_image = ranks(scored.text_to_image_QC, lists.truth_Q)
     image_to_text = ranks(scored.image_to_text_QC, lists.truth_Q)
-    return {
+    result = {
         "protocol": protocol,
         "queries": len(lists.queries_Q),
         "candidates": int(lists.candidates_QC.shape[1]),
-        "topped_up": lists.topped_up_from_category + lists.topped_up_from_anywhere,
+        "topped_up": int((lists.tier_Q > 0).sum()),
         "alignment_accuracy": alignment_accuracy(scored),
         "image_to_text": recalls(image_to_text),
         "text_to_image": recalls(text_to_image),
         "median_rank": {"image_to_text": image_to_text.median(), "text_to_image": text_to_image.median()},
         "grouping": "correct",
         "seed": seed,
-        "topped_up_from_category": lists.topped_up_from_category,
-        "topped_up_from_anywhere": lists.topped_up_from_anywhere,
+        "topped_up_from_category": int((lists.tier_Q == 1).sum()),
+        "topped_up_from_anywhere": int((lists.tier_Q == 2).sum()),
+        "alignment_queries": int((lists.negatives_Q >= 0).sum()),
         "alignment_negatives_outside_subcategory": lists.negatives_outside_subcategory,
-        "queries_with_a_twin_title": _twin_titles(store, scored),
+        "queries_with_a_twin_title": _with_a_twin(scored, [store.titles[row] for row in scored.rows_N]),
+        "queries_with_a_twin_photo": _with_a_twin(scored, [store.image_hashes[row] or row for row in scored.rows_N]),
+        "queries_with_other_views": lists.with_other_views,
     }
+    if protocol == "fashionbert":  # no list of "full" is topped up
+        result["by_list"] = _by_list(lists, image_to_text, text_to_image)
+    return result
 
 
-def _twin_titles(store: Products, scored: Scored) -> int:
-    """Queries with a candidate whose title reads exactly like the truth's: no reader can tell those two apart."""
-    title_N = numbered(store.titles[row] for row in scored.rows_N)
-    pairs = zip(scored.lists.queries_Q, scored.lists.candidates_QC, strict=True)
-    return sum(int((title_N[candidates_C] == title_N[query]).sum() > 1) for query, candidates_C in pairs)
+def _by_list(lists: CandidateLists, image_to_text: Ranks, text_to_image: Ranks) -> dict[str, Any]:
+    """Recall apart for lists of the query's sub-category alone and for those topped up: others are easier to tell."""
+    found = {}
+    for tier, name in enumerate(LISTS):
+        if (chosen_Q := lists.tier_Q == tier).any():
+            found[name] = {
+                "queries": int(chosen_Q.sum()),
+                "image_to_text": recalls(image_to_text.of(chosen_Q)),
+                "text_to_image": recalls(text_to_image.of(chosen_Q)),
+            }
+    return found
+
+
+def _with_a_twin(scored: Scored, labels_N: Sequence[Hashable]) -> int:
+    """Queries with a candidate whose title (or photo) is the very one of the truth: nobody can tell those two apart."""
+    lists, label_N = scored.lists, numbered(labels_N)
+    found = 0
+    for place, query in enumerate(lists.queries_Q):  # a query at a time: all candidates' labels would be N x N
+        twin_C = label_N[lists.candidates_QC[place]] == label_N[query]
+        found += int((twin_C if lists.left_out_QC is None else twin_C & ~lists.left_out_QC[place]).sum() > 1)
+    return found
 
 
 def _released_faulty(store: Products, scored: Scored, batch_size: int) -> dict[str, Any]:

@@ -26,6 +26,10 @@ class Ranks:
     better_Q: np.ndarray
     tied_Q: np.ndarray
 
+    def of(self, chosen_Q: np.ndarray) -> Ranks:
+        """The ranks of the chosen queries, bool or indices."""
+        return Ranks(self.better_Q[chosen_Q], self.tied_Q[chosen_Q])
+
     def expected_Q(self) -> np.ndarray:
         """Expected rank of each truth (1 is the top), float64 [Q]."""
         return self.better_Q + 1 + self.tied_Q / 2

@@ -16,6 +16,11 @@ from fashionbert_fast.evaluation.ranking import RECALLS, RELEASED_BATCH_SIZE
 from fashionbert_fast.files import check_writable, write_json
 
 SPLITS = ("validation", "test", "train", "all")
+TWINS = {
+    "queries_with_a_twin_title": "with a candidate of the very same title",
+    "queries_with_a_twin_photo": "with a candidate of the very same photo",
+    "queries_with_other_views": "whose product has other views, which are no candidates",
+}
 EXAMPLES = """examples:
   fashionbert evaluate --checkpoint runs/first --data stores/shop --protocol fashionbert --json evaluation.json
   fashionbert evaluate --checkpoint runs/first --data stores/shop --protocol full --json full.json
@@ -110,15 +115,20 @@ def evaluate_checkpoint(
 ) -> dict[str, Any]:
     """Open the store and the checkpoint, check that their features are the same, and ``evaluate(**options)``.
 
-    Adds "precision", "split", "checkpoint" and "data" to the result, so that a figure says where it comes from.
+    Adds "precision", "split", "checkpoint" and "data" to the result, so that a figure says where it comes from, and
+    "leaks": how many products of a held-out split share a title, a photo or a group with training.
     """
     from fashionbert_fast.data.store import FeatureStore
+    from fashionbert_fast.data.twins import leaks
 
     store = FeatureStore.open(data)
     rows = split_rows(store, split, data)
     scorer, model_dir = load_scorer(checkpoint, store, data, batch_size, device, precision)
     result = evaluate(store, rows, scorer.score, vectors=scorer.vectors, **options)
-    return result | {"precision": precision, "split": split, "checkpoint": str(model_dir), "data": str(data)}
+    result |= {"precision": precision, "split": split, "checkpoint": str(model_dir), "data": str(data)}
+    if split not in ("train", "all"):
+        result["leaks"] = leaks(store)[split]
+    return result
 
 
 def load_scorer(
@@ -211,7 +221,19 @@ def table(result: dict[str, Any]) -> Table:
     if not faulty:
         chance = [f"{100 * min(1.0, k / result['candidates']):.2f}" for k in RECALLS]
         shown.add_row("chance", *chance, f"{(result['candidates'] + 1) / 2:g}", style="dim")
+        _add_lists(shown, result)
     return shown
+
+
+def _add_lists(shown: Table, result: dict[str, Any]) -> None:
+    """Recall apart for lists that were and were not topped up, where there are both."""
+    by_list = result.get("by_list", {})
+    for name, found in by_list.items() if len(by_list) > 1 else ():
+        shown.add_section()
+        shown.add_row(f"{name.replace('_', ' ')} ({found['queries']})", style="dim")
+        for direction in ("image_to_text", "text_to_image"):
+            recall = [f"{100 * value:.2f}" for value in found[direction].values()]
+            shown.add_row(direction.replace("_to_", " -> "), *recall)
 
 
 def _caption(result: dict[str, Any]) -> str:
@@ -221,8 +243,16 @@ def _caption(result: dict[str, Any]) -> str:
             f"lists topped up: {result['topped_up_from_category']} from the category, "
             f"{result['topped_up_from_anywhere']} from anywhere"
         )
-    if result["queries_with_a_twin_title"]:
-        lines.append(f"queries with a candidate of the very same title: {result['queries_with_a_twin_title']}")
+    for key, what in TWINS.items():
+        if result[key]:
+            lines.append(f"queries {what}: {result[key]}")
+    found = result.get("leaks", {"products": 0})
+    if found["products"]:
+        lines.append(
+            f"WARNING: {found['products']} products of split {result['split']} are known from training "
+            f"({found['title']} by title, {found['photo']} by photo, {found['group']} by group): these figures "
+            "flatter the model; a hold-out drawn by fashionbert prepare keeps such products apart"
+        )
     for level in ("category", "subcategory"):
         found = result.get("recognition", {}).get(level)
         if found and "skipped" not in found:

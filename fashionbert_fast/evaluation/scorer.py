@@ -6,7 +6,7 @@ Shapes: K pairs, U distinct pairs, B pairs of a batch, H hidden.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,12 @@ from fashionbert_fast.progress import progress
 
 DEFAULT_BATCH_SIZE = 128
 PRECISIONS = ("fp32", "bf16")
+
+
+def _first_rows(values: Iterable[Hashable]) -> np.ndarray:
+    """For each row the first with its value, int64 (N,)."""
+    first: dict[Hashable, int] = {}
+    return np.array([first.setdefault(value, row) for row, value in enumerate(values)], dtype=np.int64)
 
 
 class PairScorer:
@@ -48,9 +54,10 @@ class PairScorer:
         self.batch_size = batch_size
         self.precision = precision
         self.device = next(model.parameters()).device
-        # equal titles are one text: they must tie exactly, not be told apart by the float noise of two batches.
-        first_row: dict[str, int] = {}
-        self.text_N = np.array([first_row.setdefault(title, row) for row, title in enumerate(store.titles)])
+        # Equal titles are one text and equal photos one image, whatever their rows: they must tie exactly, not be told
+        # apart by the float noise of two batches, here or where their features were made.
+        self.text_N = _first_rows(store.titles)
+        self.image_N = _first_rows(known or row for row, known in enumerate(store.image_hashes))
 
     def __call__(self, text_rows: np.ndarray, image_rows: np.ndarray) -> np.ndarray:
         """Same as ``score``."""
@@ -63,7 +70,7 @@ class PairScorer:
         float64 because a confident model's probabilities lie closer to 1 than float32 can tell apart, and ranks are
         read from them.
         """
-        keys_K = self.text_N[text_rows] * len(self.store) + np.asarray(image_rows, dtype=np.int64)
+        keys_K = self.text_N[text_rows] * len(self.store) + self.image_N[image_rows]
         keys_U, place_K = np.unique(keys_K, return_inverse=True)
         text_U, image_U = np.divmod(keys_U, len(self.store))
         scores_U = np.empty(len(keys_U), dtype=np.float64)
@@ -77,7 +84,7 @@ class PairScorer:
         """[CLS] vectors (pooled: dense + tanh) of products, own title with own image, float32 [n, H]."""
         rows = np.asarray(rows, dtype=np.int64)
         vectors_H: list[Any] = [None] * len(rows)
-        for chosen, batch in self._batches(self.text_N[rows], rows, "reading [CLS] vectors"):
+        for chosen, batch in self._batches(self.text_N[rows], self.image_N[rows], "reading [CLS] vectors"):
             pooled_BH = self.model.pooled(batch).float()
             for place, vector_H in zip(chosen, pooled_BH.cpu().numpy(), strict=True):
                 vectors_H[place] = vector_H

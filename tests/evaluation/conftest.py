@@ -1,4 +1,4 @@
-"""Products without a feature store behind them: the protocols read only ids, titles, categories and splits."""
+"""Products without a feature store behind them: the protocols read only the columns of a store."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from fashionbert_fast.data.twins import twins
+
 
 @dataclass
 class Products:
@@ -16,6 +18,12 @@ class Products:
     categories: list[str] = field(default_factory=list)
     subcategories: list[str] = field(default_factory=list)
     splits: list[str] = field(default_factory=list)
+    groups: list[str] = field(default_factory=list)
+    image_hashes: list[str] = field(default_factory=list)
+
+    @property
+    def twin_N(self) -> np.ndarray:
+        return twins(self.groups, self.titles, self.image_hashes)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -46,6 +54,8 @@ def make_products():
                 products.categories.append(category)
                 products.subcategories.append(subcategory)
                 products.splits.append(split)
+                products.groups.append("")
+                products.image_hashes.append("")
         return products
 
     return make

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,12 +28,18 @@ PATCHES, FEATURE = 4, 6
 
 @pytest.fixture
 def store(make_products, tmp_path):
+    return write_shop(tmp_path / "shop", make_products)
+
+
+def write_shop(path, make_products, **changes) -> FeatureStore:
+    """24 products with random features, every other one held out. changes: row_3={"title": ...}, ..."""
     listed = make_products({("clothes", "shirts"): 14, ("shoes", "boots"): 10})
     products = []
     for row, (category, subcategory) in enumerate(zip(listed.categories, listed.subcategories, strict=True)):
         title = " ".join(["plain", "striped", "long", "red"][: row % 4]) + f" item {row}"
         split = "validation" if row % 2 else "train"
-        products.append(Product(listed.ids[row], title, category, subcategory, Path(f"{row}.jpg"), split))
+        product = Product(listed.ids[row], title, category, subcategory, Path(f"{row}.jpg"), split)
+        products.append(dataclasses.replace(product, **changes.get(f"row_{row}", {})))
     manifest = Manifest(
         grid=2,
         resize={"image_pixels": 8, "patch_pixels": 4, "interpolation": "bilinear"},
@@ -45,10 +52,10 @@ def store(make_products, tmp_path):
         },
         normalisation={"mean": [0.5] * 3, "std": [0.5] * 3},
     )
-    with StoreWriter(tmp_path / "shop", patches=PATCHES, feature_size=FEATURE, dtype="float32") as writer:
+    with StoreWriter(path, patches=PATCHES, feature_size=FEATURE, dtype="float32") as writer:
         writer.append(products, torch.randn(24, PATCHES, FEATURE, generator=torch.Generator().manual_seed(0)))
         writer.commit(manifest)
-    return FeatureStore.open(tmp_path / "shop")
+    return FeatureStore.open(path)
 
 
 @pytest.fixture
@@ -108,6 +115,20 @@ def test_the_command_from_checkpoint_to_json(model_dir, store, tmp_path, protoco
     assert ("recognition" in result) == (protocol == "full")
     if protocol == "full":
         assert result["recognition"]["category"]["classes"] == 2
+
+
+def test_leaks_of_a_held_out_split_are_told(model_dir, store, make_products, tmp_path):
+    """Held out, row 3 repeats a training title in other letters, row 5 a training photo, row 7 a photo of row 5."""
+    photo = {"image_hash": "1f"}
+    changes = {"row_3": {"title": " Plain ITEM 0!"}, "row_2": photo, "row_5": photo, "row_7": photo}
+    leaking = write_shop(tmp_path / "leaking", make_products, row_0={"title": "plain item 0"}, **changes)
+    result = command.evaluate_checkpoint(model_dir, leaking.path, device="cpu")
+    assert result["leaks"] == {"products": 3, "title": 1, "photo": 2, "group": 0}
+    assert result["queries_with_a_twin_photo"] == 2
+    sound = command.evaluate_checkpoint(model_dir, store.path, device="cpu")
+    assert sound["leaks"] == {"products": 0, "title": 0, "photo": 0, "group": 0}
+    for split in ("train", "all"):  # training is no leak into training
+        assert "leaks" not in command.evaluate_checkpoint(model_dir, leaking.path, split=split, device="cpu")
 
 
 def change_model(model_dir, change) -> None:

@@ -76,6 +76,23 @@ def test_run_prints_the_table_and_writes_the_file(tmp_path, monkeypatch, make_pr
     assert "100.00" in capsys.readouterr().out
 
 
+def test_table_shows_topped_up_lists_apart_and_warns_of_leaks(make_products, perfect):
+    store = make_products({("a", "b"): 110, ("c", "d"): 1})
+    store.image_hashes[3] = store.image_hashes[7] = "1f"
+    store.groups[4] = store.groups[8] = "one"
+    result = evaluate(store, store.rows(None), perfect)
+    shown = drawn(result)
+    assert "own subcategory (110)" in shown and "topped up from anywhere (1)" in shown
+    assert "of the very same photo: 2" in shown and "other views, which are no candidates: 2" in shown
+    assert "WARNING" not in shown
+    result |= {"split": "validation", "leaks": {"products": 5, "title": 4, "photo": 2, "group": 0}}
+    words = " ".join(drawn(result).split())
+    assert "WARNING: 5 products of split validation are known from training" in words
+    assert "(4 by title, 2 by photo, 0 by group)" in words
+    result["leaks"] = dict.fromkeys(result["leaks"], 0)
+    assert "WARNING" not in drawn(result)
+
+
 def test_table_says_what_chance_is_and_names_the_fault(make_products, perfect):
     store = make_products({("a", "b"): 110, ("c", "d"): 1})
     correct = drawn(evaluate(store, store.rows(None), perfect))

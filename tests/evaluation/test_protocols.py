@@ -179,6 +179,109 @@ def test_twin_titles_are_reported(make_products, perfect):
     assert evaluate(store, store.rows(None), perfect, protocol="full")["queries_with_a_twin_title"] == 2
 
 
+def test_twin_photos_are_reported(make_products, perfect):
+    store = make_products({("a", "b"): 6})
+    store.image_hashes[1] = store.image_hashes[4] = store.image_hashes[5] = "1f"
+    result = evaluate(store, store.rows(None), perfect, protocol="full")
+    assert (result["queries_with_a_twin_photo"], result["queries_with_a_twin_title"]) == (3, 0)
+
+
+def with_views(make_products):
+    """40 rows of 22 products: the first 9 have three views each, two of them in another sub-category."""
+    store = make_products({("a", "b"): 29, ("a", "c"): 11})
+    for product in range(9):
+        for row in (product, product + 9, product + 29):
+            store.groups[row] = f"product {product}"
+    return store
+
+
+@pytest.mark.parametrize("protocol,candidates", [("fashionbert", 15), ("fashionbert", 101), ("full", 40)])
+def test_views_of_one_product_are_no_candidates_of_each_other(make_products, protocol, candidates):
+    """A model that knows the product, but not which of its views a title or photo belongs to, makes no mistake."""
+    store = with_views(make_products)
+    product_N = np.array([group or id_ for group, id_ in zip(store.groups, store.ids, strict=True)])
+
+    def knows_products(text, image):
+        return (product_N[text] == product_N[image]).astype(float)
+
+    result = evaluate(store, store.rows(None), knows_products, protocol=protocol, candidates=candidates)
+    assert result["image_to_text"] == result["text_to_image"] == ALL_ONE
+    assert result["alignment_accuracy"] == 1.0
+    assert (result["queries"], result["queries_with_other_views"]) == (40, 27)
+    rows = store.rows(None)
+    lists = candidate_lists(store, rows, protocol=protocol, queries=None, candidates=candidates, seed=0)
+    for place, query in enumerate(lists.queries_Q):
+        line, kept = lists.candidates_QC[place], np.ones(lists.candidates_QC.shape[1], dtype=bool)
+        if lists.left_out_QC is not None:
+            kept = ~lists.left_out_QC[place]
+        assert line[kept].tolist().count(query) == 1 and line[lists.truth_Q[place]] == query
+        assert (product_N[line[kept]] == product_N[query]).sum() == 1
+        assert kept.sum() == min(candidates, 41 - (product_N == product_N[query]).sum())
+
+
+@pytest.mark.parametrize("protocol", ["fashionbert", "full"])
+def test_what_is_left_out_is_neither_better_nor_tied(make_products, protocol):
+    store = with_views(make_products)
+    result = evaluate(store, store.rows(None), lambda text, image: np.full(len(text), 0.7), protocol=protocol)
+    expected = np.mean([1 / 38] * 27 + [1 / 40] * 13)  # two views of 40 rows are left out of 27 lists
+    assert result["image_to_text"]["R@1"] == pytest.approx(expected, abs=1e-12)
+    assert result["text_to_image"]["R@1"] == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("protocol", ["fashionbert", "full"])
+def test_the_negative_of_the_alignment_accuracy_is_no_twin(make_products, protocol):
+    """Of 12 products, 10 are twins by title or photo: candidates they stay, but "no match" would be a wrong answer."""
+    store = make_products({("a", "b"): 10, ("a", "c"): 2})
+    store.titles[:5] = ["one title"] * 5
+    store.image_hashes[4:10] = ["1f"] * 6
+    twin_N = store.twin_N
+
+    def knows_twins(text, image):
+        return (twin_N[text] == twin_N[image]).astype(float)
+
+    result = evaluate(store, store.rows(None), knows_twins, protocol=protocol)
+    assert result["alignment_accuracy"] == 1.0
+    assert (result["alignment_queries"], result["alignment_negatives_outside_subcategory"]) == (12, 10)
+    assert result["image_to_text"]["R@1"] < 1  # its twins tie with the truth
+    assert (result["candidates"], result["queries_with_a_twin_title"]) == (12, 5)
+
+
+def test_queries_with_only_twins_beside_them_are_not_asked(make_products):
+    store = make_products({("a", "b"): 10, ("a", "c"): 2})
+    store.titles[:10] = ["one title"] * 10
+    always = lambda text, image: np.ones(len(text))  # noqa: E731
+    result = evaluate(store, store.rows(None), always, candidates=4)
+    assert (result["alignment_queries"], result["alignment_accuracy"]) == (2, 0.5)
+    store.titles[:] = ["one title"] * 12
+    with pytest.raises(InputError, match="twins of one another"):
+        evaluate(store, store.rows(None), always)
+
+
+def test_recall_apart_for_lists_that_were_topped_up(make_products):
+    """Boots and the tote are never found, all others always."""
+    store = make_products(SIZES)
+    shoes_or_bag = np.array([category != "clothes" for category in store.categories])
+
+    def finds_clothes(text, image):
+        return np.where(shoes_or_bag[text], 0.5, text == image)
+
+    result = evaluate(store, store.rows(None), finds_clothes)
+    by_list = result["by_list"]
+    assert {name: found["queries"] for name, found in by_list.items()} == {
+        "own_subcategory": 150, "topped_up_from_category": 60, "topped_up_from_anywhere": 21,
+    }  # fmt: skip
+    for direction in ("image_to_text", "text_to_image"):
+        assert by_list["own_subcategory"][direction] == by_list["topped_up_from_category"][direction] == ALL_ONE
+        for k in ("R@1", "R@5", "R@10"):
+            mean = sum(found["queries"] * found[direction][k] for found in by_list.values()) / 231
+            assert mean == pytest.approx(result[direction][k], abs=1e-12)
+    assert by_list["topped_up_from_anywhere"]["text_to_image"]["R@1"] == pytest.approx(1 / 101)
+    assert by_list["topped_up_from_anywhere"]["image_to_text"]["R@1"] < 0.9
+    plain = make_products({("a", "b"): 20})
+    assert list(evaluate(plain, plain.rows(None), hashed, candidates=5)["by_list"]) == ["own_subcategory"]
+    assert "by_list" not in evaluate(plain, plain.rows(None), hashed, protocol="full")
+
+
 def test_released_faulty_grouping(make_products, perfect):
     store = make_products({("a", "b"): 200})
     correct = evaluate(store, store.rows(None), perfect)

@@ -95,6 +95,16 @@ def test_a_pair_asked_twice_and_a_twin_title_are_scored_once(make_products):
     assert scores[0] == scores[1] == scores[2]
 
 
+def test_equal_photos_of_different_rows_tie_exactly(make_products):
+    """KnowsAll's scores differ with the row of the image, as the last bits of one photo's features may."""
+    store = make_products({("a", "b"): 5})
+    store.image_hashes[:] = ["1f", "", "2e", "1f", ""]
+    pairs = PairScorer(KnowsAll(), store, Words(store))
+    scores = pairs.score(np.full(5, 2), np.arange(5))
+    assert scores[0] == scores[3] and len(set(scores.tolist())) == 4
+    assert pairs.vectors(np.arange(5))[:, 1].tolist() == [0, 1, 2, 0, 4]
+
+
 def test_confident_scores_still_rank(make_products):
     """At logits 20 apart float32 probabilities are all 1.0 and would tie."""
     store = make_products({("a", "b"): 10})
