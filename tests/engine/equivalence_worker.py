@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed
+from training import partitioned
 
 from fashionbert_fast.config import load_config
 from fashionbert_fast.engine.build import build, build_loader
@@ -27,8 +28,8 @@ def run_case(store: str, directory: Path, method: str, stage: int, device, layou
     """
     config = load_config(
         None,
-        [f"data.store={store}", f"train.output={directory}", "data.split=all", "model.hidden_size=32", "model.heads=2",
-         "model.layers=2", "model.intermediate_size=64", "model.hidden_dropout=0", "model.attention_dropout=0",
+        [f"data.store={store}", f"train.output={directory}", "data.split=all", "model.hidden_size=128", "model.heads=2",
+         "model.layers=2", "model.intermediate_size=128", "model.hidden_dropout=0", "model.attention_dropout=0",
          "model.patch_dropout=0", "model.vocab_size=200", *layout, f"train.steps={STEPS}", "train.lr=1e-3",
          # Adam divides by sqrt(v) + eps: with the usual eps a gradient that is zero up to rounding (the key bias) would
          # turn rounding noise into full-size steps, and this test would compare noise.
@@ -39,8 +40,10 @@ def run_case(store: str, directory: Path, method: str, stage: int, device, layou
     run.engine.train()
     start = master_weights(run.engine)
     losses, weights = [], []
-    for micro_batches in build_loader(run, 0):
-        losses_T, _ = train_step(run, micro_batches)
+    for step, micro_batches in enumerate(build_loader(run, 0), start=1):
+        losses_T, _ = train_step(run, micro_batches, step)
+        if stage == 3:  # else equality below would say nothing about weights in parts
+            assert {"encoder.layers.1.qkv.weight", "text_embeddings.word.weight"} <= set(partitioned(run.engine.module))
         losses.append(losses_T)
         weights.append(run.engine.module.weighter.weights_T.float())
     everyone = [None] * run.world_size

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
+from training import ENVIRONMENT
 
 from fashionbert_fast.data.store import FeatureStore
 from fashionbert_fast.engine.checkpoint import list_checkpoints, newest_valid, save_checkpoint
@@ -110,7 +110,7 @@ def test_every_process_stops_with_status_1_and_one_line(store_path, tmp_path):
                "fashionbert_fast", "pretrain", "--config", str(tmp_path / "run.yaml"), f"data.store={store_path}",
                f"train.output={tmp_path / 'run'}", "model.hidden_size=32", "model.heads=2", "model.layers=2",
                "model.intermediate_size=64", "model.vocab_size=300", *DIVERGING]  # fmt: skip
-    done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     errors = [line for line in done.stderr.splitlines() if "error: " in line and line.startswith("fashionbert")]
     assert len(errors) == 1
     assert errors[0].startswith("fashionbert pretrain: error: step 2: loss of")

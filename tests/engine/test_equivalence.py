@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import warnings
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from training import ENVIRONMENT
 
 WORKER = Path(__file__).parent / "equivalence_worker.py"
 METHODS, STAGES = ("loss", "gradient", "min_norm", "fixed"), (0, 1, 2, 3)
@@ -24,14 +24,12 @@ def _run(
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     command = [*launcher, str(WORKER), str(store), str(out), str(micro_batch), str(accumulation), ",".join(methods),
                ",".join(map(str, STAGES)), precision]  # fmt: skip
-    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")}
-    environment["OMP_NUM_THREADS"] = "1"
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     if "SIGABRT" in done.stderr:
         # Seen once in some thirty runs, on a machine loaded fivefold, and not understood: a process that aborts says
         # nothing about what is learned. Tell, and try once more.
         warnings.warn(f"a process aborted: {done.stderr[:8000]}", stacklevel=1)
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[:4000] + "\n[...]\n" + done.stderr[-4000:]
     return torch.load(out)
 

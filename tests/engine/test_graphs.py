@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from fake_capture import FakeCapture
+from training import ENVIRONMENT
 
 from fashionbert_fast.data.batches import Budget, PairDataset, Pairing
 from fashionbert_fast.engine import graphs
@@ -110,10 +110,8 @@ def test_the_seed_is_an_input(batches):
 def test_under_deepspeed_a_run_learns_what_it_learns_without(store_path, tmp_path, precision):
     """At ZeRO 0, 1 and 2, whose hooks wait at every parameter, with two micro-batches a step."""
     worker = Path(__file__).parent / "graphs_worker.py"
-    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}
     command = [sys.executable, str(worker), str(store_path), str(tmp_path), precision]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
 
 

@@ -1,30 +1,31 @@
-"""`fashionbert pretrain` as a person runs it: files, resuming, launchers, precisions, optimizers, bad input."""
+"""`fashionbert pretrain` as a person runs it: files, resuming, launchers, precisions, optimizers, bad input.
+
+In processes of their own where that is what is tested, else in this one (`training.fashionbert`), which is quicker.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import TINY_MODEL, write_store
 from safetensors.torch import load_file
+from training import ENVIRONMENT, fashionbert
 
 from fashionbert_fast.engine.checkpoint import damage, list_checkpoints, newest_valid, resolve_model_dir
+from fashionbert_fast.engine.loop import _check_same_products
 from fashionbert_fast.engine.metrics import read_metrics
 from fashionbert_fast.errors import InputError
 
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT")} | {
-    "OMP_NUM_THREADS": "1"
-}
-MODULE = ["-m", "fashionbert_fast", "pretrain"]
+TINY = [override for override in TINY_MODEL if "dropout" not in override]  # dropout as it is by default
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
@@ -38,19 +39,22 @@ def config(store_path, tmp_path_factory) -> Path:
     return path
 
 
-def _pretrain(config: Path, output: Path, *extra: str, launcher=(sys.executable,)) -> subprocess.CompletedProcess:
-    command = [*launcher, *MODULE, "--config", str(config), *TINY_MODEL, f"train.output={output}", *extra]
+def _words(config: Path, output: Path, *extra: str) -> list[str]:
+    return ["pretrain", "--config", str(config), *TINY, f"train.output={output}", *extra]
+
+
+def _pretrain(config: Path, output: Path, *extra: str) -> subprocess.CompletedProcess:
+    return fashionbert(*_words(config, output, *extra))
+
+
+def _started(launcher: list[str], config: Path, output: Path, *extra: str) -> subprocess.CompletedProcess:
+    """The same in processes of its own."""
+    command = [*launcher, "-m", "fashionbert_fast", *_words(config, output, *extra)]
     return subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
 
 
-def _succeeds(*args, **kwargs) -> None:
-    done = _pretrain(*args, **kwargs)
-    if "terminate called without an active exception" in done.stderr:
-        # A rank of a gloo group aborts now and then as it ends (a thread of that library): tell, and try once more.
-        warnings.warn(f"a process aborted: {done.stderr[-3000:]}", stacklevel=1)
-        if "--resume" not in args:
-            shutil.rmtree(args[1])
-        done = _pretrain(*args, **kwargs)
+def _succeeds(*args) -> None:
+    done = _pretrain(*args)
     assert done.returncode == 0, done.stderr[-3000:]
 
 
@@ -61,7 +65,8 @@ def _weights(run: Path) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def whole_run(config, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "whole"
-    _succeeds(config, run)
+    done = _started([sys.executable], config, run)
+    assert done.returncode == 0, done.stderr[-3000:]
     return run
 
 
@@ -77,10 +82,14 @@ def test_a_run_directory_holds_what_the_contract_says(whole_run):
         )
         assert record["samples"] == 8 * record["step"]
         assert all(record[key] > 0 for key in ("samples_per_s", "tokens_per_s", "mfu", "grad_norm"))
-    assert records[-1]["lr"] == 0
     assert "max_text_tokens: 64" in (whole_run / "config.yaml").read_text()  # resolved: defaults written out
     assert list((whole_run / "tensorboard").glob("events*"))
     assert [path.name for path in list_checkpoints(whole_run)] == ["step-00000004", "step-00000008"]
+
+
+def test_the_logged_rate_is_the_one_the_step_used(config, whole_run, tmp_path):
+    """Of 8 steps one warms up: step s uses the schedule's value at s - 1."""
+    assert [r["lr"] for r in read_metrics(whole_run)] == pytest.approx([1e-3 * (9 - s) / 7 for s in (2, 4, 6, 8)])
 
 
 def test_resuming_gives_the_uninterrupted_run(config, whole_run, tmp_path):
@@ -115,25 +124,11 @@ def test_resume_refuses_another_configuration(config, whole_run):
     _is_one_line_error(done, "train.lr")
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("stage", [0, 3])
-def test_two_processes_under_torchrun_save_and_resume(config, tmp_path, precision, stage):
-    options = (f"train.precision={precision}", f"train.zero_stage={stage}", "train.micro_batch_size=4")
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    _succeeds(config, whole, *options, launcher=TORCHRUN)
-    shutil.copytree(whole, cut)
-    shutil.rmtree(cut / "checkpoints" / "step-00000008")
-    _succeeds(config, cut, *options, "--resume", launcher=TORCHRUN)
-    a, b = _weights(whole), _weights(cut)
-    assert all(tensor.dtype == torch.float32 for tensor in a.values())  # master weights
-    assert all(torch.equal(a[name], b[name]) for name in a)
-
-
 def test_the_deepspeed_launcher(config, tmp_path):
     launcher = Path(sys.executable).parent / "deepspeed"
     environment = ENVIRONMENT | {"DS_ACCELERATOR": "cpu"}
-    command = [str(launcher), "--num_accelerators", "2", "--module", "fashionbert_fast", "pretrain", "--config",
-               str(config), *TINY_MODEL, f"train.output={tmp_path / 'run'}"]  # fmt: skip
+    words = _words(config, tmp_path / "run")
+    command = [str(launcher), "--num_accelerators", "2", "--module", "fashionbert_fast", *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert read_metrics(tmp_path / "run")[-1]["samples"] == 2 * 8 * 8
@@ -198,6 +193,37 @@ def test_a_run_is_not_resumed_on_features_of_another_encoder(config, whole_run, 
     _is_one_line_error(_pretrain(config, whole_run, f"data.store={other}", "--resume"), "patch features differ")
 
 
+def test_a_run_is_not_resumed_on_other_products_of_the_same_encoder(config, whole_run, tmp_path, store_path):
+    other = write_store(tmp_path / "other", products=104)
+    done = _pretrain(config, whole_run, f"data.store={other}", "--resume")
+    _is_one_line_error(done, str(other), str(store_path), "set data.store")
+
+
+def test_products_are_the_same_by_content_or_where_a_hash_is_unknown_by_number():
+    began = {"content_sha256": "aa", "products": 96, "splits": {"train": 84, "validation": 12}}
+
+    def complaint(**changes) -> str:
+        store = SimpleNamespace(path="stores/now", manifest=SimpleNamespace(to_dict=lambda: began | changes))
+        try:
+            _check_same_products(began, store, "stores/began")
+        except InputError as error:
+            return str(error)
+        return ""
+
+    assert complaint() == complaint(content_sha256="") == ""
+    named = "stores/now: not what this run began with, stores/began: "
+    assert complaint(content_sha256="bb").startswith(named + "content_sha256 bb against aa; set data.store")
+    assert complaint(content_sha256="", products=97).startswith(named + "products 97 against 96; set data.store")
+    assert "splits {'train': 96} against" in complaint(content_sha256="", splits={"train": 96})
+
+
+def test_a_store_that_moved_is_resumed_on(config, whole_run, tmp_path, store_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole_run, run)
+    shutil.copytree(store_path, tmp_path / "moved")
+    _succeeds(config, run, f"data.store={tmp_path / 'moved'}", "--resume")
+
+
 def test_an_existing_run_is_not_overwritten(config, whole_run):
     before = (whole_run / "metrics.jsonl").read_text()
     _is_one_line_error(_pretrain(config, whole_run), "--resume")
@@ -205,7 +231,7 @@ def test_an_existing_run_is_not_overwritten(config, whole_run):
 
 
 def test_bad_input_ends_every_process_at_once(config, whole_run):
-    done = _pretrain(config, whole_run, launcher=TORCHRUN)
+    done = _started(TORCHRUN, config, whole_run)
     assert done.returncode != 0
     assert len([line for line in done.stderr.splitlines() if line.startswith("fashionbert pretrain: error:")]) == 1
     assert "forcefully" not in done.stderr  # torchrun's word for a rank left waiting that it had to kill
@@ -214,8 +240,8 @@ def test_bad_input_ends_every_process_at_once(config, whole_run):
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_how_to_go_on_and_goes_on(config, tmp_path, sent):
     run = tmp_path / "run"
-    options = [f"train.output={run}", "train.steps=100000", "train.log_every=1"]
-    command = [sys.executable, *MODULE, "--config", str(config), *TINY_MODEL, *options]  # fmt: skip
+    words = _words(config, run, "train.steps=100000", "train.log_every=1")
+    command = [sys.executable, "-m", "fashionbert_fast", *words]
     process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.time() + 120
     while not list_checkpoints(run) and time.time() < deadline:
