@@ -93,6 +93,10 @@ def test_ranks_share_the_same_pairs(store_and_titles, world_size):
     assert [pair for batch in shared for pair in batch] == _pairs_of(whole[i] for i in range(len(whole)))
     counts = sum(part[i].counts_T for part in parts for i in range(len(part)))
     assert torch.equal(counts, sum(whole[i].counts_T for i in range(len(whole)))) and counts[1] == 23
+    for rows in (lambda batch: (batch.mlm_label_M >= 0).sum(), lambda batch: len(batch.mpm_row_K)):  # losses as well
+        assert sum(rows(part[i]) for part in parts for i in range(len(part))) == sum(
+            rows(whole[i]) for i in range(len(whole))
+        )
     assert all(len(part[i].tia_label_B) > 0 for part in parts for i in range(len(part)))
 
 

@@ -1,0 +1,120 @@
+"""`model.core` takes our own runs: every weight and the tokenizer go on, rates and weighting are the new run's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY_MODEL, write_store
+from in_process import one_process, run_here
+from safetensors.torch import load_file
+
+from fashionbert_fast import FashionBertForPreTraining
+from fashionbert_fast.config import load_config
+from fashionbert_fast.data.store import FeatureStore
+from fashionbert_fast.engine.build import build_model, find_tokenizer
+from fashionbert_fast.engine.checkpoint import MANIFEST, resolve_model_dir
+from fashionbert_fast.engine.metrics import read_metrics
+from fashionbert_fast.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def first(store_path, tmp_path_factory):
+    """A run that kept its best checkpoint."""
+    with one_process():
+        options = ["validation.keep_best=mlm", "validation.every=4", "train.lr=1e-2"]
+        yield run_here(store_path, tmp_path_factory.mktemp("runs") / "first", *options)
+
+
+def _built(core, store: Path, *overrides: str) -> FashionBertForPreTraining:
+    config = load_config(None, [f"data.store={store}", "train.output=unused", f"model.core={core}", *overrides])
+    return build_model(config, FeatureStore.open(store), 1)
+
+
+@pytest.mark.parametrize("part", ["", "checkpoints/step-00000008", "checkpoints/best", "checkpoints/best/model"])
+def test_every_weight_is_taken(first, store_path, part):
+    model = _built(first / part, store_path)
+    saved = load_file(resolve_model_dir(first / part) / "model.safetensors")
+    state = model.state_dict()
+    assert state.keys() == saved.keys()
+    assert all(torch.equal(state[name], saved[name]) for name in saved)
+    assert model.training and all(p.dtype == torch.float32 and p.requires_grad for p in model.parameters())
+
+
+def test_sizes_are_the_checkpoints_and_rates_the_configurations(first, store_path):
+    model = _built(
+        first, store_path, "model.hidden_dropout=0.2", "model.attention_dropout=0.3", "model.patch_dropout=0.4",
+        "weighting.method=min_norm", "weighting.preference=[1,2,3]", "model.hidden_size=999",
+    )  # fmt: skip
+    saved = json.loads((resolve_model_dir(first) / "config.json").read_text())
+    c = model.config
+    assert (c.hidden_dropout_prob, c.attention_probs_dropout_prob, c.patch_dropout_prob) == (0.2, 0.3, 0.4)
+    assert (c.weighting.method, c.weighting.preference) == ("min_norm", (1.0, 2.0, 3.0))
+    assert (c.hidden_size, c.vocab_size, c.num_hidden_layers) == (32, saved["vocab_size"], 2)
+    assert model.weighter.weighting == c.weighting and model.tia_head.dropout.p == 0.2
+
+
+def test_fewer_layers_are_the_first_ones(first, store_path):
+    model, whole = _built(first, store_path, "model.layers=1"), _built(first, store_path)
+    assert len(model.encoder.layers) == model.config.num_hidden_layers == 1
+    assert torch.equal(model.encoder.layers[0].qkv.weight, whole.encoder.layers[0].qkv.weight)
+    assert torch.equal(model.mpm_head.projection.weight, whole.mpm_head.projection.weight)
+    with pytest.raises(InputError, match=r"model\.layers 3: .* has 2"):
+        _built(first, store_path, "model.layers=3")
+
+
+def test_a_half_precision_directory_is_trained_in_full(first, store_path, tmp_path):
+    FashionBertForPreTraining.from_pretrained(resolve_model_dir(first)).to(torch.bfloat16).save_pretrained(tmp_path)
+    assert {p.dtype for p in _built(tmp_path, store_path).parameters()} == {torch.float32}
+
+
+def test_the_tokenizer_is_the_checkpoints(first, store_path, tmp_path):
+    config = load_config(None, [f"data.store={store_path}", f"train.output={tmp_path}", f"model.core={first}"])
+    found = find_tokenizer(config, FeatureStore.open(store_path), tmp_path)
+    assert (found / "vocab.txt").read_bytes() == (first / "tokenizer" / "vocab.txt").read_bytes()
+    assert not (tmp_path / "tokenizer").exists()  # none was trained
+
+
+def test_a_tokenizer_of_more_tokens_than_the_embedding_is_refused(first, store_path):
+    config = load_config(None, [f"data.store={store_path}", "train.output=unused", f"model.core={first}"])
+    rows = FashionBertForPreTraining.from_pretrained(resolve_model_dir(first)).config.vocab_size
+    build_model(config, FeatureStore.open(store_path), rows)
+    with pytest.raises(InputError, match=f"its tokenizer has {rows + 1} tokens, its word embedding {rows} rows"):
+        build_model(config, FeatureStore.open(store_path), rows + 1)
+
+
+def test_other_patch_features_are_refused(first, tmp_path):
+    other = write_store(tmp_path / "other", feature_size=16)
+    with pytest.raises(InputError, match=r"patch features differ in .*feature_size.*prepare the catalogue again"):
+        _built(first, other)
+    anonymous = tmp_path / "anonymous"  # saved from Python, without a manifest of its features
+    shutil.copytree(resolve_model_dir(first), anonymous)
+    (anonymous / "patch_features.json").unlink()
+    with pytest.raises(InputError, match=r"knows 4 patches of 24 numbers, .* 4 of 16"):
+        _built(anonymous, other)
+
+
+def test_what_is_no_model_is_named(tmp_path, store_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(InputError, match="no complete checkpoint"):
+        _built(tmp_path, store_path)
+
+
+def test_the_remedy_for_another_number_of_processes_works_as_printed(first, store_path, tmp_path):
+    """The new run begins where the old one was: its held-out losses at no learning rate are those it ended with."""
+    moved = tmp_path / "of two"
+    shutil.copytree(first, moved)
+    for manifest in moved.glob(f"checkpoints/*/{MANIFEST}"):
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"world_size": 2}))
+    options = ["validation.keep_best=mlm", "validation.every=4", "train.lr=1e-2"]
+    with pytest.raises(InputError, match="written by 2 processes, this run has 1") as caught:
+        run_here(store_path, moved, *options, resume=True)
+    core = str(caught.value).split("model.core=")[1].split(" and another train.output")[0]
+    fields = [field for field in TINY_MODEL if "dropout" in field]
+    run = run_here(store_path, tmp_path / "new", f"model.core={core}", *fields, "train.lr=1e-9", "train.steps=1")
+    new, old = read_metrics(run)[-1]["validation"], read_metrics(first)[-1]["validation"]
+    assert new["losses"] == pytest.approx(old["losses"], rel=1e-5)
+    assert new["losses"]["mlm"] < read_metrics(first)[0]["validation"]["losses"]["mlm"] - 0.01
