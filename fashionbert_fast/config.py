@@ -40,7 +40,7 @@ class DataConfig:
     pairs: str = "coin"  # of each product an epoch: coin (a match or a mismatch) | both (one of each, side by side)
     negative_rate: float = 0.5  # coin: share of mismatches
     predict_negatives: bool = True  # MLM and MPM on negative pairs too, as released (masked they are either way)
-    mlm_rate: float = 0.15  # of a title's tokens, whole words
+    mlm_rate: float = 0.15  # the chance of each word of a title, which is masked whole; at least one a title; 0: none
     mlm_most: int = 10  # masked tokens a title
     patch_rate: float = 0.1  # of the patches
     workers: int = 0  # processes that assemble batches ahead; 0: the training process itself
