@@ -15,6 +15,7 @@ from fashionbert_fast.errors import InputError, TrainingStopped
 COMMANDS = {
     "demo": ("fashionbert_fast.demo.run", "the whole job on an embedded catalogue, on a CPU, in minutes"),
     "prepare": ("fashionbert_fast.data.prepare", "a catalogue of titles and photos to a feature store"),
+    "inspect": ("fashionbert_fast.data.inspect", "what is in a feature store, and whether it is whole"),
     "pretrain": ("fashionbert_fast.engine.run", "pre-train under DeepSpeed, in one process or many"),
     "evaluate": ("fashionbert_fast.evaluation.run", "rank titles and images of a held-out set"),
     "export": ("fashionbert_fast.model.run", "a checkpoint to Hugging Face's BERT layout"),

@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import torch
 
+from fashionbert_fast.data.probe import probe_difference
 from fashionbert_fast.errors import InputError
 
 FORMAT_VERSION = 1
@@ -42,6 +43,7 @@ class Manifest:
     split_by: str = ""  # what kept rows in one split, of group, title, photo; "" where the catalogue has a split
     leaks: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> products, title, photo, group (`leaks`)
     created: str = ""  # UTC
+    probe: dict[str, str] = field(default_factory=dict)  # what the encoder makes of a fixed photo (`probe`)
     versions: dict[str, str] = field(default_factory=dict)  # libraries that made it, for information
     content_sha256: str = ""  # of what the store holds, wherever it lies; "" in a store without hashes
     files: dict[str, dict[str, Any]] = field(default_factory=dict)  # file -> bytes, sha256 (`integrity`)
@@ -85,10 +87,21 @@ def _get(value: Any, dotted: str) -> Any:
 
 
 def require_same_features(a: Manifest | Mapping[str, Any], b: Manifest | Mapping[str, Any], what: str) -> None:
-    """InputError naming the first field in which the features of ``a`` and ``b`` differ.
+    """InputError where the features of ``a`` and ``b`` cannot be mixed, naming in what they differ.
 
-    ``what`` names the two, such as "runs/a and stores/b". Compared: grid, resize, backbone and normalisation.
+    ``what`` names the two, such as "runs/a and stores/b". Compared: grid, resize, backbone and normalisation by what
+    the manifests say, and the features that both encoders gave for the probe, within a tolerance (see `probe`).
+    Manifests without a probe pass that part.
     """
+    require_same_fields(a, b, what)
+    first, second = (m.to_dict() if isinstance(m, Manifest) else m for m in (a, b))
+    if difference := probe_difference(first, second):
+        raise InputError(f"{what}: their patch features are {difference} and cannot be mixed; prepare the catalogue "
+                         "again where the other was prepared, or with the same libraries")  # fmt: skip
+
+
+def require_same_fields(a: Manifest | Mapping[str, Any], b: Manifest | Mapping[str, Any], what: str) -> None:
+    """InputError naming the first field of `SAME_FEATURES` in which two manifests differ."""
     first, second = (m.to_dict() if isinstance(m, Manifest) else m for m in (a, b))
     for name in SAME_FEATURES:
         x, y = _get(first, name), _get(second, name)

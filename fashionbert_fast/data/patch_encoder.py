@@ -7,10 +7,12 @@ Shapes: I images, S pixels of a side, P = grid * grid patches, B = I * P, h = pa
 
 from __future__ import annotations
 
+import io
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -19,7 +21,8 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from fashionbert_fast.data.backbones import Backbone, load_backbone
-from fashionbert_fast.data.store import Manifest
+from fashionbert_fast.data.manifest import Manifest
+from fashionbert_fast.data.probe import probe_of, probe_photo
 from fashionbert_fast.errors import InputError
 
 INTERPOLATION = "bilinear"  # Pillow's, which widens its window when it shrinks
@@ -87,8 +90,10 @@ class PatchEncoder:
         return features_BD.view(len(images_ISS3), self.grid**2, -1)
 
     def manifest(self) -> Manifest:
-        """A manifest with the four things that make the features what they are."""
-        b = self.backbone
+        """A manifest with the four things that make the features what they are, and the probe that proves them."""
+        b, side = self.backbone, self.image_pixels
+        image_SS3 = read_image(io.BytesIO(probe_photo(side)), side)
+        features_1PD = self.encode(torch.from_numpy(image_SS3.copy())[None])
         return Manifest(
             grid=self.grid,
             resize={
@@ -106,6 +111,7 @@ class PatchEncoder:
                 "computed_in": str(self.dtype).removeprefix("torch."),
             },
             normalisation={"mean": list(b.mean), "std": list(b.std)},
+            probe=probe_of(image_SS3, features_1PD[0].numpy()),
             versions=library_versions(),
         )
 
@@ -152,7 +158,7 @@ def cut_patches(images_ISS3: torch.Tensor, grid: int) -> torch.Tensor:
     return grid_of_patches.reshape(images * grid * grid, h, h, channels)
 
 
-def read_image(path: Path, side: int) -> np.ndarray:
+def read_image(path: Path | BinaryIO, side: int) -> np.ndarray:
     """The photo as uint8 RGB [side, side, 3]: upright by its EXIF, on white where it is transparent.
 
     Grey of more than 8 bits (`_eight_bits`) is scaled to them; Pillow itself drops the lower 8 of 16-bit colour.

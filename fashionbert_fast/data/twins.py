@@ -55,7 +55,7 @@ def bound(columns: Mapping[str, Sequence[str]], by: Sequence[str]) -> np.ndarray
 
     Each row has a number of its own where ``by`` is empty.
     """
-    keys = _keys(columns)
+    keys = twin_keys(columns)
     return connected([""] * len(columns["id"]), *(keys[kind] for kind in by))
 
 
@@ -66,7 +66,7 @@ def leaks(of: Any) -> dict[str, dict[str, int]]:
     title, a photo or a group with a training product, and how many share their "title", "photo" and "group".
     """
     columns = of if isinstance(of, Mapping) else of.columns
-    keys, splits = _keys(columns), columns["split"]
+    keys, splits = twin_keys(columns), columns["split"]
     trained = {
         kind: {key for key, split in zip(keys[kind], splits, strict=True) if key and split == "train"} for kind in KINDS
     }
@@ -79,6 +79,7 @@ def leaks(of: Any) -> dict[str, dict[str, int]]:
     return found
 
 
-def _keys(columns: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+def twin_keys(columns: Mapping[str, Sequence[str]]) -> dict[str, Sequence[str]]:
+    """What binds the rows of a store's ``columns``, by KINDS; "" binds nothing."""
     titles = [normalised_title(title) for title in columns["title"]]
     return {"group": columns["group"], "title": titles, "photo": columns["image_hash"]}
