@@ -1,35 +1,24 @@
-"""Runs of `pretrain` inside the test process: two seconds each, where a process of its own takes ten."""
+"""Runs of `pretrain` in the test's own process: two seconds each, where a process of its own takes ten."""
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
 from conftest import TINY_MODEL
+from training import own_traces
 
 from fashionbert_fast.config import load_config
-from fashionbert_fast.engine import loop
 
 
-@contextmanager
-def one_process() -> Iterator[None]:
-    """Within, `pretrain` may be called again and again: DeepSpeed remembers the first process group, so that one stays.
-    The environment and the handler of SIGTERM are afterwards as before."""
-    environment, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "shutdown", lambda: None)
-        yield
-    signal.signal(signal.SIGTERM, handler)
-    os.environ.clear()
-    os.environ.update(environment)
+def tiny_fields(store: Path, *overrides: str) -> list[str]:
+    """The fields of a tiny model without dropout: 8 steps of 8 pairs, unless ``overrides`` say otherwise."""
+    return [f"data.store={store}", "train.steps=8", "train.micro_batch_size=8", "train.lr=1e-3", *TINY_MODEL,
+            *overrides]  # fmt: skip
 
 
 def run_here(store: Path, output: Path, *overrides: str, resume: bool = False) -> Path:
-    """`pretrain` of a tiny model without dropout: 8 steps of 8 pairs, unless ``overrides`` say otherwise."""
-    fields = [f"data.store={store}", f"train.output={output}", "train.steps=8", "train.micro_batch_size=8",
-              "train.lr=1e-3", *TINY_MODEL, *overrides]  # fmt: skip
-    return loop.pretrain(load_config(None, fields), resume=resume)
+    """`pretrain` with `tiny_fields`."""
+    from fashionbert_fast.engine.loop import pretrain
+
+    with own_traces():
+        return pretrain(load_config(None, [*tiny_fields(store, *overrides), f"train.output={output}"]), resume=resume)

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from bert_directory import TINY, bert_directory
 from conftest import write_store
-from in_process import one_process
+from training import ENVIRONMENT, fashionbert
 from transformers import AutoTokenizer, BertForMaskedLM, BertTokenizerFast
 
-from fashionbert_fast import FashionBertForPreTraining, cli
+from fashionbert_fast import FashionBertForPreTraining
 from fashionbert_fast.engine.checkpoint import resolve_model_dir
 from fashionbert_fast.engine.metrics import read_metrics
 from fashionbert_fast.model.checkpoint import load_tokenizer
@@ -33,9 +33,9 @@ def test_a_small_bert_of_that_layout(tmp_path):
     bert = bert_directory(tmp_path / "bert", **TINY)
     store = write_store(tmp_path / "store", products=128, grid=8)
     run, exported = tmp_path / "run", tmp_path / "exported"
-    with one_process():
-        assert cli.main(_command(store, bert, run)) == 0
-        assert cli.main(["export", "--checkpoint", str(run), "--out", str(exported)]) == 0
+    done = fashionbert(*_command(store, bert, run))
+    assert done.returncode == 0, done.stderr
+    assert fashionbert("export", "--checkpoint", str(run), "--out", str(exported)).returncode == 0
     losses = [record["losses"]["mlm"] for record in read_metrics(run)]
     assert 9 < losses[0] < 12 and losses[-1] < losses[0]  # near ln 30522, and learning
     config = FashionBertForPreTraining.from_pretrained(resolve_model_dir(run)).config
@@ -56,7 +56,7 @@ def test_bert_base_in_20_steps(tmp_path):
     store = write_store(tmp_path / "store", products=128, feature_size=2048, grid=8)
     start = time.perf_counter()
     command = [sys.executable, "-m", "fashionbert_fast", *_command(store, bert, tmp_path / "run")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, env=ENVIRONMENT | {"OMP_NUM_THREADS": "2"}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(f"20 steps of BERT-base: {time.perf_counter() - start:.0f} s, {memory:.1f} GiB at most")

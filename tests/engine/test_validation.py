@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_store
-from in_process import one_process, run_here
+from in_process import run_here, tiny_fields
 from safetensors.torch import load_file
+from training import ENVIRONMENT
 
 from fashionbert_fast import FashionBertForPreTraining
 from fashionbert_fast.data.batches import PairDataset, Pairing, TokenizedTitles
@@ -28,12 +29,6 @@ from fashionbert_fast.model.checkpoint import load_tokenizer
 from fashionbert_fast.model.config import TASKS
 
 KEPT = "validation.keep_best=alignment_accuracy"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_process():
-    with one_process():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +260,7 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(store, tmp_path, scripted
 
 @pytest.mark.parametrize("metric", ["loss", "tia"])
 def test_of_losses_the_lowest_is_best(store, tmp_path, monkeypatch, metric):
-    values = iter([0.9, 0.3, float("nan"), 0.5])
+    values = iter([float("nan"), 0.3, 0.9, 0.5])
 
     def measure(run, held_out):
         value = next(values)
@@ -358,10 +353,9 @@ def test_two_processes_at_zero_3_with_uneven_shares(store, tmp_path):
              "train.steps=4"]  # fmt: skip
     one = run_here(store, tmp_path / "one", *sizes)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    worker = [str(Path(__file__).parent / "validation_worker.py"), str(store), str(tmp_path), *sizes]
-    done = subprocess.run(
-        [*launcher, *worker], env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
-    )
+    fields = tiny_fields(store, *sizes, "train.micro_batch_size=4")
+    worker = [str(Path(__file__).parent / "validation_worker.py"), str(tmp_path), *fields]
+    done = subprocess.run([*launcher, *worker], env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "same weights: True" in done.stdout
     for two, alone in zip(read_metrics(tmp_path / "validated"), read_metrics(one), strict=True):

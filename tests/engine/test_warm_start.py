@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_MODEL, write_store
-from in_process import one_process, run_here
+from in_process import run_here
 from safetensors.torch import load_file
 
 from fashionbert_fast import FashionBertForPreTraining
@@ -24,9 +24,8 @@ from fashionbert_fast.errors import InputError
 @pytest.fixture(scope="module")
 def first(store_path, tmp_path_factory):
     """A run that kept its best checkpoint."""
-    with one_process():
-        options = ["validation.keep_best=mlm", "validation.every=4", "train.lr=1e-2"]
-        yield run_here(store_path, tmp_path_factory.mktemp("runs") / "first", *options)
+    options = ["validation.keep_best=mlm", "validation.every=4", "train.lr=1e-2"]
+    return run_here(store_path, tmp_path_factory.mktemp("runs") / "first", *options)
 
 
 def _built(core, store: Path, *overrides: str) -> FashionBertForPreTraining:

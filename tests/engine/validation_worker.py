@@ -1,6 +1,6 @@
 """Trains twice at ZeRO 3 in this process group, with and without validation: started by test_validation.py.
 
-torchrun --nproc-per-node 2 validation_worker.py STORE FOLDER OVERRIDE...
+torchrun --nproc-per-node 2 validation_worker.py FOLDER FIELD=VALUE...
 """
 
 from __future__ import annotations
@@ -9,23 +9,29 @@ import sys
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from in_process import one_process, run_here
 from safetensors.torch import load_file
+from training import partitioned
 
+from fashionbert_fast.config import load_config
+from fashionbert_fast.engine.build import build
 from fashionbert_fast.engine.checkpoint import resolve_model_dir
-from fashionbert_fast.engine.distributed import barrier, is_main, shutdown
+from fashionbert_fast.engine.distributed import barrier, init_distributed, is_main, shutdown
+from fashionbert_fast.engine.loop import train
 
 
 def main() -> None:
-    store, folder, *overrides = sys.argv[1:]
-    layout = ["train.micro_batch_size=4", "train.zero_stage=3", *overrides]
-    with one_process():
-        validated = run_here(Path(store), Path(folder) / "validated", *layout)
-        without = run_here(Path(store), Path(folder) / "without", *layout, "validation.every=0")
+    folder, *fields = sys.argv[1:]
+    device, names = init_distributed(), ("validated", "without")
+    for name, every in zip(names, ([], ["validation.every=0"]), strict=True):
+        directory = Path(folder) / name
+        directory.mkdir(exist_ok=True)
+        config = load_config(None, [*fields, "train.zero_stage=3", f"train.output={directory}", *every])
+        run = build(config, directory, device)
+        assert "encoder.layers.0.qkv.weight" in partitioned(run.engine.module)
+        train(run, 0)
+        run.engine.destroy()
     if is_main():
-        a, b = (load_file(resolve_model_dir(run) / "model.safetensors") for run in (validated, without))
+        a, b = (load_file(resolve_model_dir(Path(folder) / name) / "model.safetensors") for name in names)
         print(f"same weights: {all(torch.equal(a[name], b[name]) for name in a)}")
     barrier()
     shutdown()
