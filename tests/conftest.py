@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -79,34 +78,6 @@ def store_and_titles(store_path, tmp_path_factory):
 TINY_MODEL = ["model.hidden_size=32", "model.heads=2", "model.layers=2", "model.intermediate_size=64",
               "model.vocab_size=300", "model.hidden_dropout=0", "model.attention_dropout=0",
               "model.patch_dropout=0"]  # fmt: skip
-
-
-@pytest.fixture(scope="session")
-def _group():
-    """(device, what joining a group of one put into the environment). DeepSpeed joins but one group a process, so this
-    is left when the session ends."""
-    from fashionbert_fast.engine import distributed
-
-    before = dict(os.environ)
-    device = distributed.init_distributed()
-    added = {name: value for name, value in os.environ.items() if before.get(name) != value}
-    os.environ.clear()
-    os.environ.update(before)  # tests that start processes hand it on
-    yield device, added
-    distributed.shutdown()
-
-
-@pytest.fixture(scope="module")
-def one_process(_group):
-    """The device of this process as a group of one, which `pretrain` can train in without starting another."""
-    from fashionbert_fast.engine import loop
-
-    device, environment = _group
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "shutdown", lambda: None)
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        yield device
 
 
 @pytest.fixture

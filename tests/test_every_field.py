@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +17,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY_MODEL, write_store
+from training import own_traces
 
 from fashionbert_fast.config import Config, load_config
 from fashionbert_fast.data.wordpiece import train_wordpiece
 from fashionbert_fast.engine import loop
 from fashionbert_fast.engine.build import build, build_loader
 from fashionbert_fast.engine.checkpoint import list_checkpoints
+from fashionbert_fast.engine.distributed import init_distributed, shutdown
 from fashionbert_fast.engine.metrics import read_metrics
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.model import encoder as encoder_module
@@ -353,6 +354,15 @@ def places(store_path, tmp_path_factory) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
+def one_process():
+    """This process as a group of one, which no run leaves before the last test here has; its device."""
+    with own_traces(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "shutdown", lambda: None)
+        yield init_distributed()
+        shutdown()
+
+
+@pytest.fixture(scope="module")
 def built(places, one_process, tmp_path_factory):
     """(overrides) -> the run that `pretrain` would train."""
 
@@ -395,9 +405,7 @@ def test_a_field_reaches_its_consumer(row, built):
 def trained(places, one_process) -> Path:
     words = [f"data.store={places['STORE']}", *BASE, "train.steps=7"]
     words += [_override(field, value) for field, (value, *_) in RUN.items()]
-    before = signal.getsignal(signal.SIGTERM)  # the loop sets its own
     out = loop.pretrain(load_config(None, [_placed(word, places) for word in words]))
-    signal.signal(signal.SIGTERM, before)
     assert out == Path(places["OUTPUT"])
     return out
 

@@ -10,6 +10,7 @@ Exit status 0: at least 95% are killed; 1: more survive, or the tests fail on th
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import threading
 from collections import deque
@@ -162,6 +163,8 @@ def run(mutants: Sequence[Mutant], board: Board, seconds: float) -> bool:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser().parse_args(argv)
+    for number in (signal.SIGINT, signal.SIGTERM):  # also in the background, where a shell has SIGINT ignored
+        signal.signal(number, _interrupt)
     try:
         mutants = chosen(args.quick, args.only)
         if args.list:
@@ -186,6 +189,10 @@ def main(argv: list[str] | None = None) -> int:
     for row in board.survivors():
         print(f"survived: {row['proof']} ({row['file']}) {row['killed_by'] or ''}")
     return 0 if whole and summary["met"] else 1
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def head() -> dict:

@@ -7,6 +7,9 @@ from benchmarks.mutants.mutant import Mutant
 ENGINE = "fashionbert_fast/engine/"
 FIELDS = ("tests/test_every_field.py",)
 PRETRAIN = "tests/engine/test_pretrain.py::"
+RESUME = ("tests/engine/test_resume.py",)
+DIVERGENCE = ("tests/engine/test_divergence.py",)
+VALIDATION = ("tests/engine/test_validation.py",)
 RUN = (PRETRAIN + "test_a_run_directory_holds_what_the_contract_says",)
 RESUMING = (PRETRAIN + "test_resuming_gives_the_uninterrupted_run",)
 
@@ -29,13 +32,6 @@ MUTANTS = (
         "patch-dropout-does-not-reach-the-model",
         ENGINE + "build.py",
         '        "patch_dropout_prob": m.patch_dropout,\n',
-        "",
-        FIELDS,
-    ),
-    Mutant(
-        "initializer-range-does-not-reach-the-model",
-        ENGINE + "build.py",
-        '        "initializer_range": m.initializer_range,\n',
         "",
         FIELDS,
     ),
@@ -283,5 +279,145 @@ MUTANTS = (
         "torch.cuda.is_current_stream_capturing() else grad.clone()",
         "torch.cuda.is_current_stream_capturing() else grad",
         ("tests/engine/test_graphs.py",),
+    ),
+    Mutant(
+        "initializer-range-does-not-reach-the-model",
+        ENGINE + "build.py",
+        ', "initializer_range": m.initializer_range}',
+        "}",
+        FIELDS,
+    ),
+    Mutant(
+        "every-step-drops-alike",
+        ENGINE + "build.py",
+        "random_bits(seed, Stream.DROPOUT, step, micro_batch, rank)",
+        "random_bits(seed, Stream.DROPOUT, 0, micro_batch, rank)",
+        RESUME,
+    ),
+    Mutant(
+        "every-micro-batch-drops-alike",
+        ENGINE + "build.py",
+        "random_bits(seed, Stream.DROPOUT, step, micro_batch, rank)",
+        "random_bits(seed, Stream.DROPOUT, step, 0, rank)",
+        RESUME,
+    ),
+    Mutant(
+        "every-rank-drops-alike",
+        ENGINE + "build.py",
+        "random_bits(seed, Stream.DROPOUT, step, micro_batch, rank)",
+        "random_bits(seed, Stream.DROPOUT, step, micro_batch, 0)",
+        RESUME,
+    ),
+    Mutant(
+        "dropout-replayed-after-a-resume",
+        ENGINE + "loop.py",
+        "        seed_dropout(run.device, run.config.train.seed, step, i, run.rank)\n",
+        "",
+        RESUME,
+    ),
+    Mutant(
+        "logged-rate-is-the-next-steps",
+        ENGINE + "loop.py",
+        "record = meter.record(step, losses_T, lr)",
+        "record = meter.record(step, losses_T, run.engine.get_lr()[0])",
+        (*FIELDS, *RUN),
+    ),
+    Mutant(
+        "resumed-on-other-products",
+        ENGINE + "loop.py",
+        "        if saved.get(name) != now[name]:\n",
+        "        if saved.get(name) is None:\n",
+        (PRETRAIN + "test_a_run_is_not_resumed_on_other_products", *RESUME),
+    ),
+    Mutant(
+        "the-best-checkpoint-is-dropped",
+        ENGINE + "checkpoint.py",
+        "        if old.name != _name(best):\n            shutil.rmtree(old)",
+        "        if old.name != best:\n            shutil.rmtree(old)",
+        VALIDATION,
+    ),
+    Mutant(
+        "weights-that-are-not-finite-are-saved",
+        ENGINE + "checkpoint.py",
+        "    require_finite(weights, step)\n",
+        "",
+        DIVERGENCE,
+    ),
+    Mutant(
+        "the-last-bad-step-is-named",
+        ENGINE + "divergence.py",
+        "seen = (self.first[0] > 0) | values.isfinite().all()",
+        "seen = values.isfinite().all()",
+        DIVERGENCE,
+    ),
+    Mutant(
+        "a-bad-gradient-goes-on",
+        ENGINE + "divergence.py",
+        "if norm is not None and not math.isfinite(norm) and",
+        "if norm is not None and math.isinf(norm) and",
+        DIVERGENCE,
+    ),
+    Mutant(
+        "a-diverged-run-trains-on",
+        ENGINE + "loop.py",
+        "                if complaint:\n                    raise TrainingStopped(complaint)\n",
+        "",
+        DIVERGENCE,
+    ),
+    Mutant(
+        "training-goes-on-in-evaluation-mode",
+        ENGINE + "validation.py",
+        "    run.engine.train()\n",
+        "",
+        VALIDATION,
+    ),
+    Mutant(
+        "validated-with-dropout",
+        ENGINE + "validation.py",
+        "    run.engine.eval()\n",
+        "",
+        VALIDATION,
+    ),
+    Mutant(
+        "wrong-answers-are-counted",
+        ENGINE + "validation.py",
+        "output.logits_B2.argmax(1) == batch.tia_label_B",
+        "output.logits_B2.argmax(1) != batch.tia_label_B",
+        VALIDATION,
+    ),
+    Mutant(
+        "the-worst-is-the-best",
+        ENGINE + "validation.py",
+        'value > best if metric == "alignment_accuracy" else value < best',
+        'value < best if metric == "alignment_accuracy" else value > best',
+        VALIDATION,
+    ),
+    Mutant(
+        "the-last-step-is-not-validated",
+        ENGINE + "validation.py",
+        "(step % self.config.every == 0 or step == self.run.config.train.steps)",
+        "step % self.config.every == 0",
+        VALIDATION,
+    ),
+    Mutant(
+        "one-validation-more-of-patience",
+        ENGINE + "validation.py",
+        "return 0 < self.config.patience <= self.stale",
+        "return 0 < self.config.patience < self.stale",
+        (*FIELDS, *VALIDATION),
+    ),
+    Mutant(
+        "all-held-out-pairs-are-taken",
+        ENGINE + "validation.py",
+        "np.flatnonzero(sound)[:most]",
+        "np.flatnonzero(sound)",
+        (*FIELDS, *VALIDATION),
+    ),
+    Mutant(
+        "weights-of-the-validation-stay",
+        ENGINE + "validation.py",
+        "    weighter.weights_T, weighter.losses_T = remembered\n",
+        "",
+        VALIDATION,
     ),
 )

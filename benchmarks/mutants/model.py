@@ -10,6 +10,8 @@ EQUIVALENCE = ("tests/engine/test_equivalence.py",)
 FIELDS = ("tests/test_every_field.py",)
 PEERS = ("tests/benchmarks/test_peers.py::test_losses_and_gradients_agree",)
 WEIGHTING = ("tests/model/test_weighting.py",)
+TOKENIZER = ("tests/model/test_tokenizer.py",)
+WARM = ("tests/engine/test_warm_start.py",)
 CLS = ("tests/model/test_fashionbert.py",)
 
 MUTANTS = (
@@ -189,25 +191,11 @@ MUTANTS = (
         WEIGHTING,
     ),
     Mutant(
-        "floor-moves-the-sum",
-        MODEL + "weighting.py",
-        "self.weighting.floor + (1 - len(TASKS) * self.weighting.floor) * weights_T",
-        "self.weighting.floor + (1 - self.weighting.floor) * weights_T",
-        (*FIELDS, *WEIGHTING),
-    ),
-    Mutant(
         "preference-left-out-of-the-released-loss",
         MODEL + "weighting.py",
         "            preference_T * losses_T, alpha=self.weighting.alpha,",
         "            losses_T, alpha=self.weighting.alpha,",
         WEIGHTING,
-    ),
-    Mutant(
-        "alpha-left-out-of-the-gradient-method",
-        MODEL + "weighting.py",
-        "adaptive_loss(norms_T, alpha=self.weighting.alpha)",
-        "adaptive_loss(norms_T)",
-        (*FIELDS, *WEIGHTING),
     ),
     Mutant(
         "key-and-value-change-places",
@@ -250,5 +238,47 @@ MUTANTS = (
         '"intermediate_size", "hidden_act",',
         '"intermediate_size",',
         BERT,
+    ),
+    Mutant(
+        "floor-moves-the-sum",
+        MODEL + "weighting.py",
+        "least_T + (1 - least_T.sum()) * weights_T",
+        "least_T + (1 - self.weighting.floor) * weights_T",
+        (*FIELDS, *WEIGHTING),
+    ),
+    Mutant(
+        "alpha-left-out-of-the-gradient-method",
+        MODEL + "weighting.py",
+        "alpha = self.weighting.alpha * len(TASKS) / len(norms_n)",
+        "alpha = len(TASKS) / len(norms_n)",
+        (*FIELDS, *WEIGHTING),
+    ),
+    Mutant(
+        "a-task-without-a-gradient-takes-part",
+        MODEL + "weighting.py",
+        "live_T = gram_TT.diagonal() != 0",
+        "live_T = gram_TT.diagonal() >= 0",
+        WEIGHTING,
+    ),
+    Mutant(
+        "a-cased-vocabulary-is-lower-cased",
+        MODEL + "checkpoint.py",
+        "if said.get(ours) is None and theirs in normalizer",
+        "if said.get(ours) is not None and theirs in normalizer",
+        TOKENIZER,
+    ),
+    Mutant(
+        "a-missing-mask-token-is-added-at-the-end",
+        MODEL + "checkpoint.py",
+        "        if token not in written:\n",
+        "        if not token:\n",
+        TOKENIZER,
+    ),
+    Mutant(
+        "a-warm-start-keeps-the-rates-of-before",
+        MODEL + "checkpoint.py",
+        "dataclasses.replace(config, num_hidden_layers=kept, **overrides)",
+        "dataclasses.replace(config, num_hidden_layers=kept)",
+        WARM,
     ),
 )

@@ -67,8 +67,8 @@ MUTANTS = (
     Mutant(
         "bad-input-exits-with-one",
         "fashionbert_fast/cli.py",
-        "    return 2\n",
-        "    return 1\n",
+        "    status = 2\n",
+        "    status = 1\n",
         ("tests/test_cli.py",),
     ),
     Mutant(
@@ -84,5 +84,12 @@ MUTANTS = (
         'random.Random(f"garment {seed} {number}")',
         'random.Random(f"garment {number}")',
         ("tests/demo/test_catalogue.py",),
+    ),
+    Mutant(
+        "a-diverged-run-is-bad-input",
+        "fashionbert_fast/cli.py",
+        "message, status = str(error), 1",
+        "message, status = str(error), 2",
+        ("tests/engine/test_divergence.py",),
     ),
 )

@@ -58,7 +58,7 @@ class Workspace:
         InputError with the compiler's words where it does not build: then no mutant would prove anything.
         """
         environment = {"FASHIONBERT_CUDA": "OFF"}
-        code, output = self._run([sys.executable, "setup.py", "build_ext", "--inplace"], 1800, environment)
+        code, output = self._run([sys.executable, "setup.py", "build_ext", "--build-lib", "."], 1800, environment)
         if code != 0:
             raise InputError(f"the unbroken tree does not build: {output[-2000:]}")
         self._whole = self.directory / "build-whole"
