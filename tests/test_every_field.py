@@ -23,7 +23,7 @@ from fashionbert_fast.config import Config, load_config
 from fashionbert_fast.data.wordpiece import train_wordpiece
 from fashionbert_fast.engine import loop
 from fashionbert_fast.engine.build import build, build_loader
-from fashionbert_fast.engine.checkpoint import list_checkpoints
+from fashionbert_fast.engine.checkpoint import best_step, list_checkpoints
 from fashionbert_fast.engine.distributed import init_distributed, shutdown
 from fashionbert_fast.engine.metrics import read_metrics
 from fashionbert_fast.errors import InputError
@@ -211,6 +211,10 @@ def lr_curve(*steps: int) -> Callable:
     return observe
 
 
+def validations(out: Path) -> list[tuple[int, dict]]:
+    return [(record["step"], record["validation"]) for record in read_metrics(out) if "validation" in record]
+
+
 def what_the_seed_draws(run) -> list:
     """First weights, the order and the masks of the batches, and the dropout of a step."""
     (batch,) = run.dataset[0]
@@ -223,6 +227,13 @@ def what_the_seed_draws(run) -> list:
 
 class Refused(str):
     """This machine cannot have the value: an InputError says so in these words."""
+
+
+class Constant:
+    """A dictionary of equal values."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, dict) and all(value == next(iter(other.values())) for value in other.values())
 
 
 class Unlike(str):
@@ -252,7 +263,8 @@ ROWS = [
     Row("data.pairs", lambda run: len(run.dataset.plan(0).text_rows), (("coin", 84), ("both", 168))),
     Row("data.negative_rate", share_of_matches, ((0.0, 1.0), (1.0, 0.0), (0.5, pytest.approx(0.5, abs=0.15)))),
     Row("data.predict_negatives", mismatches_are_predicted, ((True, True), (False, False))),
-    Row("data.mlm_rate", predicted_share, ((0.15, pytest.approx(0.17, abs=0.05)), (0.6, pytest.approx(0.6, abs=0.06)))),
+    Row("data.mlm_rate", predicted_share,
+        ((0.15, pytest.approx(0.17, abs=0.05)), (0.6, pytest.approx(0.6, abs=0.06)), (0, 0))),
     Row("data.mlm_most", lambda run: max(predicted_a_title(run)), ((10, 8), (3, 3), (0, 0)), ("data.mlm_rate=1",)),
     Row("data.patch_rate", masked_patches, ((0.25, {1}), (0.5, {2}), (0.0, {0}), (1.0, {4}))),
     Row("data.workers", lambda run: build_loader(run, 0).num_workers, ((0, 0), (2, 2))),
@@ -324,14 +336,22 @@ ROWS = [
 ]
 # fmt: on
 
-# Of a whole run, which `trained` makes with these: what its files say.
-RUN = {
+# Of whole runs, which `trained` makes with these values: what their files say.
+RUNS = ({
     "train.output": ("OUTPUT", lambda out: [(out / name).exists() for name in ("config.yaml", "metrics.jsonl")],
                      [True, True]),
-    "train.log_every": (3, lambda out: [record["step"] for record in read_metrics(out)], [3, 6, 7]),
+    "train.log_every": (3, lambda out: [record["step"] for record in read_metrics(out)], [3, 4, 6, 7]),
     "train.checkpoint_every": (2, lambda out: [path.name[-1] for path in list_checkpoints(out)], ["4", "6", "7"]),
     "train.keep_checkpoints": (3, lambda out: len(list_checkpoints(out)), 3),
-}  # fmt: skip
+    "validation.every": (4, lambda out: [step for step, _ in validations(out)], [4, 7]),
+    "validation.pairs": (10, lambda out: {validation["pairs"] for _, validation in validations(out)}, {10}),
+}, {  # a run whose losses stay what they are: the first validation is the best
+    "train.lr": (1e-30, lambda out: {step: validation["losses"] for step, validation in validations(out)}, Constant()),
+    "train.output": ("STOPPED", lambda out: (out / "metrics.jsonl").exists(), True),
+    "validation.every": (1, lambda out: len(validations(out)), 3),
+    "validation.keep_best": ("mlm", lambda out: best_step(out), 1),
+    "validation.patience": (2, lambda out: [path.name[-1] for path in list_checkpoints(out)], ["1", "3"]),
+})  # fmt: skip
 
 
 # Tests ---------------------------------------------------------------------------------------------------------------
@@ -349,7 +369,7 @@ def places(store_path, tmp_path_factory) -> dict[str, str]:
     core.save_pretrained(folder / "core")
     train_wordpiece(titles, 100, folder / "core")
     write_store(folder / "small", products=48)
-    names = {"SMALL_STORE": "small", "CORE": "core", "TOKENIZER": "tokenizer", "OUTPUT": "run"}
+    names = {"SMALL_STORE": "small", "CORE": "core", "TOKENIZER": "tokenizer", "OUTPUT": "run", "STOPPED": "stopped"}
     return {"STORE": str(store_path)} | {word: str(folder / name) for word, name in names.items()}
 
 
@@ -402,24 +422,27 @@ def test_a_field_reaches_its_consumer(row, built):
 
 
 @pytest.fixture(scope="module")
-def trained(places, one_process) -> Path:
-    words = [f"data.store={places['STORE']}", *BASE, "train.steps=7"]
-    words += [_override(field, value) for field, (value, *_) in RUN.items()]
-    out = loop.pretrain(load_config(None, [_placed(word, places) for word in words]))
-    assert out == Path(places["OUTPUT"])
-    return out
+def trained(places, one_process) -> list[Path]:
+    """The directories of the runs of `RUNS`."""
+    directories = []
+    for run in RUNS:
+        words = [f"data.store={places['STORE']}", *BASE, "train.steps=7"]
+        words += [_override(field, value) for field, (value, *_) in run.items()]
+        directories.append(loop.pretrain(load_config(None, [_placed(word, places) for word in words])))
+        assert directories[-1] == Path(places[run["train.output"][0]])
+    return directories
 
 
-@pytest.mark.parametrize("field", RUN)
-def test_a_field_reaches_the_files_of_a_run(field, trained):
-    _, observe, expected = RUN[field]
-    assert observe(trained) == expected
+@pytest.mark.parametrize(("run", "field"), [(i, field) for i, run in enumerate(RUNS) for field in run])
+def test_a_field_reaches_the_files_of_a_run(run, field, trained):
+    _, observe, expected = RUNS[run][field]
+    assert observe(trained[run]) == expected
 
 
 def test_no_field_is_without_a_row():
     sections = {field.name: field.default_factory for field in dataclasses.fields(Config)}
     fields = {f"{name}.{field.name}" for name, section in sections.items() for field in dataclasses.fields(section)}
-    assert {row.field for row in ROWS} | set(RUN) == fields
+    assert {row.field for row in ROWS} | {field for run in RUNS for field in run} == fields
 
 
 def test_every_layer_and_place_drops_by_itself(built):

@@ -327,7 +327,7 @@ MUTANTS = (
         ENGINE + "loop.py",
         "        if saved.get(name) != now[name]:\n",
         "        if saved.get(name) is None:\n",
-        (PRETRAIN + "test_a_run_is_not_resumed_on_other_products", *RESUME),
+        (PRETRAIN + "test_a_run_is_not_resumed_on_other_products_of_the_same_encoder", *RESUME),
     ),
     Mutant(
         "the-best-checkpoint-is-dropped",
