@@ -15,13 +15,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from fashionbert_fast.data.batches import Batch
-from fashionbert_fast.kernels._library import IGNORED
 from fashionbert_fast.kernels.adaptive_loss import adaptive_loss_reference
 from fashionbert_fast.kernels.patch_kld import patch_kld_reference
 from fashionbert_fast.model.checkpoint import CORE_FIELDS, bert_names
 from fashionbert_fast.model.config import FashionBertConfig
-from fashionbert_fast.model.embeddings import IMAGE_SEGMENT
 from fashionbert_fast.model.fashionbert import FashionBertForPreTraining
+
+# Stated here and not taken from ours, or a slip in ours would be made here too.
+IGNORED = -100  # torch's own ignore_index
+IMAGE_SEGMENT = 1  # the row of BERT's two segments that stands for images
+LAYER_NORM_EPS = 1e-12  # BERT's
 
 
 @dataclass
@@ -75,14 +78,14 @@ class PaddedFashionBert(nn.Module):
         from transformers import BertConfig, BertForPreTraining
 
         super().__init__()
-        core = {name: getattr(config, name) for name in CORE_FIELDS}
+        core = {name: getattr(config, name) for name in CORE_FIELDS} | {"layer_norm_eps": LAYER_NORM_EPS}
         bert = BertForPreTraining(BertConfig(**core, attn_implementation="sdpa"))
         self.bert, self.cls = bert.bert, bert.cls  # embeddings, encoder, pooler; MLM and two-class heads
         self.config, self.dense_heads = config, dense_heads
         self.feature_dropout = nn.Dropout(config.patch_dropout_prob)
         self.projection = nn.Linear(config.patch_feature_size, config.hidden_size, bias=False)
         self.position = nn.Embedding(config.patches, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=LAYER_NORM_EPS)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.mpm = nn.Linear(config.hidden_size, config.patch_feature_size, bias=False)
 

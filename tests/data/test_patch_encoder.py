@@ -102,6 +102,17 @@ def test_random_is_seeded_wide_as_asked_and_leaves_the_generator_alone():
             load_backbone(name)
 
 
+def test_random_features_have_mean_0_and_deviation_1():
+    """On patches like those of products: a softmax of features that hardly vary would be flat."""
+    backbone = load_backbone("random:0:16")
+    patches = backbones._product_like_patches(512, 28, torch.Generator().manual_seed(9))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (backbone.mean, backbone.std))
+    with torch.inference_mode():
+        features_BD = backbone.module((patches - mean) / std)
+    torch.testing.assert_close(features_BD.mean(0), torch.zeros(16), atol=0.3, rtol=0)
+    torch.testing.assert_close(features_BD.std(0), torch.ones(16), atol=0.3, rtol=0)
+
+
 def test_folding_changes_nothing_but_the_speed():
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 1)).eval()

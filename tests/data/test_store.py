@@ -167,6 +167,8 @@ def damage(store: Path, how: str) -> None:
         manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"grid": 8}))
     elif how == "truncated":
         (store / "features.bin").write_bytes((store / "features.bin").read_bytes()[:-2])
+    elif how == "too long":
+        (store / "features.bin").write_bytes((store / "features.bin").read_bytes() + b"\0\0")
     elif how == "no features":
         (store / "features.bin").unlink()
     elif how == "products":
@@ -187,6 +189,7 @@ def damage(store: Path, how: str) -> None:
         ("lacking", r"lacks resize\.image_pixels"),
         ("edited", "was edited: its fingerprint does not belong to its fields"),
         ("truncated", r"features\.bin: 166 bytes, where \(7, 4, 3\) bfloat16 take 168"),
+        ("too long", r"features\.bin: 170 bytes, where \(7, 4, 3\) bfloat16 take 168"),
         ("no features", r"features\.bin: cannot be read \(No such file"),
         ("products", r"products\.parquet: 8 products, the manifest has 7"),
         ("no products", r"products\.parquet: cannot be read"),
