@@ -1,14 +1,14 @@
-// masked_patch_embed on CPU: the unmasked rows, and only those, go through the matrix product in chunks that stay in
-// the second cache: gathered (converted, dequantised, dropped) into a scratch, multiplied, and finished with position,
-// segment, LayerNorm and dropout while the product is still warm. The backward does LayerNorm and every parameter's sum
-// in one pass, and multiplies the weight gradient in blocks of feature columns, each a single product over all rows, so
-// that nothing narrow is accumulated.
+// masked_patch_embed on CPU: the unmasked rows, and only those, go through the matrix product in chunks: gathered
+// (converted, dequantised, dropped) into a scratch, multiplied, and finished with position, segment, LayerNorm and
+// dropout while the product is still warm. The backward does LayerNorm and every parameter's sum in one pass, and
+// multiplies the weight gradient in blocks of feature columns, each a single product over all rows, so that nothing
+// narrow is accumulated.
 //
 // Threads take whole chunks and blocks, and multiply them alone. Products that all threads share would meet at barriers
 // by the dozen, and where the machine has anything else to do each barrier waits for whichever thread was set aside.
 //
-// Sums over the rows are taken position by position, in blocks of a fixed number of pairs: the same bits on any number
-// of threads.
+// The same bits on any number of threads: chunks and blocks are cut by the sizes of the arguments alone, and sums over
+// the rows are taken position by position, in blocks of a fixed number of pairs.
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
@@ -16,6 +16,7 @@
 #include <memory>
 #include <optional>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "cpu/feature_rows.h"
@@ -26,17 +27,27 @@ namespace {
 
 constexpr int64_t kChunk = 512;         // rows multiplied at once, at most
 constexpr int64_t kLeastChunk = 64;     // fewer would pay more for packing the weight than for multiplying
+constexpr int64_t kChunks = 4;          // a multiple of it where there are rows enough: even shares for 2 and 4 threads
 constexpr int64_t kBlockColumns = 256;  // of the weight gradient, multiplied at once: whole blocks of dropout
 // Row counts are padded with zero rows to a multiple of this. The number of masked patches changes each step, and
 // oneDNN compiles a kernel for each shape it meets.
-constexpr int64_t kPadding = 32;
+constexpr int64_t kPadding = 16;
 constexpr int64_t kGrain = 16;       // rows a thread, at least
 constexpr int64_t kSumPairs = 16;    // rows summed before they join a longer sum, which errs less than one long sum
 constexpr int64_t kTransposed = 32;  // side of a block of a transposition
 
-// What a product of `Storage` is computed from: processors without float16 arithmetic would emulate it.
-template <typename Storage>
-using product_t = std::conditional_t<std::is_same_v<Storage, c10::Half>, float, Storage>;
+// Calls body.template operator()<Storage, Product>(): a product of `Storage` is computed from `Product`, which is float
+// where the processor would emulate the arithmetic of `Storage`.
+template <typename Body>
+void dispatch_products(ScalarType dtype, Body&& body) {
+  dispatch_floating(dtype, "masked_patch_embed", [&]<typename Storage>() {
+    constexpr bool kHalf = std::is_same_v<Storage, c10::Half>;
+    if constexpr (std::is_same_v<Storage, c10::BFloat16>) {
+      if (!bfloat16_is_native()) return body.template operator()<Storage, float>();
+    }
+    body.template operator()<Storage, std::conditional_t<kHalf, float, Storage>>();
+  });
+}
 
 template <typename T>
 constexpr ScalarType kDtype = ScalarType::Float;
@@ -49,10 +60,11 @@ int64_t parts_of(int64_t count, int64_t size) { return (count + size - 1) / size
 
 int64_t padded(int64_t rows) { return parts_of(rows, kPadding) * kPadding; }
 
-// Rows multiplied at once so that every thread has as many chunks, all but the last as long.
-int64_t balanced_chunk(int64_t rows) {
-  const int64_t share = std::max(parts_of(rows, torch::stable::get_num_threads()), kLeastChunk);
-  return padded(parts_of(share, parts_of(share, kChunk)));
+// Rows multiplied at once, the last chunk's being the rest: by their number alone, not by that of the threads.
+int64_t chunk_rows(int64_t rows) {
+  const int64_t least = parts_of(rows, kChunk), even = parts_of(least, kChunks) * kChunks;
+  const int64_t chunks = std::min(even, std::max(least, rows / kLeastChunk));
+  return padded(parts_of(rows, std::max<int64_t>(chunks, 1)));
 }
 
 template <typename T>
@@ -80,6 +92,7 @@ struct Inputs {
   int64_t pairs, patches, width, hidden, rows;
   FeatureRows feature_rows;
   Dropout hidden_dropout;
+  bool by_onednn;  // float32 products
   std::vector<int64_t> unmasked;
 
   // The row of the result that holds row `row`.
@@ -136,6 +149,7 @@ Inputs checked_inputs(Tensor features, Tensor mask, Tensor weight, Tensor positi
             mask.size(0) * mask.size(1),
             {},
             {},
+            float32_by_onednn(),
             {}};
   check_sizes(in, images);
   if (in.image_index) {
@@ -190,11 +204,11 @@ void gather(const Inputs& in, int64_t begin, int64_t end, int64_t padded_end, in
   std::memset(static_cast<void*>(to + (end - begin) * columns), 0, (padded_end - end) * columns * sizeof(To));
 }
 
-// `weight` in the type its product takes.
-template <typename Storage>
-Tensor product_weight(const Inputs& in) {
-  if constexpr (std::is_same_v<Storage, product_t<Storage>>) return in.weight;
-  return torch::stable::to(in.weight, kDtype<product_t<Storage>>);
+// `weight` in the type its product takes, outside autograd; it lives as long as `owner`.
+template <typename Product>
+Tensor product_weight(const Inputs& in, Tensor& owner) {
+  owner = in.weight.scalar_type() == kDtype<Product> ? in.weight : torch::stable::to(in.weight, kDtype<Product>);
+  return matrix_at(data_of<Product>(std::as_const(owner)), in.hidden, in.width, owner);
 }
 
 template <typename Real>
@@ -218,10 +232,9 @@ RowStats<Real> normalise(int64_t count, Real eps, const Real* weight, const Real
   return {mean, rstd};
 }
 
-template <typename Storage>
+template <typename Storage, typename Product>
 struct Forward {
   using Real = compute_t<Storage>;
-  using Product = product_t<Storage>;
 
   const Inputs& in;
   Real eps;
@@ -258,36 +271,20 @@ struct Forward {
 
   void run() const {
     if (in.kept() == 0 || in.hidden == 0 || in.width == 0) return no_products();
-    const Tensor weight = product_weight<Storage>(in);
-    const int64_t part = summed_at_once<Product>(in.width);
-    std::vector<Tensor> weights;  // (H, part) each
-    for (int64_t first = 0; first < in.width; first += part) {
-      Tensor whole = matrix_at(data_of<Product>(weight), in.hidden, in.width, weight);
-      Tensor columns = torch::stable::narrow(whole, 1, first, std::min(part, in.width - first));
-      weights.push_back(torch::stable::contiguous(columns));
-    }
-    const int64_t rows = balanced_chunk(in.kept());
-    torch::stable::parallel_for(0, parts_of(in.kept(), rows), 1, [&](int64_t first_chunk, int64_t last_chunk) {
-      const auto scratch = std::make_unique_for_overwrite<Product[]>(rows * part);
+    Tensor owner = in.weight;
+    const Tensor weight_DH = torch::stable::transpose(product_weight<Product>(in, owner), 0, 1);
+    const int64_t rows = chunk_rows(in.kept());
+    parallel_products(parts_of(in.kept(), rows), [&](int64_t first_chunk, int64_t last_chunk) {
+      const auto scratch = std::make_unique_for_overwrite<Product[]>(rows * in.width);
       for (int64_t chunk = first_chunk; chunk < last_chunk; ++chunk) {
-        const int64_t begin = chunk * rows, end = std::min(begin + rows, in.kept());
-        const ProductSum<Product> product = multiply(begin, end, weights, scratch.get());
-        finish(begin == 0 ? 0 : in.unmasked[begin], end == in.kept() ? in.rows : in.unmasked[end], product.data());
+        const int64_t begin = chunk * rows, end = std::min(begin + rows, in.kept()), count = padded(end - begin);
+        gather(in, begin, end, begin + count, 0, in.width, scratch.get());
+        const Tensor product =
+            matrix_product(matrix_at(scratch.get(), count, in.width, owner), weight_DH, in.by_onednn);
+        finish(begin == 0 ? 0 : in.unmasked[begin], end == in.kept() ? in.rows : in.unmasked[end],
+               data_of<Product>(product));
       }
     });
-  }
-
-  ProductSum<Product> multiply(int64_t begin, int64_t end, const std::vector<Tensor>& weights, Product* scratch) const {
-    const int64_t rows = padded(end - begin);
-    ProductSum<Product> product;
-    int64_t first = 0;
-    for (const Tensor& weight : weights) {
-      const int64_t columns = weight.size(1);
-      gather(in, begin, end, begin + rows, first, columns, scratch);
-      product.add(matrix_at(scratch, rows, columns, weight), torch::stable::transpose(weight, 0, 1));
-      first += columns;
-    }
-    return product;
   }
 
   // Nothing to multiply: the products are zeros.
@@ -341,17 +338,17 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor features, Tensor mask, Tensor 
   Tensor projection = torch::stable::new_empty(weight, {in.rows, H});
   Tensor stats = torch::stable::new_empty(
       weight, {in.rows, 2}, weight.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float);
-  dispatch_floating(weight.scalar_type(), "masked_patch_embed", [&]<typename Storage>() {
+  dispatch_products(weight.scalar_type(), [&]<typename Storage, typename Product>() {
     using Real = compute_t<Storage>;
     if (text) pack_text(in, *contiguous(text), *contiguous(text_row), packed_rows, data_of<Storage>(out));
-    Forward<Storage>{in,
-                     static_cast<Real>(eps),
-                     base_of<Real, Storage>(in),
-                     widened_vector<Real, Storage>(in.ln_weight),
-                     widened_vector<Real, Storage>(torch::stable::contiguous(ln_bias)),
-                     data_of<Storage>(out),
-                     data_of<Storage>(projection),
-                     data_of<RowStats<Real>>(stats)}
+    Forward<Storage, Product>{in,
+                              static_cast<Real>(eps),
+                              base_of<Real, Storage>(in),
+                              widened_vector<Real, Storage>(in.ln_weight),
+                              widened_vector<Real, Storage>(torch::stable::contiguous(ln_bias)),
+                              data_of<Storage>(out),
+                              data_of<Storage>(projection),
+                              data_of<RowStats<Real>>(stats)}
         .run();
   });
   return {out, projection, stats};
@@ -381,10 +378,9 @@ struct PositionSums {
   }
 };
 
-template <typename Storage>
+template <typename Storage, typename Product>
 struct Backward {
   using Real = compute_t<Storage>;
-  using Product = product_t<Storage>;
   static constexpr int kCount = PositionSums<Real>::kCount;
 
   const Inputs& in;
@@ -474,86 +470,78 @@ void transpose_into(const T* from, int64_t rows, int64_t columns, T* to) {
 }
 
 // products^T @ features over the unmasked rows, in blocks of columns.
-template <typename Storage>
+template <typename Storage, typename Product>
 void weight_gradient(const Inputs& in, const Tensor& products, Storage* to) {
-  using Product = product_t<Storage>;
   const int64_t rows = products.size(0), H = in.hidden;
   if (rows == 0 || H == 0) {
     std::memset(static_cast<void*>(to), 0, H * in.width * sizeof(Storage));
     return;
   }
-  // Transposed once here, or the product would do it for every block; each part by itself.
-  const int64_t part = summed_at_once<Product>(rows);
-  Tensor transposed = torch::stable::new_empty(products, {H, rows});
-  for (int64_t begin = 0; begin < rows; begin += part) {
-    transpose_into(data_of<Product>(products) + begin * H, std::min(part, rows - begin), H,
-                   data_of<Product>(transposed) + begin * H);
+  Tensor transposed = matrix_at(data_of<Product>(products), rows, H, products);
+  transposed = torch::stable::transpose(transposed, 0, 1);
+  if (std::is_same_v<Product, c10::BFloat16> || in.by_onednn) {  // or oneDNN would lay it out anew for every block
+    transposed = torch::stable::new_empty(products, {H, rows});
+    transpose_into(data_of<Product>(products), rows, H, data_of<Product>(transposed));
   }
-  const int64_t blocks = parts_of(in.width, kBlockColumns);
-  torch::stable::parallel_for(0, blocks, 1, [&](int64_t first_block, int64_t last_block) {
+  parallel_products(parts_of(in.width, kBlockColumns), [&](int64_t first_block, int64_t last_block) {
     const auto scratch = std::make_unique_for_overwrite<Product[]>(rows * std::min(kBlockColumns, in.width));
     for (int64_t block = first_block; block < last_block; ++block) {
       const int64_t first = block * kBlockColumns, columns = std::min(kBlockColumns, in.width - first);
       gather(in, 0, in.kept(), rows, first, columns, scratch.get());
-      ProductSum<Product> gradient;
-      for (int64_t begin = 0; begin < rows; begin += part) {
-        const int64_t count = std::min(part, rows - begin);
-        gradient.add(matrix_at(data_of<Product>(transposed) + begin * H, H, count, products),
-                     matrix_at(scratch.get() + begin * columns, count, columns, products));
-      }
+      const Tensor gradient =
+          matrix_product(transposed, matrix_at(scratch.get(), rows, columns, products), in.by_onednn);
       for (int64_t h = 0; h < H; ++h) {
-        convert(gradient.data() + h * columns, static_cast<int>(columns), to + h * in.width + first);
+        const Product* from = data_of<Product>(gradient) + h * columns;
+        convert(from, static_cast<int>(columns), to + h * in.width + first);
       }
     }
   });
 }
 
-// Adds chunk [begin, end) of the unmasked rows' feature gradients to `sums` (I, P, D), columns shared out among
-// threads: two pairs of one image never meet, and are added in their order.
+// Adds columns [first, + columns) of the feature gradients of the unmasked rows [begin, end) to `sums` (I, P, D).
 template <typename Product, typename Real>
-void add_feature_gradients(const Inputs& in, int64_t begin, int64_t end, const Product* from, Real* sums) {
-  const int64_t D = in.width, blocks = parts_of(D, kDropoutBlock);
-  torch::stable::parallel_for(0, blocks, 1, [&](int64_t first_block, int64_t last_block) {
-    alignas(64) float factors[kDropoutBlock];
-    alignas(64) Real values[kDropoutBlock];
-    std::fill(factors, factors + kDropoutBlock, 1.0f);
-    for (int64_t slot = begin; slot < end; ++slot) {
-      const int64_t row = in.unmasked[slot];
-      Real* to = sums + (in.feature_rows.image(row) * in.patches + row % in.patches) * D;
-      for (int64_t block = first_block; block < last_block; ++block) {
-        const int64_t first = block * kDropoutBlock;
-        const int width = static_cast<int>(std::min<int64_t>(kDropoutBlock, D - first));
-        if (in.feature_rows.dropout.active()) {
-          dropout_factors(in.feature_rows.dropout, 0, static_cast<uint32_t>(row), static_cast<uint32_t>(block),
-                          factors);
-        }
-        const Real* gradient = widened<Real>(from + (slot - begin) * D + first, width, values);
-        FB_SIMD()
-        for (int i = 0; i < width; ++i) to[first + i] += gradient[i] * static_cast<Real>(factors[i]);
+void add_feature_gradients(const Inputs& in, int64_t begin, int64_t end, int64_t first, int64_t columns,
+                           const Product* from, Real* sums) {
+  alignas(64) float factors[kDropoutBlock];
+  alignas(64) Real values[kDropoutBlock];
+  std::fill(factors, factors + kDropoutBlock, 1.0f);
+  for (int64_t slot = begin; slot < end; ++slot, from += columns) {
+    const int64_t row = in.unmasked[slot];
+    Real* to = sums + (in.feature_rows.image(row) * in.patches + row % in.patches) * in.width + first;
+    for (int64_t i = 0; i < columns; i += kDropoutBlock) {
+      const int width = static_cast<int>(std::min<int64_t>(kDropoutBlock, columns - i));
+      if (in.feature_rows.dropout.active()) {
+        const auto block = static_cast<uint32_t>((first + i) / kDropoutBlock);
+        dropout_factors(in.feature_rows.dropout, 0, static_cast<uint32_t>(row), block, factors);
       }
+      const Real* gradient = widened<Real>(from + i, width, values);
+      FB_SIMD()
+      for (int j = 0; j < width; ++j) to[i + j] += gradient[j] * static_cast<Real>(factors[j]);
     }
-  });
+  }
 }
 
-template <typename Storage>
-void feature_gradient(const Inputs& in, Tensor& products, Tensor& out) {
-  using Product = product_t<Storage>;
+// products @ weight, dropped and summed over the pairs of an image, in their order: threads take blocks of columns, so
+// that two pairs of one image never meet.
+template <typename Storage, typename Product>
+void feature_gradient(const Inputs& in, const Tensor& products, Tensor& out) {
   using Real = compute_t<Storage>;
   std::vector<Real> sums(out.numel());
-  const Tensor stored = product_weight<Storage>(in);
-  Tensor weight = matrix_at(data_of<Product>(stored), in.hidden, in.width, stored);
-  for (int64_t begin = 0; begin < in.kept() && in.hidden > 0 && in.width > 0; begin += kChunk) {
-    const int64_t end = std::min(begin + kChunk, in.kept());
-    Tensor chunk = torch::stable::narrow(products, 0, begin, padded(end - begin));
-    ProductSum<Product> gradient;
-    const int64_t part = summed_at_once<Product>(in.hidden);
-    for (int64_t first = 0; first < in.hidden; first += part) {
-      const int64_t count = std::min(part, in.hidden - first);
-      gradient.add(torch::stable::contiguous(torch::stable::narrow(chunk, 1, first, count)),
-                   torch::stable::narrow(weight, 0, first, count));
+  Tensor owner = in.weight;
+  Tensor weight = product_weight<Product>(in, owner);
+  const int64_t H = in.hidden, rows = chunk_rows(in.kept());
+  parallel_products(H > 0 ? parts_of(in.width, kBlockColumns) : 0, [&](int64_t first_block, int64_t last_block) {
+    for (int64_t block = first_block; block < last_block; ++block) {
+      const int64_t first = block * kBlockColumns, columns = std::min(kBlockColumns, in.width - first);
+      const Tensor of_block = torch::stable::contiguous(torch::stable::narrow(weight, 1, first, columns));
+      for (int64_t begin = 0; begin < in.kept(); begin += rows) {
+        const int64_t end = std::min(begin + rows, in.kept());
+        const Tensor chunk = matrix_at(data_of<Product>(products) + begin * H, padded(end - begin), H, products);
+        const Tensor gradient = matrix_product(chunk, of_block, in.by_onednn);
+        add_feature_gradients(in, begin, end, first, columns, data_of<Product>(gradient), sums.data());
+      }
     }
-    add_feature_gradients(in, begin, end, gradient.data(), sums.data());
-  }
+  });
   dispatch_floating(out.scalar_type(), "masked_patch_embed", [&]<typename Feature>() {
     if constexpr (std::is_same_v<compute_t<Feature>, Real>) {
       auto* to = data_of<Feature>(out);
@@ -584,26 +572,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
   Tensor of_position = like(position, true), of_segment = like(segment, true);
   Tensor of_ln_weight = like(ln_weight, true), of_ln_bias = like(ln_weight, true);
   const Tensor gradient = torch::stable::contiguous(grad_out);
-  dispatch_floating(weight.scalar_type(), "masked_patch_embed", [&]<typename Storage>() {
+  dispatch_products(weight.scalar_type(), [&]<typename Storage, typename Product>() {
     using Real = compute_t<Storage>;
-    using Product = product_t<Storage>;
     const int64_t H = in.hidden, rows = padded(in.kept());
     Tensor products = torch::stable::new_empty(weight, {rows, H}, kDtype<Product>);
     std::memset(data_of<char>(products) + in.kept() * H * sizeof(Product), 0, (rows - in.kept()) * H * sizeof(Product));
     std::vector<Real> sums(in.patches * PositionSums<Real>::kCount * H);
-    Backward<Storage> work{in,
-                           base_of<Real, Storage>(in),
-                           widened_vector<Real, Storage>(in.ln_weight),
-                           data_of<Storage>(gradient),
-                           data_of<Storage>(projection),
-                           data_of<RowStats<Real>>(stats),
-                           std::vector<int64_t>(in.rows)};
+    Backward<Storage, Product> work{in,
+                                    base_of<Real, Storage>(in),
+                                    widened_vector<Real, Storage>(in.ln_weight),
+                                    data_of<Storage>(gradient),
+                                    data_of<Storage>(projection),
+                                    data_of<RowStats<Real>>(stats),
+                                    std::vector<int64_t>(in.rows)};
     for (int64_t slot = 0; slot < in.kept(); ++slot) work.slots[in.unmasked[slot]] = slot;
     work.rows(data_of<Product>(products), sums.data());
     Storage* const of[3] = {data_of<Storage>(of_segment), data_of<Storage>(of_ln_weight), data_of<Storage>(of_ln_bias)};
     reduce_positions(in, sums, data_of<Storage>(of_position), of);
-    if (weight_gradient_wanted) weight_gradient(in, products, data_of<Storage>(of_weight));
-    if (features_gradient) feature_gradient<Storage>(in, products, of_features);
+    if (weight_gradient_wanted) weight_gradient<Storage, Product>(in, products, data_of<Storage>(of_weight));
+    if (features_gradient) feature_gradient<Storage, Product>(in, products, of_features);
   });
   return {of_features, of_weight, of_position, of_segment, of_ln_weight, of_ln_bias};
 }

@@ -1,30 +1,98 @@
-// a @ b on CPU through torch.
+// a @ b on CPU through torch, by one thread.
 //
-// float32 goes to oneDNN (the entry that compiled models call) rather than to aten::matmul, whose MKL leaves the
-// AVX-512 units of processors not made by Intel idle: there oneDNN is more than twice as fast. A torch built without
-// oneDNN lacks the entry, hence the weak symbol; then float32 goes where every other dtype goes.
+// Bits must not depend on the number of threads. The libraries choose how to cut a product, oneDNN even how to cut its
+// sums, by the number of threads they may use, and a thread inside a parallel region still reads there the number
+// outside. So whoever multiplies says `OneThread` first, and chooses shapes by the sizes of its arguments alone.
+//
+// float32 goes to aten::matmul (MKL) on Intel's processors, and elsewhere, where there is AVX-512, to oneDNN by the
+// entry that compiled models call: MKL leaves AVX-512 idle on processors of others. `fashionbert bench ops --only
+// masked_patch_embed` measures both beside one another. Torch builds without oneDNN lack that entry, hence the weak
+// symbol; torch's own header declares it, so that a torch that changes it does not compile.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
 
-#include <algorithm>
-#include <optional>
-#include <type_traits>
+#include <cstdlib>
+#include <string_view>
 
 #include "common/tensor.h"
+#include "cpu/linear_pointwise.h"
 
-extern "C" __attribute__((weak)) AOTITorchError aoti_torch_cpu__linear_pointwise(
-    AtenTensorHandle x, AtenTensorHandle w, AtenTensorHandle* bias, const char* attribute, const double** scalars,
-    int64_t scalars_length, const char** algorithm, AtenTensorHandle* result);
+// The OpenMP and the MKL that torch itself calls; a torch without them has nothing to be told.
+extern "C" {
+__attribute__((weak)) int omp_get_max_threads();
+__attribute__((weak)) void omp_set_num_threads(int);
+__attribute__((weak)) int MKL_Set_Num_Threads_Local(int);  // returns what it was
+}
 
 namespace fashionbert {
 
-// Terms oneDNN sums in float32 at once: its one long sum over a whole row would err more than twice as much as MKL's
-// (measured 2.2 times at 2048 terms; 1.2 times in sums of 256). Other dtypes round the result more than that.
-constexpr int64_t kLongestSum = 256;
-template <typename Product>
-int64_t summed_at_once(int64_t terms) {
-  return std::is_same_v<Product, float> ? std::min(terms, kLongestSum) : terms;
+// While one lives, whatever the calling thread asks of a library is done by that thread alone, and cut for one.
+class OneThread {
+ public:
+  OneThread() {
+    torch::stable::get_num_threads();  // the first such call of a thread sets its number: not later, by a product
+    if (omp_set_num_threads) {
+      before_ = omp_get_max_threads();
+      omp_set_num_threads(1);
+    }
+    if (MKL_Set_Num_Threads_Local) mkl_before_ = MKL_Set_Num_Threads_Local(1);
+  }
+  ~OneThread() {
+    if (MKL_Set_Num_Threads_Local) MKL_Set_Num_Threads_Local(mkl_before_);
+    if (omp_set_num_threads) omp_set_num_threads(before_);
+  }
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  int before_ = 1, mkl_before_ = 0;
+};
+
+// Calls body(begin, end) on shares of [0, count), each on a thread of its own that multiplies alone.
+template <typename Body>
+void parallel_products(int64_t count, Body&& body) {
+  torch::stable::parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
+    const OneThread alone;
+    body(begin, end);
+  });
+}
+
+struct Processor {
+  bool intel = false, avx512 = false, bfloat16 = false;
+};
+
+inline Processor processor() {
+  Processor result;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  result = {__builtin_cpu_is("intel") != 0, __builtin_cpu_supports("avx512f") != 0,
+            __builtin_cpu_supports("avx512bf16") != 0};
+#endif
+  return result;
+}
+
+inline std::string_view environment(const char* name) {
+  const char* value = std::getenv(name);
+  return value ? value : "";
+}
+
+// Whether float32 goes to oneDNN's entry. FASHIONBERT_FLOAT32_PRODUCTS=matmul or onednn overrules the processor.
+inline bool float32_by_onednn() {
+  const std::string_view wanted = environment("FASHIONBERT_FLOAT32_PRODUCTS");
+  STD_TORCH_CHECK(wanted.empty() || wanted == "matmul" || wanted == "onednn",
+                  "FASHIONBERT_FLOAT32_PRODUCTS must be matmul or onednn, got ", wanted);
+  const Processor here = processor();
+  const bool better = wanted.empty() ? !here.intel && here.avx512 : wanted == "onednn";
+  return better && aoti_torch_cpu__linear_pointwise;
+}
+
+// Whether oneDNN has instructions for bfloat16; without them its products of bfloat16 are slower than float32's.
+inline bool bfloat16_is_native() {
+  const std::string_view most = environment("ONEDNN_MAX_CPU_ISA");
+  for (const char* without : {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"})
+    if (most == without) return false;
+  return processor().bfloat16;
 }
 
 // A dense (rows, columns) matrix at `data`, outside autograd: products are taken by threads that know no `no_grad`.
@@ -34,9 +102,9 @@ Tensor matrix_at(const T* data, int64_t rows, int64_t columns, const Tensor& lik
                                   like.scalar_type());
 }
 
-// (m, k) @ (k, n), neither empty, dense; a fresh contiguous tensor.
-inline Tensor matrix_product(const Tensor& a, const Tensor& b) {
-  if (a.scalar_type() != ScalarType::Float || !aoti_torch_cpu__linear_pointwise) return torch::stable::matmul(a, b);
+// (m, k) @ (k, n), neither empty, of one dtype; a fresh contiguous tensor.
+inline Tensor matrix_product(const Tensor& a, const Tensor& b, bool by_onednn) {
+  if (a.scalar_type() != ScalarType::Float || !by_onednn) return torch::stable::matmul(a, b);
   const Tensor b_transposed = torch::stable::transpose(b, 0, 1);
   const char* no_algorithm = "";
   AtenTensorHandle result = nullptr;
@@ -45,26 +113,5 @@ inline Tensor matrix_product(const Tensor& a, const Tensor& b) {
                   "a float32 matrix product failed");
   return torch::stable::contiguous(Tensor(result));
 }
-
-// A product in parts of the summed dimension.
-template <typename Product>
-class ProductSum {
- public:
-  void add(const Tensor& a, const Tensor& b) {
-    Tensor part = matrix_product(a, b);
-    if (!sum_) {
-      sum_ = part;
-      return;
-    }
-    auto* to = static_cast<Product*>(sum_->mutable_data_ptr());
-    const auto* from = static_cast<const Product*>(part.const_data_ptr());
-    const int64_t count = part.numel();
-    for (int64_t i = 0; i < count; ++i) to[i] += from[i];
-  }
-  const Product* data() const { return static_cast<const Product*>(sum_->const_data_ptr()); }
-
- private:
-  std::optional<Tensor> sum_;
-};
 
 }  // namespace fashionbert
