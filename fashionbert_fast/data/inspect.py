@@ -116,7 +116,7 @@ def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("features", f"{report['grid']} x {report['grid']} patches of {report['feature_size']}, {report['dtype']}, by "
                      f"{encoder['name']}{trained}, computed in {encoder.get('computed_in', 'unknown')}"),
         ("made from", f"{report['source'] or 'unknown'}, {report['created'] or 'unknown'}"),
-        ("splits", _counts(report["splits"]) + (f"; kept together by {report['split_by']}" if report["split_by"] else "")),
+        ("splits", _counts(report["splits"]) + (f"; kept together by {report['split_by']}" * bool(report["split_by"]))),
         *((f"leaks of {name}", _leaks(counts)) for name, counts in report["leaks"].items()),
         ("twins", f"{twins['products']} products in {twins['sets']} sets ({sizes}); sharing {shares}; the largest: "
                   f"{twins['largest']['size']} like id {twins['largest']['id']}, {twins['largest']['title']}"

@@ -21,7 +21,8 @@ from fashionbert_fast.errors import InputError
 COLUMNS = 6
 TWIN_SHARE = 3  # one product in so many shown is taken from a set of twins, where there are any
 SPLIT_COLOURS = {"train": "#444444", "validation": "#1d5fa8", "test": "#b0560f"}
-TWIN_COLOURS = ["#d1495b", "#2a9d4a", "#7a4fa3", "#c98a00"]
+TWIN_COLOURS = ["#d1495b", "#2a9d4a", "#7a4fa3", "#c98a00", "#1f77b4", "#8c564b", "#e377c2", "#17becf"]
+LONE_TWIN = "#bbbbbb"  # the others of its set are not on the sheet
 
 
 def choose_rows(store: FeatureStore, count: int) -> list[int]:
@@ -45,7 +46,8 @@ def write_sheet(store: FeatureStore, path: Path, count: int) -> dict[str, int]:
     """
     rows = choose_rows(store, count)
     sizes = Counter(store.twin_N.tolist())
-    framed = list(dict.fromkeys(int(store.twin_N[row]) for row in rows if sizes[int(store.twin_N[row])] > 1))
+    together = [twins for twins, shown in Counter(store.twin_N[rows].tolist()).items() if shown > 1]
+    colours = {twins: TWIN_COLOURS[i % len(TWIN_COLOURS)] for i, twins in enumerate(together)}
     lines = -(-len(rows) // COLUMNS)
     figure, axes = plt.subplots(lines, COLUMNS, figsize=(2.2 * COLUMNS, 3.0 * lines), squeeze=False)
     states: Counter[str] = Counter(shown=0, missing=0, changed=0)
@@ -54,8 +56,8 @@ def write_sheet(store: FeatureStore, path: Path, count: int) -> dict[str, int]:
     for axis, row in zip(axes.flat, rows, strict=False):
         states[_draw_photo(axis, store, row)] += 1
         twins = int(store.twin_N[row])
-        if twins in framed:
-            colour = TWIN_COLOURS[framed.index(twins) % len(TWIN_COLOURS)]
+        if sizes[twins] > 1:
+            colour = colours.get(twins, LONE_TWIN)
             axis.add_patch(plt.Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, color=colour, lw=4))
         _write_words(axis, store, row, sizes[twins])
     figure.tight_layout(pad=0.8)
