@@ -60,10 +60,10 @@ def write_sheet(store: FeatureStore, path: Path, count: int) -> dict[str, int]:
             colour = colours.get(twins, LONE_TWIN)
             axis.add_patch(plt.Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, color=colour, lw=4))
         _write_words(axis, store, row, sizes[twins])
-    figure.tight_layout(pad=0.8)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing")  # titles may be in any script
+            figure.tight_layout(pad=0.8)
             figure.savefig(path, dpi=90, format="png")
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
