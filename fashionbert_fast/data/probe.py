@@ -4,15 +4,18 @@ The photo is made of integers and goes the way of any photo: decoded from a PNG,
 normalised, encoded. What differs between two machines shows in it: a library's resizing, the precision the encoder
 computes in, an operator that is wrong on one of them. Only decoders of other formats, such as JPEG, do not.
 
-Distances are relative L2, ||a - b|| / max(||a||, ||b||). Measured on an AMD EPYC (Zen 5, bf16), of the probe / the
-worst of 24 real photos:
+Distances are relative L2, ||a - b|| / max(||a||, ||b||). Measured on an AMD EPYC (Zen 5, bf16), of the probe / of the
+worst of 24 real photos (*: of 8):
 
-    two computed in                                       efficientnet-lite0     random
-    float32, ONEDNN_MAX_CPU_ISA default against AVX2      EFF32                  RND32
-    bfloat16, default against AVX2                        EFF16                  RND16
-    bfloat16 against float32                              EFFX                   RNDX
+    two runs that computed in                             efficientnet-lite0     random
+    float32, ONEDNN_MAX_CPU_ISA default against AVX2      0 / 0                  0 / 0
+    bfloat16, default against AVX2                        0.7% / 0.8%*           0.02% / 0.1%
+    bfloat16 against float32                              5.0% / 4.7%            0.9% / 2.0%
+    float32, bicubic for bilinear resizing                13%                    4.5%
+    float32, colour channels swapped                      45%                    62%
 
-So features computed in the same type may be `TOLERANCE` apart, others `TOLERANCE_ACROSS_TYPES`.
+So features computed in the same type may be `TOLERANCE` apart, others `TOLERANCE_ACROSS_TYPES`: about twice what was
+measured.
 
 Shapes: S pixels of a side, P patches, D feature, K values kept.
 """
