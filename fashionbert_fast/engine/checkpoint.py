@@ -19,6 +19,7 @@ import shutil
 from pathlib import Path
 
 import torch
+from torch._utils import _unflatten_dense_tensors
 
 from fashionbert_fast.engine.distributed import barrier, is_main
 from fashionbert_fast.engine.divergence import require_finite
@@ -47,11 +48,25 @@ def master_weights(engine) -> dict[str, torch.Tensor]:
     """fp32 weights by name, gathered from whatever ZeRO stage and precision; a collective: call it on every rank."""
     from deepspeed.utils import safe_get_full_fp32_param
 
-    weights = {}
+    weights, whole = {}, _whole_masters(engine.optimizer)
     for name, parameter in engine.module.named_parameters():
         full = safe_get_full_fp32_param(parameter)
-        weights[name] = (parameter if full is None else full).detach().float().cpu().clone()
+        if full is None:
+            full = whole.get(parameter, parameter)
+        weights[name] = full.detach().float().cpu().clone()
     return weights
+
+
+def _whole_masters(optimizer) -> dict[torch.nn.Parameter, torch.Tensor]:
+    """The fp32 weight behind each 16-bit parameter at ZeRO 0, of which `safe_get_full_fp32_param` does not know."""
+    if hasattr(optimizer, "fp32_groups_flat"):  # of the fused Adams, DeepSpeed's and apex's
+        groups = map(_unflatten_dense_tensors, optimizer.fp32_groups_flat, optimizer.fp16_groups)
+    elif hasattr(optimizer, "fp32_groups"):
+        groups = optimizer.fp32_groups
+    else:
+        return {}
+    pairs = zip(optimizer.fp16_groups, groups, strict=True)
+    return {low: full for lows, fulls in pairs for low, full in zip(lows, fulls, strict=True)}
 
 
 def save_checkpoint(engine, run: Path, step: int, tokenizer: Path, config_yaml: str, keep: int) -> Path:
