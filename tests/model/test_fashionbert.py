@@ -37,6 +37,28 @@ def test_cls_alone_equals_cls_of_the_whole_sequence(model, batch):
 
 
 @torch.no_grad()
+def test_what_the_encoder_is_given(model, batch):
+    """Row by row: a word with its place and the text's segment (0), a patch with its place and the image's (1)."""
+    model = copy.deepcopy(model).double()
+    model.encoder.forward = model.encoder.forward_cls = lambda hidden_TH, packing: hidden_TH
+    batch = dataclasses.replace(batch, features_IPD=batch.features_IPD.double())
+    text, patches = model.text_embeddings, model.patch_embeddings
+    for norm in (text.norm, patches.norm):
+        torch.nn.init.normal_(norm.weight)
+        torch.nn.init.normal_(norm.bias)
+    word, place, segment = text.word.weight, text.position.weight, text.segment.weight
+    ids, expected = iter(batch.input_id_N.tolist()), []
+    for pair, length in enumerate((batch.offsets_S1.diff() - 4).tolist()):
+        titles = torch.stack([word[next(ids)] + place[i] + segment[0] for i in range(length)])
+        feature_PD = batch.features_IPD[batch.image_index_B[pair]]
+        photo = feature_PD @ patches.projection.weight.T + patches.position.weight + segment[1]
+        for rows, norm in ((titles, text.norm), (photo, patches.norm)):
+            expected.append(torch.nn.functional.layer_norm(rows, (16,), norm.weight, norm.bias, 1e-12))
+    torch.testing.assert_close(model.encode(batch), torch.cat(expected))
+    torch.testing.assert_close(model.encode_cls(batch), torch.cat(expected))
+
+
+@torch.no_grad()
 def test_the_fill_of_a_budget_has_no_effect(model, batch):
     filled = copy.copy(batch)
     filled.input_id_N = torch.nn.functional.pad(batch.input_id_N, (0, 7), value=9)
