@@ -53,7 +53,8 @@ def test_the_released_recipe_is_the_default():
      "train.eps=0", "train.weight_decay=-1", "train.schedule=step", "train.warmup_ratio=1.1",
      "train.gradient_clipping=-1", "train.precision=fp8", "train.zero_stage=4", "train.cuda_graphs=perhaps",
      "train.fp8=perhaps", "train.log_every=0",
-     "train.checkpoint_every=-1", "train.keep_checkpoints=0", "train.momentum=0.9"],
+     "train.checkpoint_every=-1", "train.keep_checkpoints=0", "train.momentum=0.9",
+     "validation.every=-1", "validation.pairs=1", "validation.patience=-1", "validation.keep_best=accuracy"],
 )  # fmt: skip
 def test_nonsense_names_the_field(override):
     with pytest.raises(InputError) as caught:
@@ -76,6 +77,10 @@ def test_combinations_that_cannot_be():
     for field in ("cuda_graphs", "fp8"):
         with pytest.raises(InputError, match=rf"train\.{field} needs train\.zero_stage"):
             load_config(None, [*NEEDED, f"train.{field}=true", "train.precision=bf16", "train.zero_stage=3"])
+    with pytest.raises(InputError, match=r"validation\.patience needs validation\.keep_best"):
+        load_config(None, [*NEEDED, "validation.patience=3"])
+    with pytest.raises(InputError, match=r"validation\.keep_best needs validation\.every"):
+        load_config(None, [*NEEDED, "validation.keep_best=loss", "validation.every=0"])
     with pytest.raises(InputError, match=r"train\.fp8 needs train\.precision bf16"):
         load_config(None, [*NEEDED, "train.fp8=true"])
 

@@ -35,9 +35,9 @@ class HeldOutPairs(PairDataset):
     """``held_out[i]``: this rank's part of the i-th batch of fixed pairs of held-out products.
 
     Each product stands in a match and in a mismatch, whatever ``data.pairs``, so that guessing gives an accuracy of
-    0.5; a mismatch is drawn as in training (``data.negatives``). The pairs are cut into batches of as many as a
-    training step's micro-batch has, the last one evenly. Every rank has as many batches, and none is empty: a forward
-    has collectives in it, which all ranks must enter.
+    0.5; a mismatch is drawn as in training (``data.negatives``, never a twin). The pairs are cut into batches of as
+    many as a training step's micro-batches have, the last one evenly. Every rank has as many batches, and none is
+    empty: a forward has collectives in it, which all ranks must enter.
     """
 
     def __init__(self, training: PairDataset, rows: np.ndarray, most: int) -> None:
@@ -46,11 +46,8 @@ class HeldOutPairs(PairDataset):
         super().__init__(
             training.store, training.titles, rows, pairing, micro_batch_size=size, steps=1, budget=training.budget
         )
-        plan, twin_N = self.plan(EPOCH), self.store.twin_N
-        # Where no product differs from all others, a split has no mismatch to offer, whatever the plan says.
-        sound = plan.is_match | (twin_N[plan.text_rows] != twin_N[plan.image_rows])
-        kept = np.flatnonzero(sound)[:most]
-        self.fixed = EpochPlan(plan.text_rows[kept], plan.image_rows[kept], plan.is_match[kept])
+        plan = self.plan(EPOCH)
+        self.fixed = EpochPlan(plan.text_rows[:most], plan.image_rows[:most], plan.is_match[:most])
         self.rank, self.world_size = training.rank, training.world_size
         self.global_batch = size * self.world_size
         self.steps = rounded_up(self.pairs, self.global_batch) // self.global_batch

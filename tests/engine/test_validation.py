@@ -20,6 +20,7 @@ from training import ENVIRONMENT
 from fashionbert_fast import FashionBertForPreTraining
 from fashionbert_fast.data.batches import PairDataset, Pairing, TokenizedTitles
 from fashionbert_fast.data.store import FeatureStore
+from fashionbert_fast.data.wordpiece import train_wordpiece
 from fashionbert_fast.engine import plots, validation
 from fashionbert_fast.engine.checkpoint import best_step, list_checkpoints, resolve_model_dir
 from fashionbert_fast.engine.metrics import read_metrics
@@ -58,11 +59,19 @@ def test_each_held_out_product_is_in_a_match_and_in_a_mismatch(store_and_titles)
         assert np.array_equal(categories[fixed.text_rows], categories[fixed.image_rows])  # negatives: category
 
 
-def test_a_mismatch_is_none_where_products_are_twins(store_and_titles, monkeypatch):
-    store, _ = store_and_titles
-    monkeypatch.setattr(store, "_twin_N", np.zeros(len(store), dtype=np.int64))
-    fixed = _held_out(store_and_titles).fixed
-    assert fixed.is_match.all() and len(fixed.is_match) == len(store.rows("validation"))
+def test_twins_are_no_mismatch(tmp_path):
+    """Of four held-out products three share a title: a mismatch is with the fourth, or with none."""
+    store = FeatureStore.open(write_store(tmp_path / "store", products=32))
+    rows = store.rows("validation")
+    store._twin_N = np.arange(len(store))
+    store._twin_N[rows[:3]] = 0
+    store.categories[:] = ["one"] * len(store)
+    train_wordpiece(store.titles, 300, tmp_path / "tokenizer")
+    titles = TokenizedTitles(store.titles, load_tokenizer(tmp_path / "tokenizer"), 16)
+    fixed = _held_out((store, titles)).fixed
+    mismatch = ~fixed.is_match
+    assert mismatch.sum() == 4
+    assert (store.twin_N[fixed.text_rows[mismatch]] != store.twin_N[fixed.image_rows[mismatch]]).all()
 
 
 def _pairs_of(batches) -> list[tuple]:
