@@ -409,8 +409,8 @@ MUTANTS = (
     Mutant(
         "all-held-out-pairs-are-taken",
         ENGINE + "validation.py",
-        "np.flatnonzero(sound)[:most]",
-        "np.flatnonzero(sound)",
+        "EpochPlan(plan.text_rows[:most], plan.image_rows[:most], plan.is_match[:most])",
+        "plan",
         (*FIELDS, *VALIDATION),
     ),
     Mutant(
