@@ -140,6 +140,18 @@ def test_unpredicted_negatives_are_masked_all_the_same(parts):
                 assert len(batch.mpm_row_K) == (~negative).sum()
 
 
+def test_a_title_is_masked_differently_in_its_match_and_its_mismatch(parts):
+    """Side by side in one batch, the one would show what the other must predict."""
+    dataset, differ = _dataset(parts, way="both"), 0
+    for step in range(4):
+        (batch,) = dataset[step]
+        text_rows = dataset.plan(0).text_rows[step * 8 : step * 8 + 8]
+        assert (text_rows[::2] == text_rows[1::2]).all()
+        samples = _samples([batch])
+        differ += sum(a[0] != b[0] or a[2] != b[2] for a, b in zip(samples[::2], samples[1::2], strict=True))
+    assert differ > 8  # of 16
+
+
 def test_rates_of_zero_mask_nothing_and_the_step_still_works(parts):
     (batch,) = _dataset(parts, text=TextMasking(rate=0), patch_rate=0)[0]
     (masked,) = _dataset(parts)[0]

@@ -331,6 +331,7 @@ GREY = [  # values of a photo's left and right half, how they are stored, the 8 
     ((1000, 65535), np.uint16, "png", (4, 255)),  # 1000 / 257 = 3.89
     ((0, 25700), np.uint16, "tiff", (0, 100)),
     ((257, 65535), np.uint16, "pgm", (1, 255)),
+    ((0, 200), np.uint16, "png", (0, 1)),  # a photo this dark stays dark
     ((0, 100), np.int32, "tiff", (0, 100)),
     ((51, 25700), np.int32, "tiff", (0, 100)),
     ((0.0, 0.4), np.float32, "tiff", (0, 102)),

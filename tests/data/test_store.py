@@ -108,6 +108,10 @@ CHANGES = {
     "resize.patch_pixels": {"resize": {"image_pixels": 16, "patch_pixels": 16, "interpolation": "bilinear"}},
     "encoder.weights_sha256": {"encoder": a_manifest().encoder | {"weights_sha256": "1" * 64, "name": "other"}},
     "normalisation.mean": {"normalisation": {"mean": [0.0] * 3, "std": [0.25] * 3}},
+    "normalisation.std": {"normalisation": a_manifest().normalisation | {"std": [0.75] * 3}},
+    "resize.interpolation": {"resize": a_manifest().resize | {"interpolation": "nearest"}},
+    "encoder.architecture": {"encoder": a_manifest().encoder | {"architecture": "another"}},
+    "encoder.pooling": {"encoder": a_manifest().encoder | {"pooling": "cls"}},
 }
 
 
