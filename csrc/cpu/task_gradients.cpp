@@ -21,9 +21,9 @@ namespace {
 
 constexpr int64_t kBlock = 4096;  // elements a thread takes at once
 constexpr int64_t kGrain = 8;     // blocks a thread, at least
-// Vectors summed before they join the sums in double. A lane of L squares errs by some eps / 6 x L / sqrt(count) of
-// all, which at 32 stays below the rounding of a float32 result from a thousand elements on.
-constexpr int64_t kStrip = 32;
+// Vectors summed before they join the sums in double. The sums of L terms a lane err by some eps / 6 x L / sqrt(count)
+// of the whole: below the rounding of a float32 result from a few hundred elements on.
+constexpr int64_t kStrip = 16;
 
 template <typename Real>
 struct VectorOf {

@@ -8,7 +8,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from linear_cases import assert_errs_at_most_twice, loss_and_gradients
+from linear_cases import (
+    assert_errs_at_most_twice,
+    assert_same_bits_where_products_are_exact,
+    loss_and_gradients,
+)
 from row_cases import NARROW, Picker
 
 from fashionbert_fast.kernels import _linear_residual, linear_cross_entropy
@@ -65,6 +69,13 @@ def test_logits_as_wide_as_a_vocabulary_go_in_blocks_of_their_own(monkeypatch):
     mine = loss_and_gradients(linear_cross_entropy, parameters, labels_M)
     for a, b in zip(mine, loss_and_gradients(linear_cross_entropy_reference, parameters, labels_M), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_same_bits_on_any_number_of_threads_where_products_are_exact(dtype):
+    parameters = [torch.randn(shape).to(dtype) for shape in ((300, 64), (500, 64), (500,))]
+    operator = torch.ops.fashionbert_fast.linear_cross_entropy
+    assert_same_bits_where_products_are_exact(operator, parameters, torch.randint(500, (300,)))
 
 
 def test_gradcheck():

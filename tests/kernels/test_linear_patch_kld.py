@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from linear_cases import assert_errs_at_most_twice, loss_and_gradients
+from linear_cases import (
+    assert_errs_at_most_twice,
+    assert_same_bits_where_products_are_exact,
+    loss_and_gradients,
+)
 from row_cases import NARROW, Picker
 
 from fashionbert_fast.kernels import _linear_residual, linear_patch_kld, patch_kld
@@ -102,16 +106,11 @@ def test_ignored_rows_count_for_nothing_even_when_they_hold_nan():
     assert (grad_hidden_MH[1] == 0).all() and linear_patch_kld(hidden_MH, weight_DH, features_RD, rows_M).isfinite()
 
 
-def test_same_bits_on_any_number_of_threads():
-    parameters, target = (torch.randn(300, 64), torch.randn(500, 64)), torch.randn(300, 500)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2):
-            torch.set_num_threads(threads)
-            results.append(linear_patch_kld(*parameters, target))
-    finally:
-        torch.set_num_threads(before)
-    torch.testing.assert_close(results[0], results[1], rtol=1e-6, atol=0)  # the product is the library's
+@pytest.mark.parametrize("dtype", NARROW)
+def test_same_bits_on_any_number_of_threads_where_products_are_exact(dtype):
+    parameters, target = (torch.randn(300, 64).to(dtype), torch.randn(500, 64).to(dtype)), torch.randn(300, 500)
+    operator = torch.ops.fashionbert_fast.linear_patch_kld
+    assert_same_bits_where_products_are_exact(operator, parameters, target, None)
 
 
 def test_gradcheck():
