@@ -19,10 +19,23 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=f"{item.name} needs a CUDA device"))
 
 
+def manifest_of(grid: int, feature_size: int):
+    """A manifest of features that a test makes up."""
+    from fashionbert_fast.data.store import Manifest
+
+    return Manifest(
+        grid=grid,
+        resize={"image_pixels": 64, "patch_pixels": 32, "interpolation": "bilinear"},
+        encoder={"name": "test", "architecture": "test", "pooling": "mean", "weights_sha256": "0" * 64,
+                 "feature_size": feature_size, "trained": False},
+        normalisation={"mean": [0.5] * 3, "std": [0.5] * 3},
+    )  # fmt: skip
+
+
 def write_store(path: Path, products: int = 96, feature_size: int = 24, grid: int = 2, seed: int = 0) -> Path:
     """A feature store whose patches carry the garment and the colour that the title names, plus noise."""
     from fashionbert_fast.data.catalogue import Product
-    from fashionbert_fast.data.store import Manifest, StoreWriter
+    from fashionbert_fast.data.store import StoreWriter
 
     generator = torch.Generator().manual_seed(seed)
     kinds = [(category, garment) for category, garments in GARMENTS.items() for garment in garments]
@@ -37,16 +50,9 @@ def write_store(path: Path, products: int = 96, feature_size: int = 24, grid: in
         listed.append(Product(str(1000 + i), title, category, garment, Path(f"{i}.jpg"), split))
         noise = torch.randn(grid * grid, feature_size, generator=generator) * 0.1
         features.append(colour_vectors[colour] + kind_vectors[i % len(kinds)] + noise)
-    manifest = Manifest(
-        grid=grid,
-        resize={"image_pixels": 64, "patch_pixels": 32, "interpolation": "bilinear"},
-        encoder={"name": "test", "architecture": "test", "pooling": "mean", "weights_sha256": "0" * 64,
-                 "feature_size": feature_size, "trained": False},
-        normalisation={"mean": [0.5] * 3, "std": [0.5] * 3},
-    )  # fmt: skip
     with StoreWriter(path, patches=grid * grid, feature_size=feature_size, dtype="float32") as writer:
         writer.append(listed, torch.stack(features))
-        writer.commit(manifest)
+        writer.commit(manifest_of(grid, feature_size))
     return path
 
 
