@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fashionbert_fast.data.batches import PairDataset, Pairing
+from fashionbert_fast.engine.divergence import Watch
 from fashionbert_fast.kernels import _linear_residual
 from fashionbert_fast.model.config import METHODS, FashionBertConfig, TaskWeighting
 from fashionbert_fast.model.fashionbert import FashionBertForPreTraining
@@ -69,6 +72,18 @@ def test_forward_and_backward_read_nothing_on_the_host(batch, weighting, dtype):
     assert mode.found == []
     # It saw forward and backward alike, and the operators as wholes.
     assert {"packed_attention", "packed_attention_backward", "linear_residual_backward"} <= mode.seen
+
+
+def test_watching_for_divergence_reads_nothing_on_the_host(batch):
+    model = _model()
+    losses_T = model(batch, batch.counts_T).losses_T
+    watch = Watch(SimpleNamespace(device=torch.device("cpu"), engine=SimpleNamespace(module=model)))
+    with HostReads() as mode:
+        watch.add(1, losses_T)
+        watch.add(2, losses_T * torch.nan)
+    assert mode.found == []
+    assert "where" in mode.seen
+    assert watch.found()
 
 
 @pytest.mark.parametrize(
