@@ -13,7 +13,7 @@ import numpy as np
 from fashionbert_fast.model.config import TASKS
 
 LABELS = {"mlm": "masked words (MLM)", "tia": "alignment (TIA)", "mpm": "masked patches (MPM)"}
-HELD_OUT = "o"  # the mark of a validation
+HELD_OUT = {"marker": "o", "markersize": 4, "color": "black"}  # a validation
 COLOURS = {"mlm": "#4269d0", "tia": "#ff725c", "mpm": "#3ca951"}
 
 
@@ -57,11 +57,11 @@ def plot_losses(records: list[dict], path: Path) -> None:
         axis.plot(steps, _smooth(values, max(1, len(values) // 25)), color=COLOURS[task], linewidth=1.6)
         if validated:
             held_out = _numbers(validated, "validation", "losses", task)
-            axis.plot(_numbers(validated, "step"), held_out, HELD_OUT, color="black", label="held out")
+            axis.plot(_numbers(validated, "step"), held_out, linestyle="", label="held out", **HELD_OUT)
         _style(axis, LABELS[task])
     if validated:
         accuracy = _numbers(validated, "validation", "alignment_accuracy")
-        axes[3].plot(_numbers(validated, "step"), accuracy, f"-{HELD_OUT}", color="black", linewidth=1)
+        axes[3].plot(_numbers(validated, "step"), accuracy, linewidth=1, **HELD_OUT)
         axes[3].axhline(0.5, color="grey", linestyle=":", linewidth=1, label="guessing")
         _style(axes[3], "held-out alignment accuracy")
         axes[3].legend(fontsize=8, frameon=False)
