@@ -241,10 +241,10 @@ PRODUCTS = (  # dtype, and for float32 the library: csrc/cpu/matrix_product.h ha
 CHUNK, BLOCK = 352, 256  # rows and columns of a product of 1,400 rows, as csrc/cpu/masked_patch_embed.cpp cuts it
 
 
-def _for_threads(dtype, pairs=24):
+def _for_threads(dtype, pairs=24, width=520):
     """Arguments with several chunks of rows and blocks of columns, images shared among pairs; keywords."""
     generator = torch.Generator().manual_seed(0)
-    x = _tensors(pairs, 64, 520, 96, generator)
+    x = _tensors(pairs, 64, width, 96, generator)
     x["mask"] = torch.rand(pairs, 64, generator=generator) < 0.1
     index_B = torch.randint(3, (pairs,), generator=generator)
     keywords = {"seed": SEED, "feature_dropout": 0.1, "hidden_dropout": 0.1, "image_index_B": index_B}
@@ -324,7 +324,7 @@ def test_mkl_multiplies_with_one_thread(pairs, monkeypatch, capfd):
 def test_onednn_is_asked_for_one_thread(dtype, pairs, monkeypatch, capfd):
     """It keeps each product it compiled by shape and by the threads it may use: on 3 threads it compiles no other."""
     monkeypatch.setenv("FASHIONBERT_FLOAT32_PRODUCTS", "onednn")
-    x, keywords = _for_threads(dtype, pairs)
+    x, keywords = _for_threads(dtype, pairs, width=544)  # which no other test has had compiled
     verbose = torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON_CREATION)
     printed = at_thread_counts(
         lambda: [_verbose(capfd, verbose, lambda: _run(masked_patch_embed, None, x, keywords, None))], counts=(1, 3)
