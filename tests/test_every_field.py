@@ -290,6 +290,9 @@ ROWS = [
         ((0.0, [0.0, 0.0]), (0.3, [0.3, 0.3])), ("model.hidden_dropout=0.5", "model.patch_dropout=0.5")),
     Row("model.patch_dropout", lambda run: observed_dropouts(run)["patches"][0]["feature_dropout"],
         ((0.0, 0.0), (0.3, 0.3)), ("model.hidden_dropout=0.5", "model.attention_dropout=0.5")),
+    Row("model.attention_dropout", lambda run: [call["dropout"] for call in observed_dropouts(run)["packed_attention"]],
+        ((0.3, [0.3, 0.3]),)),  # also where nothing else drops
+    Row("model.patch_dropout", lambda run: observed_dropouts(run)["patches"][0]["feature_dropout"], ((0.3, 0.3),)),
     Row("model.layer_norm", lambda run: run, (("apex", Refused("model.layer_norm apex")),)),
     # weighting
     Row("weighting.method", weights,
@@ -300,6 +303,8 @@ ROWS = [
     Row("weighting.detach_weights", gradient_flows_through_weights, ((False, True), (True, False))),
     Row("weighting.preference", weights, (([1.0, 1.0, 1.0], [1.0, 1.0, 1.0]), ([0.5, 1.0, 2.0], [0.5, 1.0, 2.0])),
         ("weighting.method=fixed",)),
+    Row("weighting.preference", weights,  # of the losses before their weights, and of what the weights then are
+        (([0.5, 1.0, 2.0], close([p * w for p, w in zip((0.5, 1, 2), closed_form((3.5, 0.7, 0.1)), strict=True)])),)),
     Row("weighting.normalise", weights,
         (("none", close([2 / 3, 1 / 6, 1 / 6])), ("norm", close([0.5, 0.25, 0.25])),
          ("loss", Unlike())), MIN_NORM),

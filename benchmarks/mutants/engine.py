@@ -225,13 +225,6 @@ MUTANTS = (
         (PRETRAIN + "test_resume_passes_over_a_damaged_checkpoint",),
     ),
     Mutant(
-        "weights-saved-as-they-train",
-        ENGINE + "checkpoint.py",
-        "(parameter if full is None else full)",
-        "parameter",
-        (PRETRAIN + "test_two_processes_under_torchrun_save_and_resume",),
-    ),
-    Mutant(
         "attention-flops-tripled",
         ENGINE + "flops.py",
         "12 * squares * N * H",
@@ -419,5 +412,12 @@ MUTANTS = (
         "    weighter.weights_T, weighter.losses_T = remembered\n",
         "",
         VALIDATION,
+    ),
+    Mutant(
+        "weights-saved-as-they-train",
+        ENGINE + "checkpoint.py",
+        "full = whole.get(parameter, parameter)",
+        "full = parameter",
+        ("tests/engine/test_optimizer.py", PRETRAIN + "test_two_processes_under_torchrun_save_and_resume"),
     ),
 )
