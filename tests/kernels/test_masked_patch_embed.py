@@ -322,15 +322,16 @@ def test_mkl_multiplies_with_one_thread(pairs, monkeypatch, capfd):
 @pytest.mark.parametrize("pairs", [24, 1])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_onednn_is_asked_for_one_thread(dtype, pairs, monkeypatch, capfd):
-    """It keeps each product it compiled by shape and by the threads it may use: on 3 threads it compiles no other."""
+    """It keeps each product it compiled by shape and by the threads it may use: on 2 and 3 it compiles no other."""
     monkeypatch.setenv("FASHIONBERT_FLOAT32_PRODUCTS", "onednn")
     x, keywords = _for_threads(dtype, pairs, width=544)  # which no other test has had compiled
     verbose = torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON_CREATION)
     printed = at_thread_counts(
-        lambda: [_verbose(capfd, verbose, lambda: _run(masked_patch_embed, None, x, keywords, None))], counts=(1, 3)
+        lambda: [_verbose(capfd, verbose, lambda: _run(masked_patch_embed, None, x, keywords, None))]
     )
     assert re.search(r"create:cache_(hit|miss),cpu,(matmul|inner_product)", printed[0][0])
-    assert "create:cache_miss" not in printed[1][0] and "create:cache_hit" in printed[1][0]
+    for (more,) in printed[1:]:
+        assert "create:cache_miss" not in more and "create:cache_hit" in more
 
 
 def test_an_unknown_library_is_refused(monkeypatch):
