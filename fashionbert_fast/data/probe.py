@@ -9,7 +9,7 @@ worst of 24 real photos (*: of 8):
 
     two runs that computed in                             efficientnet-lite0     random
     float32, ONEDNN_MAX_CPU_ISA default against AVX2      0 / 0                  0 / 0
-    bfloat16, default against AVX2                        0.7% / 0.8%*           0.02% / 0.1%
+    bfloat16, default against AVX2                        0.6% / 0.8%*           0.02% / 0.1%
     bfloat16 against float32                              5.0% / 4.7%            0.9% / 2.0%
     float32, bicubic for bilinear resizing                13%                    4.5%
     float32, colour channels swapped                      45%                    62%

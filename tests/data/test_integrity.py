@@ -66,7 +66,7 @@ def test_a_flipped_bit_anywhere_is_found(made, name):
     """Bits spread over the whole file, or all of a small one; each named by its file in one line."""
     whole = (made / name).read_bytes()
     generator = np.random.default_rng(0)
-    for bit in generator.choice(8 * len(whole), size=min(300, 8 * len(whole)), replace=False).tolist():
+    for bit in generator.choice(8 * len(whole), size=min(150, 8 * len(whole)), replace=False).tolist():
         flipped = bytearray(whole)
         flipped[bit // 8] ^= 1 << bit % 8
         (made / name).write_bytes(flipped)

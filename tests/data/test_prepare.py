@@ -171,14 +171,14 @@ def test_twins_are_held_out_together(tmp_path):
     assert leaking.leaks["validation"]["title"] > 0 and FeatureStore.open(tmp_path / "rows").manifest.split_by == "none"
     columns = {"group": "productID"}
     reports = [prepare(folder, tmp_path / f"s{seed}", holdout=0.4, seed=seed, columns=columns, **QUICK)
-               for seed in range(4)]  # fmt: skip
+               for seed in range(2)]  # fmt: skip
     for seed, report in enumerate(reports):
         store = FeatureStore.open(tmp_path / f"s{seed}")
         assert store.groups[:4] == ["P0", "P1", "P2", "P2"] and len(set(store.image_hashes)) == 39
         assert len({store.splits[row] for row in (0, 30, 2, 32, 3, 33)}) == 1
         assert report.leaks == {"validation": {"products": 0, "title": 0, "photo": 0, "group": 0}}
         assert store.manifest.leaks == report.leaks and store.manifest.split_by == "group,title,photo"
-    assert len({tuple(FeatureStore.open(tmp_path / f"s{seed}").splits) for seed in range(4)}) == 4
+    assert FeatureStore.open(tmp_path / "s0").splits != FeatureStore.open(tmp_path / "s1").splits
 
 
 def test_a_catalogues_own_split_is_respected_and_its_leaks_are_told(tmp_path, capsys):

@@ -60,6 +60,7 @@ def test_distance():
     assert relative_distance(np.array([3.0, 4.0]), np.array([3.0, 4.0])) == 0
     assert relative_distance(np.array([[3.0, 4.0]]), np.array([[0.0, 0.0]])) == 1
     assert relative_distance(np.array([6.0, 8.0]), np.array([3.0, 4.0])) == 0.5
+    assert relative_distance(np.array([3.0, 4.0]), np.array([6.0, 8.0])) == 0.5
     assert relative_distance(np.zeros(2), np.zeros(2)) == 0
     assert np.isnan(relative_distance(np.array([np.nan]), np.zeros(1)))
 
