@@ -225,6 +225,8 @@ def build(config: Config, directory: Path, device: torch.device) -> Run:
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(config, world_size)
     )
+    if config.train.zero_stage == 0 and config.train.precision != "fp32":
+        optimizer.state.clear()  # DeepSpeed took a step of zero gradients there, which bias correction would count
     # Only now: DeepSpeed has cast the weights and laid them where they stay.
     if config.train.fp8:
         convert_to_fp8(model.encoder)

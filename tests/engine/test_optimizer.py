@@ -34,6 +34,16 @@ def test_two_steps_are_those_of_adamw(build_run, stage):
         assert difference < 1e-6, (name, difference)  # 1.1e-7 measured, of updates up to 1e-2
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_bias_correction_counts_the_steps_taken(build_run, stage, precision):
+    run = build_run(f"train.zero_stage={stage}", f"train.precision={precision}")
+    for step, micro_batches in zip((1, 2), build_loader(run, 0), strict=False):
+        train_step(run, micro_batches, step)
+    counted = [state["step"] for state in run.engine.basic_optimizer.state.values()]
+    assert counted and all(step == 2 for step in counted)
+
+
 def _adamw_step(model, batch, moments: dict, step: int) -> None:
     batch.features_IPD = batch.features_IPD.double()
     gradients = torch.autograd.grad(model(batch).loss, list(model.parameters()))
