@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from benchmarks.mutants.mutant import Mutant
-from benchmarks.mutants.workspace import NOT_BUILT, Outcome
+from benchmarks.mutants.workspace import FROM_OUTSIDE, NOT_BUILT, Outcome
 from fashionbert_fast.files import write_json
 
 SHARE = 0.95  # of the mutants must be killed
@@ -36,7 +36,7 @@ class Board:
         self._add({"proof": BASELINE, "k": int(not broken), "n": 1, "met": not broken, "failed": broken[:20]})
 
     def add(self, mutant: Mutant, outcome: Outcome) -> None:
-        killed = outcome.killed_by not in (None, NOT_BUILT)  # what does not compile proves nothing
+        killed = outcome.killed_by not in (None, NOT_BUILT, FROM_OUTSIDE)  # what ran no test proves nothing
         self._add(
             {"proof": mutant.name, "k": int(killed), "n": 1, "met": killed, "killed_by": outcome.killed_by,
              "seconds": round(outcome.seconds, 1), "file": mutant.file}

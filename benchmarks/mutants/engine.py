@@ -418,6 +418,6 @@ MUTANTS = (
         ENGINE + "checkpoint.py",
         "full = whole.get(parameter, parameter)",
         "full = parameter",
-        ("tests/engine/test_optimizer.py", PRETRAIN + "test_two_processes_under_torchrun_save_and_resume"),
+        ("tests/engine/test_optimizer.py", PRETRAIN + "test_bf16_follows_fp32"),
     ),
 )

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 QUICK_SHARE = 5  # --quick takes one in so many
+
+
+@functools.cache
+def _functions(path: Path) -> set[str]:
+    return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
+
+
+def _exists(root: Path, test: str) -> bool:
+    """Whether a test file, or the function that a node id names, is there: what is not would fail and kill nothing."""
+    file, _, name = test.partition("::")
+    return (root / file).is_file() and (not name or name.partition("[")[0] in _functions(root / file))
 
 
 @dataclass(frozen=True)
@@ -39,7 +52,7 @@ class Mutant:
             return f"{self.name}: {self.file} holds {self.old!r} {found} times, not once"
         if self.old == self.new:
             return f"{self.name}: changes nothing"
-        missing = [test for test in self.tests if not (root / test.split("::")[0]).is_file()]
+        missing = [test for test in self.tests if not _exists(root, test)]
         if missing or not self.tests:
             return f"{self.name}: {f'{missing[0]} is not there' if missing else 'names no test'}"
         return None

@@ -20,6 +20,7 @@ from fashionbert_fast.errors import InputError
 
 PACKAGE = "fashionbert_fast"
 NOT_BUILT = "does not compile"
+FROM_OUTSIDE = "ended from outside"  # out of memory, say: no test has said anything
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
 
 
@@ -120,10 +121,9 @@ class Workspace:
         elapsed = time.perf_counter() - started
         if code == 0:
             return Outcome(None, elapsed, output)
-        failed = _FAILED.findall(output)
-        return Outcome(
-            "time limit" if code is None else failed[0] if failed else f"exit status {code}", elapsed, output
-        )
+        named = {None: "time limit", -signal.SIGKILL: FROM_OUTSIDE}.get(code, f"exit status {code}")
+        failed = _FAILED.findall(output) if code == 1 else []
+        return Outcome(failed[0] if failed else named, elapsed, output)
 
     def _run(self, command: Sequence[str], seconds: float, extra: dict[str, str] | None = None) -> tuple:
         """(exit status, None after ``seconds``; what it printed), by one thread, seeing this copy's package only."""
@@ -138,10 +138,12 @@ class Workspace:
             )  # fmt: skip
         try:
             output, _ = process.communicate(timeout=seconds)
-            return process.returncode, output
         except subprocess.TimeoutExpired:
             self._end(process)
             return None, process.communicate()[0]
+        if self._stopped:  # by `stop`, not by itself
+            raise KeyboardInterrupt
+        return process.returncode, output
 
     @staticmethod
     def _end(process: subprocess.Popen) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import ast
-import functools
 import json
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from benchmarks.mutants import MUTANTS
 from benchmarks.mutants import __main__ as command
 from benchmarks.mutants.board import BASELINE, Board
 from benchmarks.mutants.mutant import Mutant
-from benchmarks.mutants.workspace import NOT_BUILT, Outcome, Workspace
+from benchmarks.mutants.workspace import FROM_OUTSIDE, NOT_BUILT, Outcome, Workspace
 from fashionbert_fast.errors import InputError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -23,18 +22,9 @@ LEAST = {"csrc": 15, "fashionbert_fast/kernels": 8, "fashionbert_fast/data": 20,
 
 
 # The list -------------------------------------------------------------------------------------------------------------
-@functools.cache
-def _tests_of(file: str) -> set[str]:
-    return {node.name for node in ast.walk(ast.parse((ROOT / file).read_text())) if isinstance(node, ast.FunctionDef)}
-
-
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
 def test_a_mutant_fits_the_tree_and_names_tests_that_are_there(mutant):
     assert mutant.complaint(ROOT) is None
-    assert mutant.applied((ROOT / mutant.file).read_text()).count(mutant.new) > 0
-    for test in mutant.tests:
-        file, _, name = test.partition("::")
-        assert not name or name.partition("[")[0] in _tests_of(file), test
 
 
 def test_there_are_enough_of_every_part_of_the_package():
@@ -48,6 +38,9 @@ def test_quick_is_about_a_fifth_and_always_the_same():
     quick = {mutant.name for mutant in MUTANTS if mutant.is_quick}
     assert quick == {mutant.name for mutant in command.chosen(True, [])}
     assert 0.1 * len(MUTANTS) < len(quick) < 0.3 * len(MUTANTS)
+
+
+HEAD = {"device": "a machine", "versions": {}, "commit": "abc"}
 
 
 # The machinery, on a tree of two files --------------------------------------------------------------------------------
@@ -96,7 +89,18 @@ def test_too_long_is_killed_with_all_it_started(space):
 
 
 def test_an_import_that_fails_is_killed(space):
-    assert "test_sums.py" in space.judge(_mutant(new="return ("), 60).killed_by
+    assert space.judge(_mutant(new="return ("), 60).killed_by
+
+
+def test_what_is_stopped_or_ended_from_outside_is_no_kill(space, tmp_path):
+    """An interrupted run must not write down that a test has failed."""
+    ended = space.judge(_mutant(new="import os; os.kill(os.getpid(), 9)"), 60)
+    board = Board(tmp_path / "board.json", HEAD)
+    board.add(_mutant(), ended)
+    assert ended.killed_by == FROM_OUTSIDE and board.survivors()
+    threading.Timer(1.5, space.stop).start()
+    with pytest.raises(KeyboardInterrupt):
+        space.judge(_mutant(new="import time; time.sleep(600)"), 60)
 
 
 def test_a_mutant_that_does_not_fit_is_named(tree):
@@ -105,6 +109,8 @@ def test_a_mutant_that_does_not_fit_is_named(tree):
     assert "changes nothing" in _mutant(new="return a + b").complaint(tree)
     assert "0 times" in Mutant("gone", "sums.py", "return a * b", "", ("test_sums.py",)).complaint(tree)
     assert "2 times" in Mutant("twice", "test_sums.py", "def ", "", ("test_sums.py",)).complaint(tree)
+    gone = Mutant("gone", "sums.py", "return a + b", "", ("test_sums.py::test_three",))
+    assert "test_three is not there" in gone.complaint(tree)
     assert "names no test" in Mutant("untested", "sums.py", "return a + b", "", ()).complaint(tree)
     with pytest.raises(InputError, match="no such mutant"):
         command.chosen(False, ["nonsense"])
@@ -115,9 +121,6 @@ def _judge(tree: Path, board: Board, mutants: list[Mutant], monkeypatch) -> bool
     monkeypatch.setattr(command, "tracked_files", lambda root: ["sums.py", "test_sums.py"])
     (tree / "fashionbert_fast").mkdir(exist_ok=True)
     return command.run(mutants, board, 60)
-
-
-HEAD = {"device": "a machine", "versions": {}, "commit": "abc"}
 
 
 def test_the_scoreboard_holds_every_row_and_a_second_run_goes_on(tree, tmp_path, monkeypatch, capsys):
