@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 import warnings
@@ -34,16 +35,20 @@ def _run(
     return torch.load(out)
 
 
+LAYOUTS = {  # processes, pairs a micro-batch, micro-batches a step, ways of weighting, precision
+    "1x8": (1, 8, 1, METHODS),
+    "2x4": (2, 4, 1, METHODS),
+    "2x2x2": (2, 2, 2, ("fixed",)),
+    "2x4 bf16": (2, 4, 1, ("loss", "min_norm"), "bf16"),
+    "2x2x2 bf16": (2, 2, 2, ("fixed",), "bf16"),
+}
+
+
 @pytest.fixture(scope="module")
 def curves(store_path, tmp_path_factory):
+    """(layout) -> its curves, made when first asked for."""
     folder = tmp_path_factory.mktemp("equivalence")
-    return {
-        "1x8": _run(folder / "one.pt", store_path, 1, 8, 1, METHODS),
-        "2x4": _run(folder / "two.pt", store_path, 2, 4, 1, METHODS),
-        "2x2x2": _run(folder / "accumulated.pt", store_path, 2, 2, 2, ("fixed",)),
-        "2x4 bf16": _run(folder / "bf16.pt", store_path, 2, 4, 1, ("loss", "min_norm"), "bf16"),
-        "2x2x2 bf16": _run(folder / "bf16a.pt", store_path, 2, 2, 2, ("fixed",), "bf16"),
-    }
+    return functools.cache(lambda layout: _run(folder / f"{layout}.pt", store_path, *LAYOUTS[layout]))
 
 
 def _difference(a: dict, b: dict, key: str) -> float:
@@ -55,16 +60,16 @@ def _difference(a: dict, b: dict, key: str) -> float:
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("method", METHODS)
 def test_ranks_do_not_change_what_is_learned(curves, method, stage):
-    reference = curves["1x8"][method, 0]  # every stage against stage 0 of one process
+    reference = curves("1x8")[method, 0]  # every stage against stage 0 of one process
     for layout in ("1x8", "2x4"):
         for key in ("losses", "weights", "parameters"):
-            assert _difference(curves[layout][method, stage], reference, key) <= TOLERANCE, (layout, key)
+            assert _difference(curves(layout)[method, stage], reference, key) <= TOLERANCE, (layout, key)
 
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_accumulation_does_not_change_what_fixed_weights_learn(curves, stage):
     for key in ("losses", "weights", "parameters"):
-        assert _difference(curves["2x2x2"]["fixed", stage], curves["1x8"]["fixed", 0], key) <= TOLERANCE, key
+        assert _difference(curves("2x2x2")["fixed", stage], curves("1x8")["fixed", 0], key) <= TOLERANCE, key
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -72,17 +77,17 @@ def test_bf16_follows_the_fp32_oracle(curves, stage):
     """DeepSpeed's own CI does not cover bf16 on CPU, and past releases scaled or lost gradients there."""
     for layout, methods in (("2x4 bf16", ("loss", "min_norm")), ("2x2x2 bf16", ("fixed",))):
         for method in methods:
-            low, full = curves[layout][method, stage], curves["1x8"][method, 0]
+            low, full = curves(layout)[method, stage], curves("1x8")[method, 0]
             torch.testing.assert_close(low["losses"], full["losses"], rtol=0.02, atol=0.01)
             moved = sum((full["parameters"][n] - full["start"][n]).square().sum() for n in full["start"]).sqrt()
             error = sum((low["parameters"][n] - full["parameters"][n]).square().sum() for n in full["start"]).sqrt()
-            assert error < 0.1 * moved, (layout, method, (error / moved).item())
+            assert error < 0.05 * moved, (layout, method, (error / moved).item())  # 0.027 in one process
 
 
 def test_the_runs_learned_something_and_differ_by_method(curves):
     """Else equality above would say nothing."""
     for method in METHODS:
-        losses = curves["1x8"][method, 0]["losses"]
+        losses = curves("1x8")[method, 0]["losses"]
         assert losses[-5:, 0].mean() < losses[:5, 0].mean() - 0.1, method
-    assert _difference(curves["1x8"]["loss", 0], curves["1x8"]["min_norm", 0], "parameters") > 100 * TOLERANCE
-    assert _difference(curves["1x8"]["gradient", 0], curves["1x8"]["fixed", 0], "parameters") > 100 * TOLERANCE
+    assert _difference(curves("1x8")["loss", 0], curves("1x8")["min_norm", 0], "parameters") > 100 * TOLERANCE
+    assert _difference(curves("1x8")["gradient", 0], curves("1x8")["fixed", 0], "parameters") > 100 * TOLERANCE
