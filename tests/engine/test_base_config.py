@@ -52,7 +52,7 @@ def test_a_small_bert_of_that_layout(tmp_path):
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_bert_base_in_20_steps(tmp_path):
-    """12 layers of 768, 64 pairs a step, 64 patches of 2,048: on 2 cores about N minutes and N GB."""
+    """12 layers of 768, 64 pairs a step, 64 patches of 2,048. Prints how long it took and how much memory."""
     bert = bert_directory(tmp_path / "bert")
     store = write_store(tmp_path / "store", products=128, feature_size=2048, grid=8)
     start = time.perf_counter()
