@@ -5,6 +5,7 @@ from __future__ import annotations
 from benchmarks.mutants.mutant import Mutant
 
 ENGINE = "fashionbert_fast/engine/"
+STEP = ("tests/engine/test_step.py", "tests/engine/test_equivalence.py")
 FIELDS = ("tests/test_every_field.py",)
 PRETRAIN = "tests/engine/test_pretrain.py::"
 RESUME = ("tests/engine/test_resume.py",)
@@ -166,14 +167,14 @@ MUTANTS = (
         ENGINE + "loop.py",
         "losses_T += output.losses_T / len(micro_batches)",
         "losses_T += output.losses_T",
-        ("tests/engine/test_equivalence.py",),
+        STEP,
     ),
     Mutant(
         "counts-of-this-rank-alone",
         ENGINE + "loop.py",
         "counts = all_reduce_sum(_copied_ahead(step_counts(micro_batches), run.device))",
         "counts = _copied_ahead(step_counts(micro_batches), run.device)",
-        ("tests/engine/test_equivalence.py",),
+        STEP,
     ),
     Mutant(
         "samples-of-one-step-less",

@@ -6,7 +6,7 @@ from benchmarks.mutants.mutant import Mutant
 
 MODEL = "fashionbert_fast/model/"
 BERT = ("tests/model/test_bert.py",)
-EQUIVALENCE = ("tests/engine/test_equivalence.py",)
+STEP = ("tests/engine/test_step.py", "tests/engine/test_equivalence.py")
 FIELDS = ("tests/test_every_field.py",)
 PEERS = ("tests/benchmarks/test_peers.py::test_losses_and_gradients_agree",)
 WEIGHTING = ("tests/model/test_weighting.py",)
@@ -160,14 +160,14 @@ MUTANTS = (
         MODEL + "weighting.py",
         "return grad_T * ctx.scale_T * world_size(), None, None",
         "return grad_T * ctx.scale_T, None, None",
-        EQUIVALENCE,
+        STEP,
     ),
     Mutant(
         "losses-of-one-rank-alone",
         MODEL + "weighting.py",
         "return all_reduce_sum(sums_T.clone()) * ctx.scale_T",
         "return sums_T.clone() * ctx.scale_T",
-        EQUIVALENCE,
+        STEP,
     ),
     Mutant(
         "loss-sums-not-divided-by-global-counts",
@@ -181,7 +181,7 @@ MUTANTS = (
         MODEL + "weighting.py",
         "ctx.scale_T = micro_batches / counts_T.clamp_min(1)",
         "ctx.scale_T = 1 / counts_T.clamp_min(1)",
-        EQUIVALENCE,
+        STEP,
     ),
     Mutant(
         "loss-scale-reaches-the-weights",
