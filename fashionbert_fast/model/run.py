@@ -29,8 +29,9 @@ def run(args: argparse.Namespace) -> int:
     if args.out.exists() and any(args.out.iterdir() if args.out.is_dir() else [args.out]):
         raise InputError(f"{args.out}: exists and is not empty; choose another directory")
     FashionBertForPreTraining.from_pretrained(source).export_bert(args.out)
-    copy_tokenizer(source, args.out)
-    print(
-        f"{args.out}: config.json, model.safetensors and the tokenizer, for transformers.BertModel and BertForMaskedLM"
-    )
+    tokenizer = "no tokenizer, for there is none"  # what save_pretrained wrote from Python has none beside it
+    if any((source / name).exists() for name in ("tokenizer.json", "vocab.txt")):
+        copy_tokenizer(source, args.out)
+        tokenizer = "the tokenizer"
+    print(f"{args.out}: config.json, model.safetensors and {tokenizer}; for transformers.BertModel and BertForMaskedLM")
     return 0

@@ -114,6 +114,8 @@ def test_every_process_stops_with_status_1_and_one_line(store_path, tmp_path):
     errors = [line for line in done.stderr.splitlines() if "error: " in line and line.startswith("fashionbert")]
     assert len(errors) == 1
     assert errors[0].startswith("fashionbert pretrain: error: step 2: loss of")
-    assert done.stderr.count("exitcode  : 1") == 2  # of both: torchrun tells of each process that failed
+    # torchrun tells of each process that failed, or that it ended itself because the other was first.
+    codes = [line.split(":")[1].split()[0] for line in done.stderr.splitlines() if line.strip().startswith("exitcode")]
+    assert "1" in codes and set(codes) <= {"1", "-15"}
     assert "fashionbert_fast/engine" not in done.stderr  # no traceback of ours
     assert not (tmp_path / "run" / "checkpoints").exists()

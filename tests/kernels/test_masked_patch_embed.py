@@ -441,7 +441,8 @@ def check_triton_in_the_interpreter(cases_a_dtype: int) -> None:
 
 
 def test_triton_matches_in_the_interpreter():
-    program = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import test_masked_patch_embed as t; "
+    folders = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))]
+    program = f"import sys; sys.path[:0] = {folders!r}; import test_masked_patch_embed as t; "
     result = subprocess.run(
         [sys.executable, "-c", program + "t.check_triton_in_the_interpreter(10)"],
         capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
