@@ -195,7 +195,7 @@ MUTANTS = (
         MODEL + "weighting.py",
         "            preference_T * losses_T, alpha=self.weighting.alpha,",
         "            losses_T, alpha=self.weighting.alpha,",
-        WEIGHTING,
+        (*WEIGHTING, *FIELDS),
     ),
     Mutant(
         "key-and-value-change-places",
