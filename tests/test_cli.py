@@ -8,6 +8,8 @@ import pytest
 import torch
 from transformers import BertModel
 
+from benchmarks import bench_linear_cross_entropy, measure
+from benchmarks.run import SUITES
 from fashionbert_fast import FashionBertConfig, FashionBertForPreTraining, __version__
 from fashionbert_fast.cli import COMMANDS, main
 
@@ -43,10 +45,21 @@ def test_doctor(tmp_path, capsys):
     assert "adaptive_loss" in capsys.readouterr().out
 
 
-def test_bench_writes_the_contracts_rows(tmp_path):
-    assert main(["bench", "ops", "--quick", "--json", str(tmp_path / "ops.json")]) == 0
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_bench_writes_the_contracts_rows(whole, tmp_path, monkeypatch):
+    """Every operator's measurement. Not ``whole``: once each, of a smaller vocabulary, where the peer torch.compile is
+    the plain function; whole steps have tests/benchmarks/test_weighted_step.py."""
+    names = [name.removeprefix("bench_") for name in SUITES["ops"]]
+    if not whole:
+        names.remove("weighted_step")
+        monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+        monkeypatch.setattr(measure, "_calls_for", lambda *_: 1)
+        monkeypatch.setattr(bench_linear_cross_entropy, "V", 500)
+    assert main(["bench", "ops", "--quick", "--only", *names, "--json", str(tmp_path / "ops.json")]) == 0
     report = json.loads((tmp_path / "ops.json").read_text())
     assert set(report) == {"device", "versions", "commit", "rows"}
+    cases = {row["case"].split()[0] for row in report["rows"]}
+    assert {*names} - {"weighted_step", "task_gradients"} | {"task_gram", "task_mix"} <= cases
     for row in report["rows"]:
         assert set(row) == {"case", "peer", "value", "peer_value", "unit", "ratio", "target", "met", "spread"}
         assert row["met"] == (row["ratio"] >= row["target"])
