@@ -12,7 +12,9 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <initializer_list>
 #include <string_view>
 
 #include "common/tensor.h"
@@ -77,22 +79,27 @@ inline std::string_view environment(const char* name) {
   return value ? value : "";
 }
 
+// Whether ONEDNN_MAX_CPU_ISA keeps oneDNN to one of these.
+inline bool onednn_kept_to(std::initializer_list<std::string_view> instruction_sets) {
+  const std::string_view most = environment("ONEDNN_MAX_CPU_ISA");
+  return std::find(instruction_sets.begin(), instruction_sets.end(), most) != instruction_sets.end();
+}
+
 // Whether float32 goes to oneDNN's entry. FASHIONBERT_FLOAT32_PRODUCTS=matmul or onednn overrules the processor.
 inline bool float32_by_onednn() {
   const std::string_view wanted = environment("FASHIONBERT_FLOAT32_PRODUCTS");
   STD_TORCH_CHECK(wanted.empty() || wanted == "matmul" || wanted == "onednn",
                   "FASHIONBERT_FLOAT32_PRODUCTS must be matmul or onednn, got ", wanted);
   const Processor here = processor();
-  const bool better = wanted.empty() ? !here.intel && here.avx512 : wanted == "onednn";
+  const bool avx512 = here.avx512 && !onednn_kept_to({"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2"});
+  const bool better = wanted.empty() ? !here.intel && avx512 : wanted == "onednn";
   return better && aoti_torch_cpu__linear_pointwise;
 }
 
 // Whether oneDNN has instructions for bfloat16; without them its products of bfloat16 are slower than float32's.
 inline bool bfloat16_is_native() {
-  const std::string_view most = environment("ONEDNN_MAX_CPU_ISA");
-  for (const char* without : {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"})
-    if (most == without) return false;
-  return processor().bfloat16;
+  return processor().bfloat16 &&
+         !onednn_kept_to({"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX512_CORE", "AVX512_CORE_VNNI"});
 }
 
 // A dense (rows, columns) matrix at `data`, outside autograd: products are taken by threads that know no `no_grad`.
