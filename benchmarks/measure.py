@@ -178,17 +178,19 @@ def commit() -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """A GPU's name, or the CPU's vendor line and how many threads are used."""
+    """A GPU's name, or the CPU's with its generation, how many threads are used, and its instructions."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        model = names[0] if names else model
-    return f"{model}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    pairs = [line.split(":", 1) for line in info.read_text().splitlines() if ":" in line] if info.exists() else []
+    said = {name.strip(): value.strip() for name, value in reversed(pairs)}
+    model = said.get("model name", platform.processor() or platform.machine())
+    if "cpu family" in said:  # a vendor sells several generations under one name
+        model += f" (family {said['cpu family']}, model {said['model']})"
+    matrix = [name for name in ("amx_bf16", "avx512_bf16") if name in said.get("flags", "").split()]
+    return ", ".join(
+        [model, f"{torch.get_num_threads()} threads", torch.backends.cpu.get_cpu_capability(), *matrix[:1]]
+    )
 
 
 def report(rows: list[Row], device: torch.device) -> dict:
