@@ -24,7 +24,7 @@ $(VENV)/.built: $(VENV)/.installed CMakeLists.txt setup.py $(SOURCES)
 	@$(BIN)/pip install --no-build-isolation --no-deps --force-reinstall -v -e . > $(VENV)/build.log 2>&1 \
 		|| { grep -nE "error|FAILED" $(VENV)/build.log; echo "the build failed: see $(VENV)/build.log"; exit 1; }
 	@sed -nE 's/.*-- (fashionbert_fast: .*)/\1/p' $(VENV)/build.log
-	@$(BIN)/python -m fashionbert_fast.engine.distributed  # compiles DeepSpeed's CPU helper once, not in the first run
+	@$(BIN)/python -m fashionbert_fast.distributed  # compiles DeepSpeed's CPU helper once, not in the first run
 	@touch $@
 
 setup: $(VENV)/.built  ## create .venv, install, build the native code

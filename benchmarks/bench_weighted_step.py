@@ -14,12 +14,12 @@ import torch.nn.functional as F
 
 from benchmarks.measure import Row, compare
 from benchmarks.workload import fashion_gen_lengths, make_batches
-from fashionbert_fast.data.batches import Batch
+from fashionbert_fast.data.batch import Batch
 from fashionbert_fast.kernels import min_norm_weights
 from fashionbert_fast.kernels.adaptive_loss import closed_form_weights_reference
 from fashionbert_fast.model.config import FashionBertConfig, TaskWeighting
-from fashionbert_fast.model.fashionbert import FashionBertForPreTraining
-from fashionbert_fast.model.weighting import TaskWeighter
+from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
+from fashionbert_fast.objectives.weighting import TaskWeighter
 
 METHODS = ("gradient", "min_norm")
 # peer -> times faster to be

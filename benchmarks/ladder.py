@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from fashionbert_fast.data.batches import Batch
+from fashionbert_fast.data.batch import Batch
 from fashionbert_fast.kernels._library import IGNORED
 from fashionbert_fast.kernels.bias_gelu import bias_gelu_reference
 from fashionbert_fast.kernels.linear_cross_entropy import linear_cross_entropy_reference

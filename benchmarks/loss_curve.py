@@ -36,15 +36,16 @@ from torch import nn
 
 from benchmarks.measure import report
 from fashionbert_fast.config import Config, load_config
-from fashionbert_fast.data.batches import Batch, PairDataset
-from fashionbert_fast.data.store import FeatureStore
+from fashionbert_fast.data.batch import Batch
+from fashionbert_fast.data.pairs import PairDataset
+from fashionbert_fast.data.tokenizer import load_tokenizer
 from fashionbert_fast.engine.build import build_dataset, build_model, find_tokenizer, seed_everything
 from fashionbert_fast.engine.optimizer import build_optimizer, build_schedule
 from fashionbert_fast.errors import InputError
+from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.files import check_writable, write_json
-from fashionbert_fast.model.checkpoint import load_tokenizer
 from fashionbert_fast.model.config import TASKS
-from fashionbert_fast.model.fashionbert import FashionBertForPreTraining
+from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 from fashionbert_fast.progress import progress
 
 CURVES = ("total", *TASKS)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from fashionbert_fast.doctor import installed_versions
+from fashionbert_fast.commands.doctor import installed_versions
 from fashionbert_fast.progress import progress
 
 

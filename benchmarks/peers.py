@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fashionbert_fast.data.batches import Batch
+from fashionbert_fast.data.batch import Batch
 from fashionbert_fast.kernels.adaptive_loss import adaptive_loss_reference
 from fashionbert_fast.kernels.patch_kld import patch_kld_reference
 from fashionbert_fast.model.checkpoint import CORE_FIELDS, bert_names
 from fashionbert_fast.model.config import FashionBertConfig
-from fashionbert_fast.model.fashionbert import FashionBertForPreTraining
+from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 
 # Stated here and not taken from ours, or a slip in ours would be made here too.
 IGNORED = -100  # torch's own ignore_index

@@ -246,8 +246,8 @@ def _deepspeed_engine(model, step: Step):
     import deepspeed
 
     from fashionbert_fast.config import Config
+    from fashionbert_fast.distributed import init_distributed
     from fashionbert_fast.engine.build import deepspeed_config
-    from fashionbert_fast.engine.distributed import init_distributed
 
     init_distributed()
     config = Config()

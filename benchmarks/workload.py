@@ -1,7 +1,7 @@
 """The batches that whole steps are measured on: title lengths as Fashion-Gen's or a store's own, 64 patches of 2,048.
 
 Token ids, features and masked positions are drawn; lengths, their number of masked words and the shapes are what time
-depends on. Shapes are those of data/batches.py.
+depends on. Shapes are those of data/pairs.py.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fashionbert_fast.data.batches import Batch, Budget, pack, rounded_up
+from fashionbert_fast.data.batch import Batch
+from fashionbert_fast.data.packing import Budget, pack, rounded_up
 from fashionbert_fast.kernels._library import IGNORED
 from fashionbert_fast.model.config import FashionBertConfig
 
@@ -27,9 +28,10 @@ def fashion_gen_lengths(count: int, seed: int = 0) -> np.ndarray:
 
 def store_lengths(store: Path, count: int, seed: int = 0) -> np.ndarray:
     """Tokens of ``count`` titles of a feature store, by the tokenizer of BERT's English vocabulary."""
-    from fashionbert_fast.data.batches import TokenizedTitles
-    from fashionbert_fast.data.store import FeatureStore
-    from fashionbert_fast.model.checkpoint import load_tokenizer, resolve_core
+    from fashionbert_fast.data.titles import TokenizedTitles
+    from fashionbert_fast.data.tokenizer import load_tokenizer
+    from fashionbert_fast.features.store import FeatureStore
+    from fashionbert_fast.model.checkpoint import resolve_core
 
     opened = FeatureStore.open(store)
     titles = TokenizedTitles(opened.titles, load_tokenizer(resolve_core("all-minilm-l6-v2")), LONGEST_TITLE)

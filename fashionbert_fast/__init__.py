@@ -13,7 +13,7 @@ def __getattr__(name: str):
 
         return FashionBertConfig
     if name == "FashionBertForPreTraining":
-        from fashionbert_fast.model.fashionbert import FashionBertForPreTraining
+        from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 
         return FashionBertForPreTraining
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -13,14 +13,14 @@ from fashionbert_fast.errors import InputError, TrainingStopped
 
 # command -> (module with add_arguments(parser) and run(args) -> int, one line of help)
 COMMANDS = {
-    "demo": ("fashionbert_fast.demo.run", "the whole job on an embedded catalogue, on a CPU, in minutes"),
-    "prepare": ("fashionbert_fast.data.prepare", "a catalogue of titles and photos to a feature store"),
-    "inspect": ("fashionbert_fast.data.inspect", "what is in a feature store, and whether it is whole"),
-    "pretrain": ("fashionbert_fast.engine.run", "pre-train under DeepSpeed, in one process or many"),
-    "evaluate": ("fashionbert_fast.evaluation.run", "rank titles and images of a held-out set"),
-    "export": ("fashionbert_fast.model.run", "a checkpoint to Hugging Face's BERT layout"),
+    "demo": ("fashionbert_fast.commands.demo", "the whole job on an embedded catalogue, on a CPU, in minutes"),
+    "prepare": ("fashionbert_fast.commands.prepare", "a catalogue of titles and photos to a feature store"),
+    "inspect": ("fashionbert_fast.commands.inspect", "what is in a feature store, and whether it is whole"),
+    "pretrain": ("fashionbert_fast.commands.pretrain", "pre-train under DeepSpeed, in one process or many"),
+    "evaluate": ("fashionbert_fast.commands.evaluate", "rank titles and images of a held-out set"),
+    "export": ("fashionbert_fast.commands.export", "a checkpoint to Hugging Face's BERT layout"),
     "bench": ("benchmarks.run", "side-by-side measurements, results checked first"),
-    "doctor": ("fashionbert_fast.doctor", "what is installed and what each operator would use here"),
+    "doctor": ("fashionbert_fast.commands.doctor", "what is installed and what each operator would use here"),
 }
 
 

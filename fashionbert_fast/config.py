@@ -94,7 +94,7 @@ class ModelConfig:
 
 @dataclass
 class WeightingConfig:
-    """How the three task losses become one gradient; see model/weighting.py."""
+    """How the three task losses become one gradient; see objectives/weighting.py."""
 
     method: str = "loss"  # loss | gradient | min_norm | fixed
     alpha: float = 1.0  # regulariser of the closed form (loss, gradient)

@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and read with a clear error."""
 
 from __future__ import annotations
 
@@ -27,3 +27,11 @@ def check_writable(path: str | Path) -> None:
         raise InputError(f"{path}: no directory {parent}; create it or choose another file")
     if Path(path).is_dir() or not os.access(parent, os.W_OK):
         raise InputError(f"{path}: cannot be written; choose another file")
+
+
+def read_json(path: Path) -> dict:
+    """The JSON at ``path``; InputError naming the file where it cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({error})") from error

@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items):
 
 def manifest_of(grid: int, feature_size: int):
     """A manifest of features that a test makes up."""
-    from fashionbert_fast.data.store import Manifest
+    from fashionbert_fast.features.store import Manifest
 
     return Manifest(
         grid=grid,
@@ -34,8 +34,8 @@ def manifest_of(grid: int, feature_size: int):
 
 def write_store(path: Path, products: int = 96, feature_size: int = 24, grid: int = 2, seed: int = 0) -> Path:
     """A feature store whose patches carry the garment and the colour that the title names, plus noise."""
-    from fashionbert_fast.data.catalogue import Product
-    from fashionbert_fast.data.store import StoreWriter
+    from fashionbert_fast.catalogue.product import Product
+    from fashionbert_fast.features.store import StoreWriter
 
     generator = torch.Generator().manual_seed(seed)
     kinds = [(category, garment) for category, garments in GARMENTS.items() for garment in garments]
@@ -70,10 +70,9 @@ def store_path(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def store_and_titles(store_path, tmp_path_factory):
     """The store, opened, and its titles tokenised by a WordPiece trained on them."""
-    from fashionbert_fast.data.batches import TokenizedTitles
-    from fashionbert_fast.data.store import FeatureStore
-    from fashionbert_fast.data.wordpiece import train_wordpiece
-    from fashionbert_fast.model.checkpoint import load_tokenizer
+    from fashionbert_fast.data.titles import TokenizedTitles
+    from fashionbert_fast.data.tokenizer import load_tokenizer, train_wordpiece
+    from fashionbert_fast.features.store import FeatureStore
 
     store = FeatureStore.open(store_path)
     directory = tmp_path_factory.mktemp("tokenizer")

@@ -20,11 +20,11 @@ from conftest import TINY_MODEL, write_store
 from training import own_traces
 
 from fashionbert_fast.config import Config, load_config
-from fashionbert_fast.data.wordpiece import train_wordpiece
+from fashionbert_fast.data.tokenizer import train_wordpiece
+from fashionbert_fast.distributed import init_distributed, shutdown
 from fashionbert_fast.engine import loop
 from fashionbert_fast.engine.build import build, build_loader
 from fashionbert_fast.engine.checkpoint import best_step, list_checkpoints
-from fashionbert_fast.engine.distributed import init_distributed, shutdown
 from fashionbert_fast.engine.metrics import read_metrics
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.model import encoder as encoder_module

@@ -200,7 +200,7 @@ def head() -> dict:
     import torch
 
     from benchmarks.measure import commit, device_name
-    from fashionbert_fast.doctor import installed_versions
+    from fashionbert_fast.commands.doctor import installed_versions
 
     return {"device": device_name(torch.device("cpu")), "versions": installed_versions(), "commit": commit()}
 

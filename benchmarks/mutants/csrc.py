@@ -35,7 +35,7 @@ MUTANTS = (
         "csrc/autograd/adaptive_loss.cpp",
         'ctx->saved_data["detach_weights"] = detach_weights;',
         'ctx->saved_data["detach_weights"] = false;',
-        ("tests/model/test_weighting.py", *ADAPTIVE),
+        ("tests/objectives/test_weighting.py", *ADAPTIVE),
     ),
     Mutant(
         "min-norm-without-the-triangle",

@@ -111,14 +111,14 @@ MUTANTS = (
     ),
     Mutant(
         "evaluated-on-features-of-another-encoder",
-        EVALUATION + "run.py",
+        "fashionbert_fast/evaluation/checkpoint.py",
         '        require_same_features(model.feature_manifest, store.manifest, f"{model_dir} and {data}")\n',
         "        pass\n",
         MODEL,
     ),
     Mutant(
         "titles-cut-as-in-the-reference-not-the-run",
-        EVALUATION + "run.py",
+        "fashionbert_fast/evaluation/checkpoint.py",
         "load_config(run_config).data.max_text_tokens if run_config.exists() else DataConfig().max_text_tokens",
         "DataConfig().max_text_tokens",
         MODEL,
@@ -160,7 +160,7 @@ MUTANTS = (
     ),
     Mutant(
         "leaks-of-the-evaluated-split-are-not-told",
-        EVALUATION + "run.py",
+        "fashionbert_fast/evaluation/checkpoint.py",
         'result["leaks"] = leaks(store)[split]',
         'result["leaks"] = {kind: 0 for kind in leaks(store)[split]}',
         MODEL,

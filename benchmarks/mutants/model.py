@@ -9,7 +9,7 @@ BERT = ("tests/model/test_bert.py",)
 STEP = ("tests/engine/test_step.py", "tests/engine/test_equivalence.py")
 FIELDS = ("tests/test_every_field.py",)
 PEERS = ("tests/benchmarks/test_peers.py::test_losses_and_gradients_agree",)
-WEIGHTING = ("tests/model/test_weighting.py",)
+WEIGHTING = ("tests/objectives/test_weighting.py",)
 TOKENIZER = ("tests/model/test_tokenizer.py",)
 WARM = ("tests/engine/test_warm_start.py",)
 CLS = ("tests/model/test_fashionbert.py",)
@@ -122,7 +122,7 @@ MUTANTS = (
     ),
     Mutant(
         "decoder-is-not-tied",
-        MODEL + "fashionbert.py",
+        "fashionbert_fast/objectives/pretraining.py",
         "self.mlm_head(mlm_MH, self.text_embeddings.word.weight, batch.mlm_label_M)",
         "self.mlm_head(mlm_MH, self.text_embeddings.word.weight.detach(), batch.mlm_label_M)",
         (*PEERS, *WEIGHTING),
@@ -157,42 +157,42 @@ MUTANTS = (
     ),
     Mutant(
         "gradient-not-times-the-world-size",
-        MODEL + "weighting.py",
+        "fashionbert_fast/objectives/weighting.py",
         "return grad_T * ctx.scale_T * world_size(), None, None",
         "return grad_T * ctx.scale_T, None, None",
         STEP,
     ),
     Mutant(
         "losses-of-one-rank-alone",
-        MODEL + "weighting.py",
+        "fashionbert_fast/objectives/weighting.py",
         "return all_reduce_sum(sums_T.clone()) * ctx.scale_T",
         "return sums_T.clone() * ctx.scale_T",
         STEP,
     ),
     Mutant(
         "loss-sums-not-divided-by-global-counts",
-        MODEL + "weighting.py",
+        "fashionbert_fast/objectives/weighting.py",
         "ctx.scale_T = micro_batches / counts_T.clamp_min(1)",
         "ctx.scale_T = counts_T.new_ones(3)",
         (*PEERS, *WEIGHTING),
     ),
     Mutant(
         "micro-batches-not-counted",
-        MODEL + "weighting.py",
+        "fashionbert_fast/objectives/weighting.py",
         "ctx.scale_T = micro_batches / counts_T.clamp_min(1)",
         "ctx.scale_T = 1 / counts_T.clamp_min(1)",
         STEP,
     ),
     Mutant(
         "loss-scale-reaches-the-weights",
-        MODEL + "weighting.py",
+        "fashionbert_fast/objectives/weighting.py",
         "/ (self.cotangent.float() * world_size()) ** 2",
         "/ world_size() ** 2",
         WEIGHTING,
     ),
     Mutant(
         "preference-left-out-of-the-released-loss",
-        MODEL + "weighting.py",
+        "fashionbert_fast/objectives/weighting.py",
         "            preference_T * losses_T, alpha=self.weighting.alpha,",
         "            losses_T, alpha=self.weighting.alpha,",
         (*WEIGHTING, *FIELDS),
@@ -241,35 +241,35 @@ MUTANTS = (
     ),
     Mutant(
         "floor-moves-the-sum",
-        MODEL + "weighting.py",
+        "fashionbert_fast/objectives/weighting.py",
         "least_T + (1 - least_T.sum()) * weights_T",
         "least_T + (1 - self.weighting.floor) * weights_T",
         (*FIELDS, *WEIGHTING),
     ),
     Mutant(
         "alpha-left-out-of-the-gradient-method",
-        MODEL + "weighting.py",
+        "fashionbert_fast/objectives/weighting.py",
         "alpha = self.weighting.alpha * len(TASKS) / len(norms_n)",
         "alpha = len(TASKS) / len(norms_n)",
         (*FIELDS, *WEIGHTING),
     ),
     Mutant(
         "a-task-without-a-gradient-takes-part",
-        MODEL + "weighting.py",
+        "fashionbert_fast/objectives/weighting.py",
         "live_T = gram_TT.diagonal() != 0",
         "live_T = gram_TT.diagonal() >= 0",
         WEIGHTING,
     ),
     Mutant(
         "a-cased-vocabulary-is-lower-cased",
-        MODEL + "checkpoint.py",
+        "fashionbert_fast/data/tokenizer.py",
         "if said.get(ours) is None and theirs in normalizer",
         "if said.get(ours) is not None and theirs in normalizer",
         TOKENIZER,
     ),
     Mutant(
         "a-missing-mask-token-is-added-at-the-end",
-        MODEL + "checkpoint.py",
+        "fashionbert_fast/data/tokenizer.py",
         "        if token not in written:\n",
         "        if not token:\n",
         TOKENIZER,

@@ -55,7 +55,7 @@ MUTANTS = (
         "fashionbert_fast/model/config.py",
         'if self.method in ("loss", "fixed") and (self.normalise != "none" or self.floor):',
         'if self.method in ("loss", "fixed") and self.normalise != "none":',
-        ("tests/model/test_weighting.py::test_nonsense_names_the_field", *TESTS),
+        ("tests/objectives/test_weighting.py::test_nonsense_names_the_field", *TESTS),
     ),
     Mutant(
         "layer-norm-eps-is-torchs",
@@ -76,11 +76,11 @@ MUTANTS = (
         "fashionbert_fast/files.py",
         "    if not parent.is_dir():\n",
         "    if not parent:\n",
-        ("tests/test_cli.py", "tests/evaluation/test_evaluate_run.py"),
+        ("tests/test_cli.py", "tests/evaluation/test_evaluate_command.py"),
     ),
     Mutant(
         "drawn-garments-do-not-follow-the-seed",
-        "fashionbert_fast/demo/catalogue.py",
+        "fashionbert_fast/demo/garments/catalogue.py",
         'random.Random(f"garment {seed} {number}")',
         'random.Random(f"garment {number}")',
         ("tests/demo/test_catalogue.py",),

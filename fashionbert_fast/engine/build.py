@@ -12,22 +12,23 @@ import torch
 from torch.utils.data import DataLoader
 
 from fashionbert_fast.config import Config
-from fashionbert_fast.data.batches import PairDataset, Pairing, TokenizedTitles
 from fashionbert_fast.data.counter_rng import Stream, random_bits
-from fashionbert_fast.data.manifest import require_same_features
 from fashionbert_fast.data.masking import TextMasking
-from fashionbert_fast.data.store import FeatureStore
-from fashionbert_fast.data.wordpiece import train_wordpiece
+from fashionbert_fast.data.pairs import PairDataset, Pairing
+from fashionbert_fast.data.titles import TokenizedTitles
+from fashionbert_fast.data.tokenizer import load_tokenizer, train_wordpiece
+from fashionbert_fast.distributed import barrier, is_main
 from fashionbert_fast.engine.checkpoint import resolve_model_dir
-from fashionbert_fast.engine.distributed import barrier, is_main
 from fashionbert_fast.engine.fp8 import check_fp8, convert_to_fp8
 from fashionbert_fast.engine.graphs import check_cuda_graphs, graph_encoder
 from fashionbert_fast.engine.memory import keep_freed_memory
 from fashionbert_fast.engine.optimizer import build_optimizer, build_schedule
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.model.checkpoint import is_own_model, load_tokenizer, resolve_core
+from fashionbert_fast.features.manifest import require_same_features
+from fashionbert_fast.features.store import FeatureStore
+from fashionbert_fast.model.checkpoint import is_own_model, resolve_core
 from fashionbert_fast.model.config import FashionBertConfig, TaskWeighting
-from fashionbert_fast.model.fashionbert import FashionBertForPreTraining
+from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 
 RUN_MARKS = ("manifest.json", "checkpoints", "config.yaml")  # what a run or a checkpoint has and no BERT directory
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 from torch._utils import _unflatten_dense_tensors
 
-from fashionbert_fast.engine.distributed import barrier, is_main
+from fashionbert_fast.data.tokenizer import copy_tokenizer
+from fashionbert_fast.distributed import barrier, is_main
 from fashionbert_fast.engine.divergence import require_finite
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.model.checkpoint import copy_tokenizer
 
 MANIFEST = "manifest.json"
 STATE, MODEL = "state", "model"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from fashionbert_fast.engine.distributed import first_of_all_ranks
+from fashionbert_fast.distributed import first_of_all_ranks
 from fashionbert_fast.errors import TrainingStopped
 from fashionbert_fast.model.config import TASKS
 

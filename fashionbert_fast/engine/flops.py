@@ -17,7 +17,7 @@ import time
 
 import torch
 
-from fashionbert_fast.data.batches import Batch
+from fashionbert_fast.data.batch import Batch
 from fashionbert_fast.model.config import FashionBertConfig
 
 # Dense tensor-core peaks of the data sheets, FLOP/s. A device not listed is measured instead.

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from fashionbert_fast.data.batches import Batch, TokenizedTitles, collate_pairs
-from fashionbert_fast.data.store import FeatureStore
+from fashionbert_fast.data.batch import Batch
+from fashionbert_fast.data.pairs import collate_pairs
+from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.errors import InputError
+from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.progress import progress
 
 DEFAULT_BATCH_SIZE = 128

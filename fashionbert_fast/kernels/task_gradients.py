@@ -1,4 +1,4 @@
-"""task_gram, task_mix: the two passes of the task-gradient gate (model/weighting.py), between which it solves for w.
+"""task_gram, task_mix: the two passes of the gate of task gradients (objectives/weighting.py); between them it solves.
 
 Formula, for task gradients g_i of one shape:
 

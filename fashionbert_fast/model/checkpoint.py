@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fashionbert_fast.errors import InputError
+from fashionbert_fast.files import read_json
 from fashionbert_fast.model.config import FashionBertConfig
 
 # A BERT core that an ordinary package carries (the `offline` extra), by name.
@@ -75,18 +76,11 @@ def resolve_core(name: str | Path) -> Path:
         raise InputError(f"{name}: could not be had from the hub ({reason}); give a local directory") from error
 
 
-def _read_json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
-
-
 def load_safetensors(directory: Path) -> dict[str, torch.Tensor]:
     """All tensors of model.safetensors, or of the shards that model.safetensors.index.json lists."""
     index = directory / "model.safetensors.index.json"
     if index.exists():
-        files = sorted(set(_read_json(index).get("weight_map", {}).values()))
+        files = sorted(set(read_json(index).get("weight_map", {}).values()))
     elif (directory / "model.safetensors").exists():
         files = ["model.safetensors"]
     elif (directory / "pytorch_model.bin").exists():
@@ -107,7 +101,7 @@ def load_safetensors(directory: Path) -> dict[str, torch.Tensor]:
 def model_from_bert(cls, path: str | Path, **overrides):
     """See `FashionBertForPreTraining.from_bert`."""
     directory = resolve_core(path)
-    raw = _read_json(directory / "config.json")
+    raw = read_json(directory / "config.json")
     if raw.get("model_type", "bert") != "bert" or raw.get("position_embedding_type", "absolute") != "absolute":
         kind = raw.get("model_type"), raw.get("position_embedding_type", "absolute")
         raise InputError(
@@ -201,7 +195,7 @@ def save_model(model, path: Path, state_dict: dict[str, torch.Tensor] | None = N
 def is_own_model(directory: Path) -> bool:
     """True for a model directory that `save_model` wrote, as against a Hugging Face BERT."""
     path = directory / "config.json"
-    return path.exists() and _read_json(path).get("model_type") == "fashionbert"
+    return path.exists() and read_json(path).get("model_type") == "fashionbert"
 
 
 def load_model(cls, path: Path):
@@ -230,85 +224,18 @@ def warm_model(cls, path: Path, *, layers: int | None = None, **overrides):
     return _filled(model, state, path)
 
 
+def _is_head(name: str) -> bool:
+    return name.split(".")[0].endswith("_head")
+
+
 def _filled(model, state: dict[str, torch.Tensor], path: Path):
-    """``model`` with the weights ``state`` and the feature manifest of the model directory ``path``."""
+    """``model`` with the weights ``state``, but those of heads it has not, and the feature manifest of ``path``."""
+    state = {name: tensor for name, tensor in state.items() if not _is_head(name) or hasattr(model, name.split(".")[0])}
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path / 'model.safetensors'}: does not fit config.json ({reason})") from error
     if (path / "patch_features.json").exists():
-        model.feature_manifest = _read_json(path / "patch_features.json")
+        model.feature_manifest = read_json(path / "patch_features.json")
     return model
-
-
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Write the tokenizer of ``source`` to ``target``, so that a model directory is complete by itself.
-
-    Written by transformers, not copied: every setting and special token is then spelled out in tokenizer_config.json,
-    and `AutoTokenizer` splits as `load_tokenizer` does, which also reads what only tokenizer.json says.
-    """
-    load_tokenizer(source).save_pretrained(target)
-    if (source / "vocab.txt").exists():
-        (target / "vocab.txt").write_bytes((source / "vocab.txt").read_bytes())
-
-
-def load_tokenizer(directory: Path):
-    """The fast tokenizer (a `transformers` one) of a model directory.
-
-    Raises:
-        InputError: no tokenizer is there, it cannot be read, or its vocabulary lacks a token that training needs.
-    """
-    from transformers import BertTokenizerFast, PreTrainedTokenizerFast
-
-    directory = Path(directory)
-    described = _read_json(directory / "tokenizer.json") if (directory / "tokenizer.json").exists() else None
-    if described is None and not (directory / "vocab.txt").exists():
-        raise InputError(f"{directory}: no tokenizer.json or vocab.txt; give a checkpoint with its tokenizer files")
-    needed = ["mask_token", "pad_token", "cls_token", "sep_token"]
-    try:
-        # Not AutoTokenizer: it looks at config.json, which in our own model directories is no transformers model's.
-        if described is None or _is_bert_vocabulary(described):
-            needed.append("unk_token")  # others spell unknown words by bytes
-            tokenizer = BertTokenizerFast.from_pretrained(directory, **_unsaid_settings(directory, described))
-        else:
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(directory)
-    except Exception as error:  # transformers and tokenizers raise many, bare ones among them
-        raise InputError(
-            f"{directory}: its tokenizer cannot be read ({' '.join(str(error).split())[:150]}); fetch it again"
-        ) from error
-    written = _written_tokens(directory, described)
-    for name in needed:
-        token = getattr(tokenizer, name)
-        if token is None:
-            raise InputError(f"{directory}: names no {name}; set it in tokenizer_config.json or give a BERT checkpoint")
-        if token not in written:
-            raise InputError(f"{directory}: its vocabulary has no {token} ({name}); give a BERT checkpoint's own files")
-    return tokenizer
-
-
-def _is_bert_vocabulary(described: dict) -> bool:
-    model, normalizer = described.get("model") or {}, described.get("normalizer") or {}
-    return model.get("type") == "WordPiece" and normalizer.get("type") == "BertNormalizer"
-
-
-def _unsaid_settings(directory: Path, described: dict | None) -> dict:
-    """What tokenizer.json says of case and accents and tokenizer_config.json does not: `BertTokenizerFast` reads the
-    latter alone, and would lower-case a cased vocabulary."""
-    path = directory / "tokenizer_config.json"
-    said = _read_json(path) if path.exists() else {}
-    normalizer = (described or {}).get("normalizer", {})
-    names = {"do_lower_case": "lowercase", "strip_accents": "strip_accents",
-             "tokenize_chinese_chars": "handle_chinese_chars"}  # fmt: skip
-    return {
-        ours: normalizer[theirs] for ours, theirs in names.items() if said.get(ours) is None and theirs in normalizer
-    }
-
-
-def _written_tokens(directory: Path, described: dict | None) -> set[str]:
-    """The tokens that the directory's files have; a tokenizer adds what it misses, after the last of them."""
-    if described is None:
-        return set((directory / "vocab.txt").read_text(encoding="utf-8").splitlines())
-    vocabulary = described["model"]["vocab"]
-    words = (word if isinstance(word, str) else word[0] for word in vocabulary)  # Unigram: (word, score)
-    return {*words, *(added["content"] for added in described.get("added_tokens", []))}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fashionbert_fast.data.batches import Batch
+from fashionbert_fast.data.batch import Batch
 from fashionbert_fast.kernels import masked_patch_embed, masked_patch_embed_packed
 from fashionbert_fast.model.config import FashionBertConfig
 

@@ -1,40 +1,28 @@
-"""FashionBertForPreTraining: text and patches through one BERT core, three tasks, one loss.
+"""FashionBert: the core, from titles and patches to joint hidden states; what an objective puts heads on.
 
 Shapes: B pairs, N title tokens of all pairs, P patches, T = N + B P rows of the packed axis, H hidden, I images in the
-batch, D patch feature, M masked tokens, K masked patches; of losses and counts, T = 3 tasks (mlm, tia, mpm).
+batch, D patch feature.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fashionbert_fast.data.batches import Batch
+from fashionbert_fast.data.batch import Batch
 from fashionbert_fast.kernels.dropout import draw_seed
 from fashionbert_fast.model import checkpoint
 from fashionbert_fast.model.config import FashionBertConfig
 from fashionbert_fast.model.embeddings import IMAGE_SEGMENT, PatchEmbeddings, TextEmbeddings
 from fashionbert_fast.model.encoder import Encoder, Packing, dropout_streams
-from fashionbert_fast.model.heads import AlignmentHead, MaskedPatchHead, MaskedTokenHead
-from fashionbert_fast.model.weighting import TaskWeighter, all_reduce_sum, global_means
 
 
-@dataclass
-class FashionBertOutput:
-    """``loss``: scalar to run backward on. ``losses_T``: (3,) float32 global mean losses (mlm, tia, mpm), detached.
-    ``logits_B2``: alignment logits, class 1 = title and image match."""
-
-    loss: torch.Tensor
-    losses_T: torch.Tensor
-    logits_B2: torch.Tensor
-
-
-class FashionBertForPreTraining(nn.Module):
-    """FashionBERT (Gao et al., SIGIR 2020) around a standard BERT core."""
+class FashionBert(nn.Module):
+    """Text and patches through one BERT core (Gao et al., SIGIR 2020), without heads."""
 
     def __init__(self, config: FashionBertConfig) -> None:
         super().__init__()
@@ -42,12 +30,12 @@ class FashionBertForPreTraining(nn.Module):
         self.text_embeddings = TextEmbeddings(config)
         self.patch_embeddings = PatchEmbeddings(config, stream=dropout_streams(config))
         self.encoder = Encoder(config)
-        self.mlm_head = MaskedTokenHead(config)
-        self.mpm_head = MaskedPatchHead(config)
-        self.tia_head = AlignmentHead(config)
-        self.weighter = TaskWeighter(config.weighting)
         self.feature_manifest: dict | None = None  # of the feature store it was trained on, kept in its checkpoints
+        self.build_heads()
         self.apply(self._initialise)
+
+    def build_heads(self) -> None:
+        """What an objective adds to the core, built before any weight is drawn; here nothing."""
 
     def _initialise(self, module: nn.Module) -> None:
         if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -57,7 +45,7 @@ class FashionBertForPreTraining(nn.Module):
 
     # Reading and writing ---------------------------------------------------------------------------------------------
     @classmethod
-    def from_bert(cls, path: str | Path, patch_feature_size: int = 2048, **overrides) -> FashionBertForPreTraining:
+    def from_bert(cls, path: str | Path, patch_feature_size: int = 2048, **overrides) -> Self:
         """A model whose core is the Hugging Face BERT checkpoint at ``path`` (directory, hub id or an alias of
         `checkpoint.resolve_core`), its patch side and any head the checkpoint lacks freshly initialised.
 
@@ -70,12 +58,12 @@ class FashionBertForPreTraining(nn.Module):
         return checkpoint.model_from_bert(cls, path, patch_feature_size=patch_feature_size, **overrides)
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> FashionBertForPreTraining:
+    def from_pretrained(cls, path: str | Path) -> Self:
         """Read what `save_pretrained` wrote, bit for bit."""
         return checkpoint.load_model(cls, Path(path))
 
     @classmethod
-    def warm_start(cls, path: str | Path, *, layers: int | None = None, **overrides) -> FashionBertForPreTraining:
+    def warm_start(cls, path: str | Path, *, layers: int | None = None, **overrides) -> Self:
         """A float32 model to train on: every weight, head and size of what `save_pretrained` wrote to ``path``.
 
         Args:
@@ -94,10 +82,6 @@ class FashionBertForPreTraining(nn.Module):
             state_dict: weights to write in place of the module's own (a ZeRO engine's gathered master weights).
         """
         checkpoint.save_model(self, Path(path), state_dict)
-
-    def export_bert(self, path: str | Path) -> None:
-        """Write the core with its MLM head as a checkpoint `transformers.BertModel` / `BertForMaskedLM` load."""
-        checkpoint.export_bert(self, Path(path))
 
     # Forward ---------------------------------------------------------------------------------------------------------
     def encode_text(self, input_ids_BL: torch.Tensor, text_mask_BL: torch.Tensor | None = None) -> torch.Tensor:
@@ -141,42 +125,3 @@ class FashionBertForPreTraining(nn.Module):
         patch_P = torch.arange(images_IPH.shape[1], device=text_NH.device)
         joint_TH[batch.patch_row_B[:, None] + patch_P] = images_IPH[batch.image_index_B]
         return self.encoder.forward_cls(joint_TH, Packing(batch.offsets_S1, batch.longest))
-
-    def alignment_logits(self, batch: Batch) -> torch.Tensor:
-        """(B, 2) float32 of an unmasked batch; class 1 = the title and the image belong together. For inference."""
-        return self.tia_head(self.encode_cls(batch)).float()
-
-    def pooled(self, batch: Batch) -> torch.Tensor:
-        """(B, H) float32 of an unmasked batch: dense + tanh on [CLS]. For inference."""
-        return self.tia_head.pooled(self.encode_cls(batch)).float()
-
-    def forward(self, batch: Batch, counts_T: torch.Tensor | None = None, micro_batches: int = 1) -> FashionBertOutput:
-        """Losses of a batch.
-
-        Args:
-            batch: a masked batch.
-            counts_T: (3,) float32 rows per task over all ranks and micro-batches of the optimizer step; by default
-                those of this one batch over all ranks.
-            micro_batches: how many micro-batches that step has.
-        """
-        if counts_T is None:
-            counts_T = all_reduce_sum(batch.counts_T.clone())
-        mlm_MH, cls_BH, mpm_KH = self._head_rows(self.encode(batch), batch)
-        logits_B2 = self.tia_head(cls_BH).float()
-        sums_T = torch.stack(
-            [
-                self.mlm_head(mlm_MH, self.text_embeddings.word.weight, batch.mlm_label_M),
-                F.cross_entropy(logits_B2, batch.tia_label_B, reduction="sum"),
-                self.mpm_head(mpm_KH, batch.features_IPD.flatten(0, 1), batch.mpm_target_K),
-            ]
-        )
-        losses_T = global_means(sums_T, counts_T, micro_batches)
-        return FashionBertOutput(self.weighter(losses_T), losses_T.detach(), logits_B2.detach())
-
-    def _head_rows(self, hidden_TH: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, ...]:
-        """The rows each head reads: of aliases behind the weighter's gate where it has one, else in one gathering."""
-        rows = (batch.mlm_row_M, batch.cls_row_B, batch.mpm_row_K)
-        if self.weighter.at_gate:
-            aliases = self.weighter.gate(hidden_TH)
-            return tuple(alias.index_select(0, row) for alias, row in zip(aliases, rows, strict=True))
-        return hidden_TH.index_select(0, torch.cat(rows)).split([len(row) for row in rows])

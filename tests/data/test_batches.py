@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from fashionbert_fast.data.batches import Budget, PairDataset, Pairing, TokenizedTitles, collate_pairs
 from fashionbert_fast.data.masking import TextMasking
-from fashionbert_fast.data.store import FeatureStore
+from fashionbert_fast.data.packing import Budget
+from fashionbert_fast.data.pairs import PairDataset, Pairing, collate_pairs
+from fashionbert_fast.data.titles import TokenizedTitles
+from fashionbert_fast.data.tokenizer import load_tokenizer
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.model.checkpoint import load_tokenizer, resolve_core
+from fashionbert_fast.features.store import FeatureStore
+from fashionbert_fast.model.checkpoint import resolve_core
 from fashionbert_fast.model.config import FashionBertConfig
-from fashionbert_fast.model.fashionbert import FashionBertForPreTraining
+from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 
 
 @pytest.fixture

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from fashionbert_fast.data.wordpiece import train_wordpiece
-from fashionbert_fast.model.checkpoint import load_tokenizer
+from fashionbert_fast.data.tokenizer import load_tokenizer, train_wordpiece
 
 TITLES = ["Red Shirt", "red SHIRT of Cotton", "blue Cotton shirt", "BLUE jeans"] * 3
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fashionbert_fast.demo import catalogue
-from fashionbert_fast.demo.catalogue import KINDS, MAX_TITLE_WORDS, garments, photograph, write_catalogue
-from fashionbert_fast.demo.wording import AFTER, BEFORE, COLOUR_WORDS, PATTERN_WORDS
+from fashionbert_fast.demo.garments import catalogue
+from fashionbert_fast.demo.garments.catalogue import KINDS, MAX_TITLE_WORDS, garments, photograph, write_catalogue
+from fashionbert_fast.demo.garments.wording import AFTER, BEFORE, COLOUR_WORDS, PATTERN_WORDS
 from fashionbert_fast.errors import InputError
 
 CANDIDATES = 101  # of the evaluation protocol: a product's own photo among 100 others of its sub-category

@@ -6,7 +6,7 @@ import pytest
 from training import own_traces
 
 from fashionbert_fast.config import load_config
-from fashionbert_fast.engine.distributed import init_distributed, shutdown
+from fashionbert_fast.distributed import init_distributed, shutdown
 
 SIZES = [
     "model.hidden_size=32", "model.heads=2", "model.layers=2", "model.intermediate_size=64", "model.vocab_size=300",

@@ -13,9 +13,9 @@ import torch.distributed
 from training import partitioned
 
 from fashionbert_fast.config import load_config
+from fashionbert_fast.distributed import barrier, init_distributed, is_main, shutdown
 from fashionbert_fast.engine.build import build, build_loader
 from fashionbert_fast.engine.checkpoint import master_weights
-from fashionbert_fast.engine.distributed import barrier, init_distributed, is_main, shutdown
 from fashionbert_fast.engine.loop import train_step
 
 STEPS = 20

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fashionbert_fast.data.batches import PairDataset, Pairing
+from fashionbert_fast.data.pairs import PairDataset, Pairing
 from fashionbert_fast.engine.flops import step_counts, useful_flops
 from fashionbert_fast.model.config import FashionBertConfig
 

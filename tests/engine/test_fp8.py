@@ -12,7 +12,7 @@ from fashionbert_fast.engine.fp8 import check_fp8, convert_to_fp8
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.model.config import FashionBertConfig
 from fashionbert_fast.model.encoder import PRODUCTS
-from fashionbert_fast.model.fashionbert import FashionBertForPreTraining
+from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 
 SIZES = {"vocab_size": 10, "num_hidden_layers": 2, "num_attention_heads": 2, "patches": 4, "patch_feature_size": 24}
 

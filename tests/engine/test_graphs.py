@@ -15,12 +15,13 @@ import torch
 from fake_capture import FakeCapture
 from training import ENVIRONMENT
 
-from fashionbert_fast.data.batches import Budget, PairDataset, Pairing
+from fashionbert_fast.data.packing import Budget
+from fashionbert_fast.data.pairs import PairDataset, Pairing
 from fashionbert_fast.engine import graphs
 from fashionbert_fast.engine.graphs import EncoderGraphs, check_cuda_graphs, graph_encoder
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.model.config import METHODS, FashionBertConfig, TaskWeighting
-from fashionbert_fast.model.fashionbert import FashionBertForPreTraining
+from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "patch_dropout_prob": 0.0}
 

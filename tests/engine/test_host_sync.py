@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fashionbert_fast.data.batches import PairDataset, Pairing
+from fashionbert_fast.data.pairs import PairDataset, Pairing
 from fashionbert_fast.engine.divergence import Watch
 from fashionbert_fast.kernels import _linear_residual
 from fashionbert_fast.model.config import METHODS, FashionBertConfig, TaskWeighting
-from fashionbert_fast.model.fashionbert import FashionBertForPreTraining
+from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 
 # On CUDA each of these reads a value, or a number of rows, on the host.
 READS_ON_THE_HOST = {

@@ -7,7 +7,7 @@ import torch
 
 from fashionbert_fast.engine import loop
 from fashionbert_fast.engine.flops import step_counts
-from fashionbert_fast.model import weighting
+from fashionbert_fast.objectives import weighting
 
 NO_DROPOUT = ("model.hidden_dropout=0", "model.attention_dropout=0", "model.patch_dropout=0")
 

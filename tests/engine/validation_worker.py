@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from training import partitioned
 
 from fashionbert_fast.config import load_config
+from fashionbert_fast.distributed import barrier, init_distributed, is_main, shutdown
 from fashionbert_fast.engine.build import build
 from fashionbert_fast.engine.checkpoint import resolve_model_dir
-from fashionbert_fast.engine.distributed import barrier, init_distributed, is_main, shutdown
 from fashionbert_fast.engine.loop import train
 
 

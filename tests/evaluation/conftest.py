@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fashionbert_fast.data.twins import twins
+from fashionbert_fast.catalogue.twins import twins
 
 
 @dataclass

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 import torch
 
-from fashionbert_fast.data.batches import TokenizedTitles
-from fashionbert_fast.data.catalogue import Product
-from fashionbert_fast.data.store import FeatureStore, Manifest, StoreWriter
-from fashionbert_fast.data.wordpiece import train_wordpiece
+from fashionbert_fast.catalogue.product import Product
+from fashionbert_fast.commands import evaluate as command
+from fashionbert_fast.data.titles import TokenizedTitles
+from fashionbert_fast.data.tokenizer import load_tokenizer, train_wordpiece
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.evaluation import run as command
+from fashionbert_fast.evaluation.checkpoint import evaluate_checkpoint, load_scorer, max_text_tokens
 from fashionbert_fast.evaluation.scorer import PairScorer
-from fashionbert_fast.model.checkpoint import load_tokenizer
+from fashionbert_fast.features.store import FeatureStore, Manifest, StoreWriter
 from fashionbert_fast.model.config import FashionBertConfig
-from fashionbert_fast.model.fashionbert import FashionBertForPreTraining
+from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 
 PATCHES, FEATURE = 4, 6
 
@@ -122,13 +122,13 @@ def test_leaks_of_a_held_out_split_are_told(model_dir, store, make_products, tmp
     photo = {"image_hash": "1f"}
     changes = {"row_3": {"title": " Plain ITEM 0!"}, "row_2": photo, "row_5": photo, "row_7": photo}
     leaking = write_shop(tmp_path / "leaking", make_products, row_0={"title": "plain item 0"}, **changes)
-    result = command.evaluate_checkpoint(model_dir, leaking.path, device="cpu")
+    result = evaluate_checkpoint(model_dir, leaking.path, device="cpu")
     assert result["leaks"] == {"products": 3, "title": 1, "photo": 2, "group": 0}
     assert result["queries_with_a_twin_photo"] == 2
-    sound = command.evaluate_checkpoint(model_dir, store.path, device="cpu")
+    sound = evaluate_checkpoint(model_dir, store.path, device="cpu")
     assert sound["leaks"] == {"products": 0, "title": 0, "photo": 0, "group": 0}
     for split in ("train", "all"):  # training is no leak into training
-        assert "leaks" not in command.evaluate_checkpoint(model_dir, leaking.path, split=split, device="cpu")
+        assert "leaks" not in evaluate_checkpoint(model_dir, leaking.path, split=split, device="cpu")
 
 
 def change_model(model_dir, change) -> None:
@@ -149,7 +149,7 @@ def test_a_store_of_another_encoder(model_dir, store):
 def test_a_model_saved_without_a_manifest_still_has_to_fit(model_dir, store):
     store.manifest.encoder["feature_size"] = 2048
     with pytest.raises(InputError, match=r"4 patches of 2048 features, but .* takes 4 of 6"):
-        command.load_scorer(model_dir, store, store.path)
+        load_scorer(model_dir, store, store.path)
 
 
 def test_a_broken_model_is_named_and_not_ranked(model_dir, store):
@@ -169,7 +169,7 @@ def test_a_missing_directory_is_named(model_dir, store, tmp_path, missing):
 def test_titles_are_cut_as_in_the_run(tmp_path):
     config = SimpleNamespace(max_position_embeddings=512)
     (tmp_path / "model").mkdir()
-    assert command.max_text_tokens(tmp_path / "model", config) == 64
+    assert max_text_tokens(tmp_path / "model", config) == 64
     (tmp_path / "config.yaml").write_text("data:\n  store: s\n  max_text_tokens: 20\ntrain:\n  output: o\n")
-    assert command.max_text_tokens(tmp_path / "model", config) == 20
-    assert command.max_text_tokens(tmp_path / "model", SimpleNamespace(max_position_embeddings=16)) == 16
+    assert max_text_tokens(tmp_path / "model", config) == 20
+    assert max_text_tokens(tmp_path / "model", SimpleNamespace(max_position_embeddings=16)) == 16

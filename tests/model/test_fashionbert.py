@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from fashionbert_fast.data.batches import collate_pairs
+from fashionbert_fast.data.pairs import collate_pairs
 from fashionbert_fast.model.config import FashionBertConfig
-from fashionbert_fast.model.fashionbert import FashionBertForPreTraining
+from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import pytest
 from bert_directory import tokenizer_files
 from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
 
-from fashionbert_fast.data.batches import TokenizedTitles
-from fashionbert_fast.data.wordpiece import train_wordpiece
+from fashionbert_fast.data.titles import TokenizedTitles
+from fashionbert_fast.data.tokenizer import copy_tokenizer, load_tokenizer, train_wordpiece
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.model.checkpoint import copy_tokenizer, load_tokenizer, resolve_core
+from fashionbert_fast.model.checkpoint import resolve_core
 
 TITLES = ["Café Red Shirt for Men’s 100% naïve", "nike AIR Max 日本 90 (2023)", "", "unbelievablenesslessly plain tee",
           "Women White Sneakers ☃ - size 38.5"]  # fmt: skip

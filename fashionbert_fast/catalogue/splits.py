@@ -1,0 +1,66 @@
+"""Which products are held out: twins together, by a hash of what the catalogue holds, never of its order.
+
+Shapes: N rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from fashionbert_fast.catalogue.twins import KINDS, bound
+from fashionbert_fast.errors import InputError
+
+SPLIT_BY = ",".join(KINDS)
+LARGE = 0.1  # of the catalogue: more in one group than this is hardly one product
+
+
+def parse_split_by(text: str) -> tuple[str, ...]:
+    """ "group,title" -> ("group", "title"); "none" -> (). InputError on anything else."""
+    if text == "none":
+        return ()
+    names = tuple(name.strip() for name in text.split(","))
+    unknown = [name for name in names if name not in KINDS]
+    if unknown:
+        raise InputError(f"--split-by {text}: {unknown[0]!r} is unknown; write none, or some of {SPLIT_BY}")
+    return names
+
+
+def hold_out(columns: Mapping[str, Sequence[str]], holdout: float, seed: int, by: Sequence[str]) -> list[str]:
+    """The split of every row of a store's ``columns``; about ``holdout`` of them in "validation", the rest in "train".
+
+    Rows bound by one of ``by`` (see `twins.KINDS`), directly or through others, land in the same split: the one that a
+    hash of ``seed`` and the smallest id among them gives.
+    """
+    component_N = bound(columns, by).tolist()
+    smallest: dict[int, str] = {}
+    for component, identity in zip(component_N, columns["id"], strict=True):
+        smallest[component] = min(smallest.get(component, identity), identity)
+    split = {component: _split(f"{seed} {identity}", holdout) for component, identity in smallest.items()}
+    return [split[component] for component in component_N]
+
+
+def _split(key: str, holdout: float) -> str:
+    digest = hashlib.sha256(key.encode()).digest()
+    return "validation" if int.from_bytes(digest[:8], "big") < holdout * 2**64 else "train"
+
+
+def split_warnings(columns: Mapping[str, Sequence[str]], holdout: float, by: Sequence[str]) -> list[str]:
+    """What is odd about a split made by `hold_out`: one huge group, or a share far from ``holdout``."""
+    warnings, total = [], len(columns["id"])
+    component, size = Counter(bound(columns, by).tolist()).most_common(1)[0]
+    if size > 2 and size > LARGE * total:
+        warnings.append(
+            f"{size} of {total} products count as one, with id {columns['id'][component]} (bound by {', '.join(by)}), "
+            "and fall into one split; does a column hold the same for all? see --column group= and --split-by"
+        )
+    held = sum(split == "validation" for split in columns["split"])
+    far = max(holdout / 4, 3 * math.sqrt(holdout * (1 - holdout) / total))
+    if holdout and (not held or abs(held / total - holdout) > far):
+        warnings.append(
+            f"{held} of {total} products are held out ({held / total:.1%}) where --holdout asked for {holdout:.1%}; "
+            "another --seed, or less in --split-by, gives another share"
+        )
+    return warnings

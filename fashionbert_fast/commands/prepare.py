@@ -1,0 +1,115 @@
+"""`fashionbert prepare`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fashionbert_fast.catalogue.read import COLUMNS
+from fashionbert_fast.catalogue.splits import SPLIT_BY
+from fashionbert_fast.errors import InputError
+from fashionbert_fast.features.prepare import DEFAULT_ENCODER
+from fashionbert_fast.files import check_writable, write_json
+
+if TYPE_CHECKING:  # torch takes seconds to import: `fashionbert prepare --help` answers without it
+    pass
+from fashionbert_fast.features.prepare import prepare
+
+EPILOG = """examples:
+  fashionbert prepare fashion-product-images-small --out stores/mine
+  fashionbert prepare fashion-product-images-small --out stores/mine --encoder efficientnet-lite0   # offline, CPU
+  fashionbert prepare shop.csv --images photos --column title=name --column image=file --out stores/shop
+  fashionbert prepare shop.parquet --out stores/shop --encoder ./my-resnet --holdout 0 --device cuda
+
+catalogues: a directory with styles.csv and images/<id>.jpg (Kaggle "fashion product images"), or a .csv, .jsonl or
+.parquet file with columns id, title, category, subcategory, image (a path), split and group (what several rows of one
+product share: --column group=productID); only id and title must be there.
+Without an image column the photo of a product is images/<id>.jpg (or .png, .webp) beside the file, or in --images.
+
+encoders: resnet50 (microsoft/resnet-50 of the Hugging Face hub, 2048-d); any vision backbone of transformers, as a hub
+id or a local directory; efficientnet-lite0 (ImageNet-trained, 1280-d, from ordinary packages, no hub needed);
+random[:SEED[:WIDTH]] (a small ResNet that is NOT trained).
+
+The hold-out keeps together what would leak: rows of one group, of one title or of one photo, and rows that hang
+together through others (--split-by). A split column is respected; what leaks is counted either way.
+
+What cannot be used is left out and listed in STORE/problems.jsonl; with --strict the first such row stops the job."""
+
+
+def parse_columns(pairs: Sequence[str]) -> dict[str, str]:
+    """["title=name"] -> {"title": "name"}. InputError on anything else."""
+    columns = {}
+    for pair in pairs:
+        name, equals, column = pair.partition("=")
+        if not equals:
+            raise InputError(f"--column {pair}: write FIELD=COLUMN with one of {', '.join(COLUMNS)}, say title=name")
+        columns[name.strip()] = column.strip()
+    return columns
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    # fmt: off
+    add = parser.add_argument
+    add("source", type=Path, metavar="SOURCE", help="Kaggle directory, .csv, .jsonl or .parquet")
+    add("--out", required=True, type=Path, metavar="STORE", help="the feature store to write, a directory")
+    add("--encoder", default=DEFAULT_ENCODER, metavar="NAME",
+        help="resnet50, efficientnet-lite0, random[:SEED[:WIDTH]], a hub id or a directory (default: %(default)s)")
+    add("--grid", type=int, default=8, metavar="N", help="cut photos into N x N patches (default: %(default)s)")
+    add("--patch-pixels", type=int, metavar="N",
+        help="side of a patch as the encoder sees it (default: 64 for a CNN, a transformer's own input size, 28 for "
+        "random; at 32 nearly all features of efficientnet-lite0 are zero)")
+    add("--images", type=Path, metavar="DIR", help="folder of the photos (default: beside the catalogue)")
+    add("--column", action="append", default=[], metavar="FIELD=COLUMN",
+        help=f"the catalogue's name for one of {', '.join(COLUMNS)}; FIELD= ignores it; repeatable")
+    add("--holdout", type=float, default=0.1, metavar="SHARE",
+        help="share of the products for validation, unless the catalogue has a split column (default: %(default)s)")
+    add("--seed", type=int, default=0, help="which products are held out (default: %(default)s)")
+    add("--split-by", default=SPLIT_BY, metavar="WHAT",
+        help="rows that share one of these land in the same split, some of group,title,photo, or none "
+        "(default: %(default)s)")
+    add("--strict", action="store_true", help="stop at the first row or photo that cannot be used")
+    add("--dtype", default="bfloat16", help="bfloat16, float16 or float32 features (default: %(default)s)")
+    add("--batch-size", type=int, metavar="N", help="photos of a forward pass (default: what suits the device)")
+    add("--workers", type=int, metavar="N", help="threads that read and, on a CPU, encode (default: one a core)")
+    add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
+    add("--overwrite", action="store_true", help="replace STORE if it is a feature store")
+    add("--json", type=Path, metavar="FILE", help="write the summary there as JSON")
+
+
+def leak_line(leaks: Mapping[str, Mapping[str, int]]) -> str:
+    """What of the held-out splits stands in training too, in one line."""
+    leaking = {name: counts for name, counts in leaks.items() if counts["products"]}
+    if not leaking:
+        return "leaks: none" if leaks else "leaks: none (nothing is held out)"
+    parts = (
+        f"{counts['products']} of {name} also stand in train ("
+        + ", ".join(f"{counts[kind]} by {kind}" for kind in ("title", "photo", "group") if counts[kind]) + ")"
+        for name, counts in leaking.items()
+    )  # fmt: skip
+    return f"leaks: {'; '.join(parts)}"
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.json is not None:
+        check_writable(args.json)
+    report = prepare(
+        args.source, args.out, encoder=args.encoder, grid=args.grid, patch_pixels=args.patch_pixels,
+        holdout=args.holdout, seed=args.seed, split_by=args.split_by, images=args.images,
+        columns=parse_columns(args.column), strict=args.strict, dtype=args.dtype, batch_size=args.batch_size,
+        workers=args.workers, device=args.device, overwrite=args.overwrite,
+    )  # fmt: skip
+    splits = ", ".join(f"{count} {name}" for name, count in report.splits.items())
+    print(f"{report.store}: {report.products} products ({splits}), {args.grid} x {args.grid} patches of "
+          f"{report.feature_size} features by {report.encoder}{'' if report.trained else ' (NOT TRAINED)'}, "
+          f"{report.seconds:.1f} s, {report.images_per_second:.1f} images/s")  # fmt: skip
+    print(leak_line(report.leaks))
+    if report.skipped:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in report.problems.items())
+        print(f"skipped {report.skipped}: {kinds}; each is named in {args.out / 'problems.jsonl'}")
+    if args.json is not None:
+        write_json(args.json, asdict(report))
+    return 0

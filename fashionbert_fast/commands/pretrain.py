@@ -1,0 +1,42 @@
+"""`fashionbert pretrain`."""
+
+from __future__ import annotations
+
+import argparse
+
+from fashionbert_fast.config import load_config
+from fashionbert_fast.distributed import is_main
+
+EPILOG = """examples:
+  fashionbert pretrain --config configs/base.yaml data.store=stores/mine train.output=runs/mine
+  fashionbert pretrain --config configs/base.yaml train.output=runs/mine --resume
+  torchrun --nproc-per-node 8 -m fashionbert_fast pretrain --config configs/base.yaml train.zero_stage=2
+  deepspeed --num_gpus 8 --module fashionbert_fast pretrain --config configs/base.yaml
+
+Every field and its meaning is in fashionbert_fast/config.py; configs/ has files to start from.
+The global batch is processes x train.micro_batch_size x train.gradient_accumulation_steps."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EPILOG
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that win over the file's")
+    parser.add_argument("--resume", action="store_true", help="continue train.output from its newest valid checkpoint")
+
+
+def run(args: argparse.Namespace) -> int:
+    config = load_config(args.config, args.overrides)
+    from fashionbert_fast.engine.loop import pretrain
+    from fashionbert_fast.engine.metrics import read_metrics
+
+    try:
+        directory = pretrain(config, resume=args.resume)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"{config.train.output} keeps its checkpoints; "
+            f"continue with `fashionbert pretrain --config {args.config} --resume`"
+        ) from None
+    if is_main():
+        steps = read_metrics(directory)[-1]["step"]  # fewer than train.steps where validation stopped it
+        print(f"{directory}: {steps} steps done; metrics.jsonl, losses.png, weights.png, checkpoints/")
+    return 0

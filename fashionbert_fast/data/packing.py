@@ -1,0 +1,48 @@
+"""Where each token of a batch stands on the packed axis.
+
+Shapes: B pairs, S1 = B + 1 offsets, N title tokens of all pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Shapes repeat from batch to batch when sizes are rounded up: fewer compilations, CUDA graphs that fit again, and
+    products of even sizes, which libraries like. A size s is rounded up to a multiple of the field."""
+
+    tokens: int = 1  # rows of the packed axis
+    predictions: int = 1  # masked tokens
+
+    @classmethod
+    def of(cls, pairs: int, longest: int) -> Budget:
+        """For batches of ``pairs`` pairs of up to ``longest`` tokens: fill stays near 1% of the tokens."""
+        tokens = max(16, 2 ** int(np.log2(max(1, pairs * longest / 64))))
+        return cls(tokens, max(1, tokens // 4))
+
+
+def rounded_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
+
+
+def pack(id_N: np.ndarray, lengths_B: np.ndarray, patches: int, pad_id: int, budget: Budget) -> dict[str, torch.Tensor]:
+    """The text's and the layout's fields of a `Batch`, for titles of ``lengths_B`` tokens, one after another."""
+    offsets_S1 = np.concatenate([[0], np.cumsum(lengths_B + patches)])
+    fill = rounded_up(int(offsets_S1[-1]), budget.tokens) - int(offsets_S1[-1])
+    before_B = np.cumsum(lengths_B) - lengths_B  # title tokens of the pairs before
+    place_N = np.arange(len(id_N)) - np.repeat(before_B, lengths_B)
+    rows_N = place_N + np.repeat(offsets_S1[:-1], lengths_B)
+    fields_of_text = {
+        "input_id_N": np.concatenate([id_N, np.full(fill, pad_id)]),
+        "position_N": np.concatenate([place_N, np.zeros(fill, dtype=np.int64)]),
+        "text_row_N": np.concatenate([rows_N, offsets_S1[-1] + np.arange(fill)]),
+        "cls_row_B": offsets_S1[:-1],
+        "patch_row_B": offsets_S1[:-1] + lengths_B,
+    }
+    tensors = {name: torch.from_numpy(value.astype(np.int64)) for name, value in fields_of_text.items()}
+    return tensors | {"offsets_S1": torch.from_numpy(offsets_S1.astype(np.int32))}

@@ -1,0 +1,102 @@
+"""Processes and devices: one process, `torchrun` or the `deepspeed` launcher; gloo on CPU, NCCL on GPU."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import socket
+import sys
+
+import torch
+import torch.distributed as dist
+
+from fashionbert_fast.errors import InputError
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def is_main() -> bool:
+    """True on rank 0, before and after the process group exists."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def init_distributed() -> torch.device:
+    """Join the process group under DeepSpeed and return this process's device."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}.items():
+        os.environ.setdefault(key, value)
+    if "MASTER_PORT" not in os.environ:
+        os.environ["MASTER_PORT"] = str(_free_port())
+    os.environ.setdefault("DS_LOG_LEVEL", "error")
+    # DeepSpeed compiles a helper with the first ninja on PATH, and compiles it anew whenever that is another version:
+    # always this environment's, whether it is activated or not.
+    os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
+    import deepspeed
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        with contextlib.redirect_stdout(io.StringIO()):  # it reports its compiled helper on stdout, on every start
+            deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+    return device
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def first_of_all_ranks(value: str | None) -> str | None:
+    """The first rank's ``value`` that is not None, on every rank; a collective."""
+    values = [value]
+    if dist.is_initialized():
+        values = [None] * dist.get_world_size()
+        dist.all_gather_object(values, value)
+    return next((value for value in values if value is not None), None)
+
+
+def shutdown() -> None:
+    """Leave the process group, so that no launcher waits for it and this process may join another."""
+    if dist.is_initialized():
+        import deepspeed
+
+        deepspeed.comm.destroy_process_group()  # not torch's: DeepSpeed would keep groups of the one that is gone
+
+
+def pick_device(name: str | torch.device | None) -> torch.device:
+    """The device of that name; None: a GPU where there is one. InputError where it does not exist."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0][:100]
+        raise InputError(f"--device {name}: cannot be used ({reason}); give cpu or leave it out") from error
+    return torch.device(name)
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """In-place sum over all ranks; the tensor itself where there is one process."""
+    if world_size() > 1:
+        dist.all_reduce(tensor)
+    return tensor
+
+
+if __name__ == "__main__":
+    init_distributed()
+    shutdown()

@@ -1,0 +1,114 @@
+"""The manifest of a feature store: what its features are and how they were made, and whether two may be mixed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+import torch
+
+from fashionbert_fast.errors import InputError
+from fashionbert_fast.features.probe import probe_difference
+
+FORMAT_VERSION = 1
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+# What must agree before two stores' features may meet: the parts of the manifest that the fingerprint covers.
+# `encoder.name` is left out: the same weights may come from a hub or from a directory of any name.
+SAME_FEATURES = (
+    "grid",
+    "resize.image_pixels", "resize.patch_pixels", "resize.interpolation",
+    "encoder.architecture", "encoder.feature_size", "encoder.pooling", "encoder.weights_sha256",
+    "normalisation.mean", "normalisation.std",
+)  # fmt: skip
+
+
+@dataclass
+class Manifest:
+    """What a store holds. ``fingerprint`` stands for grid, resize, encoder and normalisation together."""
+
+    grid: int  # the image is cut into grid x grid patches
+    resize: dict[str, Any]  # image_pixels, patch_pixels, interpolation
+    encoder: dict[str, Any]  # name, architecture, pooling, weights_sha256, feature_size, trained
+    normalisation: dict[str, Any]  # mean, std of the channels, in units of 1 = white
+    dtype: str = "bfloat16"  # of features.bin: bfloat16 | float16 | float32
+    products: int = 0
+    splits: dict[str, int] = field(default_factory=dict)  # split -> products
+    problems: dict[str, int] = field(default_factory=dict)  # kind -> rows left out
+    source: str = ""  # the catalogue
+    seed: int = 0  # of the hold-out
+    holdout: float = 0.0  # share held out; 0 where the catalogue has a split of its own
+    split_by: str = ""  # what kept rows in one split, of group, title, photo; "" where the catalogue has a split
+    leaks: dict[str, dict[str, int]] = field(default_factory=dict)  # split -> products, title, photo, group (`leaks`)
+    created: str = ""  # UTC
+    probe: dict[str, str] = field(default_factory=dict)  # what the encoder makes of a fixed photo (`probe`)
+    versions: dict[str, str] = field(default_factory=dict)  # libraries that made it, for information
+    content_sha256: str = ""  # of what the store holds, wherever it lies; "" in a store without hashes
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)  # file -> bytes, sha256 (`integrity`)
+    format_version: int = FORMAT_VERSION
+
+    @property
+    def patches(self) -> int:
+        return self.grid * self.grid
+
+    @property
+    def feature_size(self) -> int:
+        return self.encoder["feature_size"]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over grid, resize, backbone and normalisation: equal for features that may be mixed."""
+        parts = {name: _get(asdict(self), name) for name in SAME_FEATURES}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, with the fingerprint."""
+        return asdict(self) | {"fingerprint": self.fingerprint}
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Self:
+        """Inverse of `to_dict`. ValueError on a manifest that lacks a field or contradicts its own fingerprint."""
+        known = {f.name for f in fields(cls)}
+        missing = [name for name in SAME_FEATURES if _get(value, name) is None]
+        if missing or value.get("dtype") not in DTYPES:
+            raise ValueError(f"lacks {missing[0]}" if missing else f"dtype {value.get('dtype')!r} is unknown")
+        manifest = cls(**{name: part for name, part in value.items() if name in known})
+        if manifest.fingerprint != value.get("fingerprint"):
+            raise ValueError("was edited: its fingerprint does not belong to its fields")
+        return manifest
+
+
+def _get(value: Any, dotted: str) -> Any:
+    for part in dotted.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return value
+
+
+def require_same_features(a: Manifest | Mapping[str, Any], b: Manifest | Mapping[str, Any], what: str) -> None:
+    """InputError where the features of ``a`` and ``b`` cannot be mixed, naming in what they differ.
+
+    ``what`` names the two, such as "runs/a and stores/b". Compared: grid, resize, backbone and normalisation by what
+    the manifests say, and the features that both encoders gave for the probe, within a tolerance (see `probe`).
+    Manifests without a probe pass that part.
+    """
+    require_same_fields(a, b, what)
+    first, second = (m.to_dict() if isinstance(m, Manifest) else m for m in (a, b))
+    if difference := probe_difference(first, second):
+        raise InputError(f"{what}: their patch features are {difference} and cannot be mixed; prepare the catalogue "
+                         "again where the other was prepared, or with the same libraries")  # fmt: skip
+
+
+def require_same_fields(a: Manifest | Mapping[str, Any], b: Manifest | Mapping[str, Any], what: str) -> None:
+    """InputError naming the first field of `SAME_FEATURES` in which two manifests differ."""
+    first, second = (m.to_dict() if isinstance(m, Manifest) else m for m in (a, b))
+    for name in SAME_FEATURES:
+        x, y = _get(first, name), _get(second, name)
+        if x != y:
+            if name.startswith("encoder"):
+                x, y = (f"{v} of {_get(m, 'encoder.name')}" for v, m in ((x, first), (y, second)))
+            raise InputError(
+                f"{what}: their patch features differ in {name} ({x} against {y}) and cannot be mixed; "
+                "prepare the catalogue again with the same --encoder, --grid and --patch-pixels"
+            )

@@ -1,0 +1,221 @@
+"""From square photos to patch features: cut into a grid, normalise, one pooled vector of a vision backbone a patch.
+
+The photo is resized once, to grid * patch_pixels, so that each patch arrives at the backbone's input size.
+
+Shapes: I images, S pixels of a side, P = grid * grid patches, B = I * P, h = patch_pixels, D feature.
+"""
+
+from __future__ import annotations
+
+import io
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from itertools import pairwise
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from fashionbert_fast.distributed import pick_device
+from fashionbert_fast.errors import InputError
+from fashionbert_fast.features.backbones import Backbone, load_backbone
+from fashionbert_fast.features.manifest import Manifest
+from fashionbert_fast.features.probe import probe_of, probe_photo
+
+INTERPOLATION = "bilinear"  # Pillow's, which widens its window when it shrinks
+LARGEST_IMAGE = 4096  # pixels of a side, after resizing
+
+
+class PatchEncoder:
+    """A backbone made ready for one grid and one device. ``manifest()`` says what its features are.
+
+    On a GPU it computes in bfloat16 (float16 before Ampere), on a CPU in bfloat16 where the processor has it, else in
+    float32. Batch normalisation is folded into the convolutions first, in float32.
+    """
+
+    def __init__(
+        self, backbone: Backbone, *, grid: int = 8, patch_pixels: int | None = None, batch_size: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
+        self.backbone, self.grid = backbone, grid
+        self.patch_pixels = patch_pixels or backbone.patch_pixels
+        self.image_pixels = grid * self.patch_pixels
+        self.device = torch.device(device)
+        self.batch_size = batch_size or self._default_batch_size()
+        self.dtype = compute_dtype(self.device)
+        h, generator = self.patch_pixels, torch.Generator().manual_seed(0)
+        example_B3hw = torch.rand(2, 3, h, h, generator=generator)
+        self._probe(example_B3hw[:1])
+        module = fold_batch_norm(backbone.module, example_B3hw)
+        self.module = module.to(self.device, self.dtype).to(memory_format=torch.channels_last)
+        # (x / 255 - mean) / std as one multiply and add
+        std = torch.tensor(backbone.std, device=self.device)
+        self.scale_3 = 1 / (255 * std)
+        self.shift_3 = -torch.tensor(backbone.mean, device=self.device) / std
+
+    @property
+    def feature_size(self) -> int:
+        return self.backbone.feature_size
+
+    def _default_batch_size(self) -> int:
+        """Images of a forward pass: few on a CPU, so that activations stay in its cache, on a GPU enough to fill it."""
+        pixels = 2**25 if self.device.type == "cuda" else 2**18  # measured: 64 patches of 64 px a pass
+        return max(1, pixels // self.image_pixels**2)
+
+    def _probe(self, example_B3hw: torch.Tensor) -> None:
+        try:
+            with torch.inference_mode():
+                self.backbone.module(example_B3hw)
+        except Exception as error:  # whatever the architecture raises on a size it cannot take
+            reason = " ".join(str(error).split())[:120]
+            raise InputError(f"--patch-pixels {self.patch_pixels}: {self.backbone.name} cannot take it ({reason}); "
+                             f"leave it out for {self.backbone.patch_pixels}") from error  # fmt: skip
+
+    @torch.inference_mode()
+    def encode(self, images_ISS3: torch.Tensor) -> torch.Tensor:
+        """uint8 RGB images [I, S, S, 3] with S = grid * patch_pixels -> float32 features [I, P, D] on the CPU.
+
+        Patches run row by row from the top left. The batch size moves the result by float noise only.
+        """
+        parts = [self._encode(part) for part in images_ISS3.split(self.batch_size)]
+        return torch.cat(parts).float().cpu()
+
+    def _encode(self, images_ISS3: torch.Tensor) -> torch.Tensor:
+        patches_Bhh3 = cut_patches(images_ISS3.to(self.device, non_blocking=True), self.grid)
+        pixels_Bhh3 = torch.addcmul(self.shift_3, patches_Bhh3.float(), self.scale_3).to(self.dtype)
+        features_BD = self.module(pixels_Bhh3.permute(0, 3, 1, 2))  # a view: channels_last
+        return features_BD.view(len(images_ISS3), self.grid**2, -1)
+
+    def manifest(self) -> Manifest:
+        """A manifest with the four things that make the features what they are, and the probe that proves them."""
+        b, side = self.backbone, self.image_pixels
+        image_SS3 = read_image(io.BytesIO(probe_photo(side)), side)
+        features_1PD = self.encode(torch.from_numpy(image_SS3.copy())[None])
+        return Manifest(
+            grid=self.grid,
+            resize={
+                "image_pixels": self.image_pixels,
+                "patch_pixels": self.patch_pixels,
+                "interpolation": INTERPOLATION,
+            },
+            encoder={
+                "name": b.name,
+                "architecture": b.architecture,
+                "pooling": b.pooling,
+                "weights_sha256": b.weights_sha256,
+                "feature_size": b.feature_size,
+                "trained": b.trained,
+                "computed_in": str(self.dtype).removeprefix("torch."),
+            },
+            normalisation={"mean": list(b.mean), "std": list(b.std)},
+            probe=probe_of(image_SS3, features_1PD[0].numpy()),
+            versions=library_versions(),
+        )
+
+
+def load_encoder(
+    name: str, *, grid: int = 8, patch_pixels: int | None = None, batch_size: int | None = None,
+    device: str | torch.device | None = None,
+) -> PatchEncoder:  # fmt: skip
+    """The encoder ``name`` (see `backbones.load_backbone`) on ``device`` (default: a GPU where there is one)."""
+    if grid < 1:
+        raise InputError(f"--grid {grid}: must be 1 or more; the reference has 8")
+    most = LARGEST_IMAGE // grid
+    if patch_pixels is not None and not 8 <= patch_pixels <= most:
+        raise InputError(f"--patch-pixels {patch_pixels}: must lie in [8, {most}] for a grid of {grid}")
+    target = pick_device(device)
+    return PatchEncoder(load_backbone(name), grid=grid, patch_pixels=patch_pixels, batch_size=batch_size, device=target)
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """Where bfloat16 is native it is twice as fast or more; where it is emulated it is slower than float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    features = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return torch.bfloat16 if features.get("avx512_bf16") or features.get("amx_bf16") else torch.float32
+
+
+def cut_patches(images_ISS3: torch.Tensor, grid: int) -> torch.Tensor:
+    """[I, S, S, C] -> [I * grid * grid, S / grid, S / grid, C], row by row from the top left, contiguous."""
+    images, side, _, channels = images_ISS3.shape
+    h = side // grid
+    grid_of_patches = images_ISS3.view(images, grid, h, grid, h, channels).transpose(2, 3)
+    return grid_of_patches.reshape(images * grid * grid, h, h, channels)
+
+
+def read_image(path: Path | BinaryIO, side: int) -> np.ndarray:
+    """The photo as uint8 RGB [side, side, 3]: upright by its EXIF, on white where it is transparent.
+
+    Grey of more than 8 bits (`_eight_bits`) is scaled to them; Pillow itself drops the lower 8 of 16-bit colour.
+    Raises what Pillow raises on a file that is no image, is cut short or is unreasonably large, and ValueError where
+    the scale of its values cannot be told.
+    """
+    with Image.open(path) as image:
+        image.draft("RGB", (side, side))  # a JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode in ("F", "I") or upright.mode.startswith("I;16"):
+            upright = _eight_bits(upright)
+        if upright.has_transparency_data:
+            upright = upright.convert("RGBA")
+            white = Image.new("RGBA", upright.size, "white")
+            upright = Image.alpha_composite(white, upright)
+        square = upright.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
+    return np.asarray(square)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey of 16 bits, 32 bits or floating point (Pillow would cut it off at 255) as grey of 8.
+
+    16-bit values are divided by 257. Wider ones say nowhere what is white, so the largest decides: integers count as
+    8-bit up to 255, as 16-bit up to 65,535; floats as shares of white up to 1.0, as 8-bit up to 255. ValueError beyond,
+    on negative values and on NaN.
+    """
+    values_hw = np.asarray(image).astype(np.float64)
+    low, high = values_hw.min(), values_hw.max()
+    whites = {"F": (1.0, 255.0), "I": (255.0, 65535.0)}.get(image.mode, (65535.0,))
+    white = next((white for white in whites if high <= white), None)
+    if white is None or not low >= 0:
+        raise ValueError(f"grey values from {low:g} to {high:g}, whose scale cannot be told; save it with 8 or 16 bits")
+    scaled_hw = np.rint(values_hw * (255 / white)).astype(np.uint8)
+    if image.mode.startswith("I;16") and "transparency" in image.info:  # one value of a PNG stands for nothing there
+        scaled_hw[values_hw == image.info["transparency"]] = 255
+    return Image.fromarray(scaled_hw)
+
+
+def fold_batch_norm(module: nn.Module, example_B3hw: torch.Tensor) -> nn.Module:
+    """``module`` with each BatchNorm2d folded into the convolution registered just before it (in place).
+
+    Registration order is not proof of execution order, so the result is compared with the original on ``example`` in
+    float32, and undone where they differ.
+    """
+    undo = []
+    with torch.inference_mode():
+        before = module(example_B3hw)
+    for parent in list(module.modules()):
+        for (conv_name, conv), (norm_name, norm) in pairwise(list(parent.named_children())):
+            is_pair = isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+            if is_pair and conv.out_channels == norm.num_features:
+                undo += [(parent, conv_name, conv), (parent, norm_name, norm)]
+                setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(parent, norm_name, nn.Identity())
+    with torch.inference_mode():
+        after = module(example_B3hw)
+    if not torch.allclose(before, after, rtol=1e-3, atol=1e-4 * float(before.abs().max())):
+        for parent, name, child in undo:
+            setattr(parent, name, child)
+    return module
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what the features were computed with: for information, not part of the fingerprint."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "transformers", "pillow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,135 @@
+"""`fashionbert prepare`: a catalogue of titles and photos to a feature store.
+
+Photos are read and encoded batch by batch; rows follow the catalogue's order whatever the number of workers.
+
+Shapes: I images of a batch, P patches, D feature.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fashionbert_fast.catalogue.product import Problems
+from fashionbert_fast.catalogue.read import read_catalogue
+from fashionbert_fast.catalogue.splits import SPLIT_BY, hold_out, parse_split_by, split_warnings
+from fashionbert_fast.errors import InputError
+
+if TYPE_CHECKING:  # torch takes seconds to import: `fashionbert prepare --help` answers without it
+    from fashionbert_fast.features.store import Manifest
+
+DEFAULT_ENCODER = "resnet50"
+
+
+@dataclass
+class PrepareReport:
+    """What `prepare` did. ``problems``: kind -> rows left out. ``seconds`` includes loading the encoder."""
+
+    store: str
+    products: int
+    skipped: int
+    problems: dict[str, int]
+    splits: dict[str, int]
+    leaks: dict[str, dict[str, int]]  # of each split but train: see `twins.leaks`
+    warnings: list[str]  # about the split
+    seconds: float
+    images_per_second: float  # reading, encoding and writing, without loading the encoder
+    encoder: str
+    trained: bool
+    feature_size: int
+    fingerprint: str
+
+
+def prepare(
+    source: Path | str, out: Path | str, *, encoder: str = DEFAULT_ENCODER, grid: int = 8,
+    patch_pixels: int | None = None, holdout: float = 0.1, seed: int = 0, split_by: str = SPLIT_BY,
+    images: Path | None = None, columns: Mapping[str, str] | None = None, strict: bool = False,
+    dtype: str = "bfloat16", batch_size: int | None = None, workers: int | None = None, device: str | None = None,
+    overwrite: bool = False,
+) -> PrepareReport:  # fmt: skip
+    """Read ``source``, encode its photos and write the feature store ``out``.
+
+    Args:
+        source, images, columns: see `catalogue.read_catalogue`.
+        encoder: see `backbones.load_backbone`. grid: patches a side. patch_pixels: of a side of a patch as the encoder
+            sees it; None: the encoder's own default.
+        holdout: share of the products whose split becomes "validation", by a hash of seed and id, where the source
+            has no split of its own. split_by: what rows must share to land in the same split, some of
+            "group,title,photo", or "none". strict: stop at the first row that cannot be used.
+        dtype: of the stored features. batch_size: images of a forward pass. workers: threads. None: chosen to suit.
+
+    Raises InputError on bad input; then ``out`` is as it was.
+    """
+    started = time.perf_counter()
+    source, out = Path(source), Path(out)
+    check_options(holdout, dtype, batch_size, workers)
+    by = parse_split_by(split_by)
+    from fashionbert_fast.features.store import StoreWriter, check_out
+
+    check_out(out, overwrite)
+    problems = Problems(strict)
+    products = read_catalogue(source, problems=problems, images=images, columns=columns)
+
+    from fashionbert_fast.features.encoding import PHOTO_PROBLEMS, encode_products
+    from fashionbert_fast.features.patch_encoder import load_encoder
+
+    patch_encoder = load_encoder(encoder, grid=grid, patch_pixels=patch_pixels, batch_size=batch_size, device=device)
+    if not patch_encoder.backbone.trained:
+        print(f"WARNING: encoder {patch_encoder.backbone.name} IS NOT TRAINED: its features are random projections; "
+              "use them to try things out, not for results", file=sys.stderr, flush=True)  # fmt: skip
+    manifest = patch_encoder.manifest()
+    manifest.source, manifest.seed = str(source), seed
+    manifest.created = datetime.now(UTC).isoformat(timespec="seconds")
+    encoding = time.perf_counter()
+    with StoreWriter(
+        out, patches=grid * grid, feature_size=patch_encoder.feature_size, dtype=dtype, overwrite=overwrite,
+        expected=len(products),
+    ) as writer:  # fmt: skip
+        for good, features_IPD in encode_products(products, patch_encoder, problems, dtype=dtype, workers=workers):
+            writer.append(good, features_IPD)
+        if not writer.columns["id"]:
+            first = next(problem for problem in problems.items if problem.kind in PHOTO_PROBLEMS)
+            raise InputError(f"{source}: no photo can be used; the first: {first}")
+        warnings = assign_splits(writer.columns, manifest, holdout, seed, by)
+        manifest = writer.commit(manifest, problems)
+    now = time.perf_counter()
+    for warning in warnings:
+        print(f"WARNING: {warning}", file=sys.stderr, flush=True)
+    return PrepareReport(
+        str(out), manifest.products, problems.count, manifest.problems, manifest.splits, manifest.leaks, warnings,
+        now - started, manifest.products / (now - encoding), patch_encoder.backbone.name,
+        patch_encoder.backbone.trained, manifest.feature_size, manifest.fingerprint,
+    )  # fmt: skip
+
+
+def check_options(holdout: float, dtype: str, batch_size: int | None, workers: int | None) -> None:
+    """InputError on nonsense."""
+    if not 0 <= holdout < 1:
+        raise InputError(f"--holdout {holdout}: must lie in [0, 1), say 0.1")
+    if dtype not in ("bfloat16", "float16", "float32"):
+        raise InputError(f"--dtype {dtype}: must be bfloat16, float16 or float32")
+    for option, value in (("--batch-size", batch_size), ("--workers", workers)):
+        if value is not None and value < 1:
+            raise InputError(f"{option} {value}: must be 1 or more")
+
+
+def assign_splits(
+    columns: dict[str, list[str]], manifest: Manifest, holdout: float, seed: int, by: Sequence[str]
+) -> list[str]:
+    """Fill in ``columns["split"]`` and what the manifest says of it; returns warnings. Photos have been hashed by now.
+
+    A source's own splits are respected; a product without one, among others that have one, is for training.
+    """
+    if any(columns["split"]):
+        columns["split"] = [split or "train" for split in columns["split"]]
+        return []
+    columns["split"] = hold_out(columns, holdout, seed, by)
+    manifest.holdout, manifest.split_by = holdout, ",".join(by) or "none"
+    return split_warnings(columns, holdout, by)
+
+    # fmt: on

@@ -1,0 +1,293 @@
+"""The feature store: patch features of a catalogue, ready to train on.
+
+A directory of four files, written under a temporary name and renamed when complete:
+
+    manifest.json      what the features are and how they were made (`Manifest`)
+    products.parquet   id, title, category, subcategory, split, image, group, image_hash and a checksum of the row's
+                       features; row n belongs to image n
+    features.bin       [N, P, D] in the manifest's dtype, raw, little endian, memory-mapped when read
+    problems.jsonl     what was left out of the catalogue and why
+
+Shapes: N products, n rows asked for, I images, P = grid * grid patches, D feature.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+
+from fashionbert_fast.catalogue.product import Problems, Product
+from fashionbert_fast.catalogue.twins import leaks, twins
+from fashionbert_fast.errors import InputError
+from fashionbert_fast.features import integrity
+from fashionbert_fast.features.manifest import DTYPES, FORMAT_VERSION, Manifest, require_same_features
+
+_UNSIGNED = {"bfloat16": torch.uint16, "float16": torch.uint16, "float32": torch.uint32}
+_RAW = {"bfloat16": np.dtype("<u2"), "float16": np.dtype("<u2"), "float32": np.dtype("<u4")}
+COLUMNS = ("id", "title", "category", "subcategory", "split", "image")
+LATER_COLUMNS = ("group", "image_hash")  # empty where a store was written before they were
+__all__ = ["FeatureStore", "Manifest", "StoreWriter", "require_same_features"]
+
+
+class FeatureStore:
+    """Reads a store. Rows are memory-mapped: opening is free of its size, processes share the pages."""
+
+    def __init__(
+        self, path: Path, manifest: Manifest, columns: Mapping[str, list[str]], crc32_N: np.ndarray | None,
+        mapped_NPD: np.ndarray,
+    ) -> None:  # fmt: skip
+        self.path, self.manifest, self.columns = path, manifest, columns
+        self.mapped_NPD = mapped_NPD  # read-only, raw: uint16 holds bfloat16 and float16, uint32 holds float32
+        self.ids, self.titles = columns["id"], columns["title"]
+        self.categories, self.subcategories = columns["category"], columns["subcategory"]
+        self.splits, self.images = columns["split"], columns["image"]
+        self.groups, self.image_hashes = columns["group"], columns["image_hash"]
+        self.crc32_N = crc32_N  # uint32, of each row's bytes; None where the store was written without hashes
+        self._twin_N: np.ndarray | None = None
+
+    @classmethod
+    def open(cls, path: Path | str, *, check_rows: bool = True) -> FeatureStore:
+        """Open and check. InputError, in one line, on anything that is not a whole, unchanged store of this format.
+
+        check_rows: also read a handful of rows, against their checksums (see `integrity`); `verify` reads all.
+        """
+        path = Path(path)
+        manifest = _read_manifest(path)
+        columns, crc32_N = _read_products(path, manifest)
+        store = cls(path, manifest, columns, crc32_N, _map_features(path, manifest))
+        if check_rows:
+            integrity.check_some_rows(store)
+        return store
+
+    def verify(self) -> list[integrity.Damage]:
+        """Everything that is not as it was written; reads the whole store."""
+        return integrity.verify(self)
+
+    def __reduce__(self):
+        return FeatureStore.open, (self.path,)  # another process maps the file itself: pickling would copy the features
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, split: str | None = None) -> np.ndarray:
+        """int64 rows of a split ("train", "validation", "test"); None: all. Empty where there are none."""
+        if split is None:
+            return np.arange(len(self), dtype=np.int64)
+        return np.flatnonzero(np.asarray(self.splits, dtype=object) == split).astype(np.int64)
+
+    @property
+    def twin_N(self) -> np.ndarray:
+        """int64 (N,): equal for rows that share a group, a title or a photo, directly or through others (`twins`)."""
+        if self._twin_N is None:
+            self._twin_N = twins(self.groups, self.titles, self.image_hashes)
+        return self._twin_N
+
+    def features(self, rows: np.ndarray | Sequence[int] | torch.Tensor) -> torch.Tensor:
+        """Features of the given rows [n, P, D], in the store's dtype: one copy, from the mapped file to new memory."""
+        gathered_nPD = np.take(self.mapped_NPD, np.asarray(rows, dtype=np.int64), axis=0)
+        return torch.from_numpy(gathered_nPD).view(DTYPES[self.manifest.dtype])
+
+
+def _make_one(path: Path) -> str:
+    return f"make one with: fashionbert prepare SOURCE --out {path}"
+
+
+def _read_manifest(path: Path) -> Manifest:
+    if not path.is_dir():
+        found = "is not a directory" if path.exists() else "no such feature store"
+        raise InputError(f"{path}: {found}; {_make_one(path)}")
+    if not (path / "manifest.json").is_file():
+        raise InputError(f"{path}: is not a feature store: no manifest.json; {_make_one(path)}")
+    try:
+        value = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        if not isinstance(value, dict) or "format_version" not in value:
+            raise ValueError("is not a feature store's")
+        if value["format_version"] != FORMAT_VERSION:
+            raise ValueError(f"has format {value['format_version']}, this version reads {FORMAT_VERSION}")
+        integrity.check_seal(value)
+        return Manifest.from_dict(value)
+    except OSError as error:
+        raise InputError(f"{path}/manifest.json: cannot be read ({error.strerror}); check its permissions") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}/manifest.json: {error}; prepare the store again with --overwrite") from error
+
+
+def _read_products(path: Path, manifest: Manifest) -> tuple[dict[str, list[str]], np.ndarray | None]:
+    """The columns of text, and the checksums of the features."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        content = (path / "products.parquet").read_bytes()
+        if difference := integrity.file_difference("products.parquet", content, manifest):
+            raise InputError(f"{path}/products.parquet: {difference}; {integrity.AGAIN}")
+        table = pq.read_table(pa.BufferReader(content))
+        missing = [name for name in COLUMNS if name not in table.column_names]
+        if missing:
+            raise pa.ArrowException(f"no column {missing[0]}")
+        known = [name for name in (*COLUMNS, *LATER_COLUMNS) if name in table.column_names]
+        columns = {name: [""] * table.num_rows for name in LATER_COLUMNS}
+        columns |= {name: table.column(name).to_pylist() for name in known}
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0][:150]
+        raise InputError(f"{path}/products.parquet: cannot be read ({reason}); prepare the store again") from error
+    if table.num_rows != manifest.products:
+        raise InputError(f"{path}/products.parquet: {table.num_rows} products, the manifest has {manifest.products}; "
+                         f"the store is damaged, {integrity.AGAIN}")  # fmt: skip
+    has_crc = integrity.CRC_COLUMN in table.column_names
+    return columns, table.column(integrity.CRC_COLUMN).to_numpy() if has_crc else None
+
+
+def _map_features(path: Path, manifest: Manifest) -> np.ndarray:
+    raw = _RAW[manifest.dtype]
+    shape = (manifest.products, manifest.patches, manifest.feature_size)
+    expected = int(np.prod(shape)) * raw.itemsize
+    try:
+        size = (path / "features.bin").stat().st_size
+        if size == expected:
+            return np.memmap(path / "features.bin", dtype=raw, mode="r", shape=shape)
+    except OSError as error:
+        raise InputError(f"{path}/features.bin: cannot be read ({error.strerror}); prepare the store again") from error
+    raise InputError(
+        f"{path}/features.bin: {size} bytes, where {shape} {manifest.dtype} take {expected}; "
+        "the store is damaged, prepare it again with --overwrite"
+    )
+
+
+class StoreWriter:
+    """Writes a store under a temporary sibling name; `commit` renames it into place, leaving early removes it.
+
+        with StoreWriter(out, patches=64, feature_size=1280) as writer:
+            writer.append(products, features_IPD)   # as often as needed, in order
+            writer.commit(manifest, problems)       # fills in products and splits
+
+    ``overwrite`` replaces an existing store (nothing else) at the moment of `commit`. InputError when ``out`` exists
+    without it, is no store, or cannot be written, or when ``expected`` products would not fit on the disk.
+    """
+
+    def __init__(
+        self, out: Path | str, *, patches: int, feature_size: int, dtype: str = "bfloat16", overwrite: bool = False,
+        expected: int = 0,
+    ) -> None:  # fmt: skip
+        self.out, self.dtype, self.shape_PD = Path(out), dtype, (patches, feature_size)
+        self.columns: dict[str, list[str]] = {name: [] for name in (*COLUMNS, *LATER_COLUMNS)}
+        self.crc32: list[int] = []
+        check_out(self.out, overwrite)
+        _check_space(self.out, expected * patches * feature_size * DTYPES[dtype].itemsize)
+        _remove_leftovers(self.out)
+        self.partial = self.out.with_name(f".{self.out.name}.{socket.gethostname()}.{os.getpid()}.partial")
+        try:
+            self.partial.mkdir(parents=True)
+            self.file = (self.partial / "features.bin").open("wb")
+        except OSError as error:
+            raise InputError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
+
+    def append(self, products: Sequence[Product], features_IPD: torch.Tensor) -> None:
+        """Add ``products`` with their features [I, P, D], of any float dtype, rounded to the store's.
+
+        ValueError where they have another shape or are not finite once rounded: no store holds NaN.
+        """
+        if features_IPD.shape != (len(products), *self.shape_PD):
+            raise ValueError(f"features: {tuple(features_IPD.shape)}, not {(len(products), *self.shape_PD)}")
+        rounded_IPD = features_IPD.detach().to("cpu", DTYPES[self.dtype]).contiguous()
+        raw_IPD = rounded_IPD.view(_UNSIGNED[self.dtype]).numpy()
+        for index in np.flatnonzero(~integrity.is_finite(raw_IPD, self.dtype)):
+            raise ValueError(f"features: NaN or infinity in those of id {products[index].id}")
+        try:
+            self.file.write(raw_IPD)
+        except OSError as error:
+            raise InputError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
+        self.crc32 += integrity.row_crc32(raw_IPD)
+        for name, column in self.columns.items():
+            column.extend(str(getattr(product, name)) for product in products)
+
+    def commit(self, manifest: Manifest, problems: Problems | None = None) -> Manifest:
+        """Write the other files, flush all to disk and rename. Returns the manifest as written."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        problems = problems or Problems()
+        manifest.dtype, manifest.products = self.dtype, len(self.columns["id"])
+        manifest.splits, manifest.leaks = dict(Counter(self.columns["split"])), leaks(self.columns)
+        manifest.problems = problems.by_kind()
+        try:
+            crc32 = {integrity.CRC_COLUMN: pa.array(self.crc32, pa.uint32())}
+            pq.write_table(pa.table(self.columns | crc32), self.partial / "products.parquet")
+            (self.partial / "problems.jsonl").write_text(problems.to_jsonl())
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.close()
+            manifest.files = integrity.file_hashes(self.partial)
+            manifest.content_sha256 = integrity.content_sha256(self.columns, self.crc32, manifest)
+            sealed = integrity.seal(manifest.to_dict())
+            (self.partial / "manifest.json").write_text(json.dumps(sealed, indent=2) + "\n")
+            _replace(self.partial, self.out)
+        except OSError as error:
+            raise InputError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
+        return manifest
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.close()
+        shutil.rmtree(self.partial, ignore_errors=True)  # gone already after a commit
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """InputError when a store cannot be put at ``out``; called before the long work."""
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        if not (out / "manifest.json").is_file():
+            raise InputError(f"{out}: exists and is not a feature store; choose another --out")
+        if not overwrite:
+            raise InputError(f"{out}: exists; add --overwrite to replace it, or choose another --out")
+    parent = _existing_parent(out)
+    try:
+        os.rmdir(
+            tempfile.mkdtemp(prefix=f".{out.name}.", dir=parent)
+        )  # permission bits do not tell: root, read-only disks
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({parent}: {error.strerror}); choose another --out") from error
+
+
+def _existing_parent(path: Path) -> Path:
+    path = path.absolute().parent
+    while not path.exists():
+        path = path.parent
+    return path
+
+
+def _check_space(out: Path, needed: int) -> None:
+    free = shutil.disk_usage(_existing_parent(out)).free
+    if needed > free:
+        raise InputError(f"{out}: needs {needed / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; "
+                         "free some or choose another --out")  # fmt: skip
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove what killed processes of this machine left of earlier tries at ``out``."""
+    for partial in out.parent.glob(f".{out.name}.{socket.gethostname()}.*.partial"):
+        pid = partial.name.split(".")[-2]
+        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace(partial: Path, out: Path) -> None:
+    """Put ``partial`` in the place of ``out``; an old store is set aside first and removed last."""
+    if not out.exists():
+        os.rename(partial, out)
+        return
+    aside = partial.with_suffix(".old")
+    os.rename(out, aside)
+    os.rename(partial, out)
+    shutil.rmtree(aside, ignore_errors=True)

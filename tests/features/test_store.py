@@ -1,0 +1,259 @@
+"""The store: what is written is what is read, half stores never appear, damaged ones are named."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from fashionbert_fast.catalogue.product import Problems, Product
+from fashionbert_fast.errors import InputError
+from fashionbert_fast.features import store as store_module
+from fashionbert_fast.features.store import FeatureStore, Manifest, StoreWriter, require_same_features
+
+PATCHES, FEATURES = 4, 3
+
+
+def a_manifest(**changes) -> Manifest:
+    fields = {
+        "grid": 2,
+        "resize": {"image_pixels": 16, "patch_pixels": 8, "interpolation": "bilinear"},
+        "encoder": {"name": "toy", "architecture": "toy", "pooling": "mean", "weights_sha256": "0" * 64,
+                    "feature_size": FEATURES, "trained": False},
+        "normalisation": {"mean": [0.5] * 3, "std": [0.25] * 3},
+    }  # fmt: skip
+    return Manifest(**(fields | changes))
+
+
+def some_products(count: int) -> list[Product]:
+    splits = ["train", "validation", "train"]
+    return [Product(f"p{i}", f"Tïtle {i}", "Tops", "Tees", Path(f"{i}.jpg"), splits[i % 3]) for i in range(count)]
+
+
+def write(out: Path, count: int = 7, dtype: str = "bfloat16", overwrite: bool = False, fill: float | None = None):
+    features_NPD = torch.randn(count, PATCHES, FEATURES, generator=torch.Generator().manual_seed(0))
+    if fill is not None:
+        features_NPD.fill_(fill)
+    problems = Problems()
+    problems.add("styles.csv", 9, "empty title", "no title", id="x")
+    products = some_products(count)
+    with StoreWriter(out, patches=PATCHES, feature_size=FEATURES, dtype=dtype, overwrite=overwrite) as writer:
+        writer.append(products[:4], features_NPD[:4])
+        writer.append(products[4:], features_NPD[4:])
+        writer.commit(a_manifest(), problems)
+    return features_NPD
+
+
+@pytest.fixture
+def made(tmp_path) -> Path:
+    write(tmp_path / "store")
+    return tmp_path / "store"
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_round_trip(tmp_path, dtype):
+    features_NPD = write(tmp_path / "s", dtype=dtype)
+    store = FeatureStore.open(tmp_path / "s")
+    assert len(store) == 7 and store.manifest.patches == PATCHES and store.manifest.feature_size == FEATURES
+    assert store.titles[2] == "Tïtle 2" and store.ids[6] == "p6" and store.images[1] == "1.jpg"
+    assert (store.categories[0], store.subcategories[0]) == ("Tops", "Tees")
+    got = store.features(store.rows(None))
+    assert got.dtype == getattr(torch, dtype)
+    assert torch.equal(got, features_NPD.to(got.dtype))
+
+
+def test_rows_and_gathering(made):
+    store = FeatureStore.open(made)
+    assert store.rows("validation").tolist() == [1, 4] and store.rows("validation").dtype == np.int64
+    assert store.rows("test").tolist() == []
+    everything = store.features(store.rows(None))
+    for rows in ([5, 0, 0], np.array([5, 0, 0]), torch.tensor([5, 0, 0])):
+        assert torch.equal(store.features(rows), everything[[5, 0, 0]])
+    assert store.features([]).shape == (0, PATCHES, FEATURES)
+    with pytest.raises(IndexError):
+        store.features([7])
+    store.features([0]).zero_()  # the caller's own memory: the file is as it was
+    assert torch.equal(store.features([0]), everything[[0]])
+
+
+def test_pickling_maps_the_file_again(made):
+    store = FeatureStore.open(made)
+    pickled = pickle.dumps(store)
+    assert len(pickled) < 500
+    assert torch.equal(pickle.loads(pickled).features([3]), store.features([3]))
+
+
+def test_manifest_counts(made):
+    value = json.loads((made / "manifest.json").read_text())
+    assert value["products"] == 7 and value["splits"] == {"train": 5, "validation": 2}
+    assert value["problems"] == {"empty title": 1} and value["dtype"] == "bfloat16"
+    assert value["fingerprint"] == a_manifest().fingerprint and len(value["fingerprint"]) == 64
+    assert json.loads((made / "problems.jsonl").read_text())["row"] == 9
+    assert sorted(p.name for p in made.iterdir()) == [
+        "features.bin",
+        "manifest.json",
+        "problems.jsonl",
+        "products.parquet",
+    ]
+
+
+CHANGES = {
+    "grid": {"grid": 4},
+    "resize.patch_pixels": {"resize": {"image_pixels": 16, "patch_pixels": 16, "interpolation": "bilinear"}},
+    "encoder.weights_sha256": {"encoder": a_manifest().encoder | {"weights_sha256": "1" * 64, "name": "other"}},
+    "normalisation.mean": {"normalisation": {"mean": [0.0] * 3, "std": [0.25] * 3}},
+    "normalisation.std": {"normalisation": a_manifest().normalisation | {"std": [0.75] * 3}},
+    "resize.interpolation": {"resize": a_manifest().resize | {"interpolation": "nearest"}},
+    "encoder.architecture": {"encoder": a_manifest().encoder | {"architecture": "another"}},
+    "encoder.pooling": {"encoder": a_manifest().encoder | {"pooling": "cls"}},
+}
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_features_that_must_not_be_mixed(field):
+    ours, other = a_manifest(), a_manifest(**CHANGES[field])
+    assert ours.fingerprint != other.fingerprint
+    with pytest.raises(InputError, match=rf"run and store: their patch features differ in {field} \("):
+        require_same_features(ours.to_dict(), other, "run and store")
+
+
+def test_what_may_differ():
+    other = a_manifest(dtype="float32", source="elsewhere", seed=3, created="later", versions={"torch": "9"})
+    other.encoder = other.encoder | {"name": "the same weights from a directory"}
+    require_same_features(a_manifest(), other, "two stores")
+    assert a_manifest().fingerprint == other.fingerprint
+
+
+def without_hashes(store: Path) -> Path:
+    """``store`` as it was written before there were hashes, groups and photos' hashes."""
+    manifest = json.loads((store / "manifest.json").read_text())
+    for name in ("manifest_sha256", "content_sha256", "files", "leaks", "split_by"):
+        del manifest[name]
+    (store / "manifest.json").write_text(json.dumps(manifest))
+    table = pq.read_table(store / "products.parquet")
+    pq.write_table(table.drop_columns(["features_crc32", "group", "image_hash"]), store / "products.parquet")
+    return store
+
+
+def test_a_store_without_hashes_opens_as_before(made):
+    before = FeatureStore.open(made)
+    store = FeatureStore.open(without_hashes(made))
+    assert (store.titles, store.splits, store.manifest.content_sha256) == (before.titles, before.splits, "")
+    assert store.groups == [""] * 7 == store.image_hashes and store.crc32_N is None
+    assert torch.equal(store.features(store.rows()), before.features(before.rows()))
+    assert store.verify() == []
+
+
+def damage(store: Path, how: str) -> None:
+    manifest = store / "manifest.json"
+    if how == "absent":
+        shutil.rmtree(store)
+    elif how == "file":
+        shutil.rmtree(store)
+        store.write_text("")
+    elif how == "no manifest":
+        manifest.unlink()
+    elif how == "broken manifest":
+        manifest.write_text("{")
+    elif how == "other manifest":
+        manifest.write_text('{"step": 3}')
+    elif how == "version":
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format_version": 9}))
+    elif how == "lacking":
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"resize": {}}))
+    elif how == "edited":
+        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"grid": 8}))
+    elif how == "truncated":
+        (store / "features.bin").write_bytes((store / "features.bin").read_bytes()[:-2])
+    elif how == "too long":
+        (store / "features.bin").write_bytes((store / "features.bin").read_bytes() + b"\0\0")
+    elif how == "no features":
+        (store / "features.bin").unlink()
+    elif how == "products":
+        shutil.copy(store.parent / "longer" / "products.parquet", store / "products.parquet")
+    elif how == "no products":
+        (store / "products.parquet").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("absent", "no such feature store; make one with: fashionbert prepare SOURCE --out"),
+        ("file", "is not a directory"),
+        ("no manifest", r"is not a feature store: no manifest\.json; make one with"),
+        ("broken manifest", r"manifest\.json: Expecting property name"),
+        ("other manifest", r"manifest\.json: is not a feature store's"),
+        ("version", "has format 9, this version reads 1"),
+        ("lacking", r"lacks resize\.image_pixels"),
+        ("edited", "was edited: its fingerprint does not belong to its fields"),
+        ("truncated", r"features\.bin: 166 bytes, where \(7, 4, 3\) bfloat16 take 168"),
+        ("too long", r"features\.bin: 170 bytes, where \(7, 4, 3\) bfloat16 take 168"),
+        ("no features", r"features\.bin: cannot be read \(No such file"),
+        ("products", r"products\.parquet: 8 products, the manifest has 7"),
+        ("no products", r"products\.parquet: cannot be read"),
+    ],
+)
+def test_damaged_stores(made, how, message):
+    """What shows without hashes; with them: `test_integrity`."""
+    write(made.parent / "longer", count=8)
+    without_hashes(made)
+    damage(made, how)
+    with pytest.raises(InputError, match=message) as raised:
+        FeatureStore.open(made)
+    assert str(made) in str(raised.value) and "\n" not in str(raised.value)
+
+
+def test_an_interrupted_writer_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path / "s", patches=4, feature_size=3) as writer:
+        writer.append(some_products(2), torch.zeros(2, 4, 3))
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leftovers_of_killed_writers_go(tmp_path):
+    with StoreWriter(tmp_path / "s", patches=4, feature_size=3) as writer:
+        dead = writer.partial.with_name(writer.partial.name.replace(f".{store_module.os.getpid()}.", ".99999999."))
+        shutil.copytree(writer.partial, dead)
+        with StoreWriter(tmp_path / "t", patches=4, feature_size=3):
+            assert dead.exists()  # of another store
+        store_module._remove_leftovers(tmp_path / "s")
+        assert not dead.exists() and writer.partial.exists()
+
+
+def test_overwriting(made):
+    with pytest.raises(InputError, match="exists; add --overwrite"):
+        write(made)
+    write(made, fill=2.0, overwrite=True)
+    assert FeatureStore.open(made).features([0]).unique().tolist() == [2.0]
+    assert [p.name for p in made.parent.iterdir()] == ["store"]
+    other = made.parent / "photos"
+    other.mkdir()
+    write(other)  # an empty directory is as good as none
+    (made.parent / "mine").mkdir()
+    (made.parent / "mine" / "thesis.txt").write_text("x")
+    with pytest.raises(InputError, match="exists and is not a feature store; choose another"):
+        write(made.parent / "mine", overwrite=True)
+
+
+def test_where_nothing_can_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot be written .*file: Not a directory"):
+        write(tmp_path / "file" / "store")
+    with pytest.raises(InputError, match="cannot be written"):
+        write(Path("/proc/nowhere/store"))
+    with pytest.raises(InputError, match=r"needs 1000000000\.0 GB, the disk has"):
+        StoreWriter(tmp_path / "s", patches=1, feature_size=1, dtype="float32", expected=250_000_000 * 10**9)
+
+
+def test_features_of_the_wrong_shape(tmp_path):
+    with (
+        StoreWriter(tmp_path / "s", patches=4, feature_size=3) as writer,
+        pytest.raises(ValueError, match="not \\(2, 4, 3\\)"),
+    ):
+        writer.append(some_products(2), torch.zeros(2, 4, 5))
