@@ -24,10 +24,10 @@ from fashionbert_fast.data.tokenizer import train_wordpiece
 from fashionbert_fast.distributed import init_distributed, shutdown
 from fashionbert_fast.engine import loop
 from fashionbert_fast.engine.build import build, build_loader
-from fashionbert_fast.engine.checkpoint import best_step, list_checkpoints
 from fashionbert_fast.engine.metrics import read_metrics
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.model import encoder as encoder_module
+from fashionbert_fast.run_directory import best_step, list_checkpoints
 
 PRODUCTS, PATCHES = 96, 4  # of conftest's store; 84 to train on, 12 held out
 BASE = [*TINY_MODEL, "train.micro_batch_size=12", "train.steps=8", "train.zero_stage=0"]

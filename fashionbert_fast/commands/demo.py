@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from fashionbert_fast.commands.demo import run_demo
+    from fashionbert_fast.demo.run import run_demo
 
     run_demo(
         args.out, products=args.products, queries=args.queries, seed=args.seed, overwrite=args.overwrite,

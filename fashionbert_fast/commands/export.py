@@ -22,8 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from fashionbert_fast.data.tokenizer import copy_tokenizer
-    from fashionbert_fast.engine.checkpoint import resolve_model_dir
     from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
+    from fashionbert_fast.run_directory import resolve_model_dir
 
     source = resolve_model_dir(args.checkpoint)
     if args.out.exists() and any(args.out.iterdir() if args.out.is_dir() else [args.out]):

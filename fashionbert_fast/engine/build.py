@@ -18,7 +18,6 @@ from fashionbert_fast.data.pairs import PairDataset, Pairing
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.data.tokenizer import load_tokenizer, train_wordpiece
 from fashionbert_fast.distributed import barrier, is_main
-from fashionbert_fast.engine.checkpoint import resolve_model_dir
 from fashionbert_fast.engine.fp8 import check_fp8, convert_to_fp8
 from fashionbert_fast.engine.graphs import check_cuda_graphs, graph_encoder
 from fashionbert_fast.engine.memory import keep_freed_memory
@@ -29,6 +28,7 @@ from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.model.checkpoint import is_own_model, resolve_core
 from fashionbert_fast.model.config import FashionBertConfig, TaskWeighting
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
+from fashionbert_fast.run_directory import resolve_model_dir
 
 RUN_MARKS = ("manifest.json", "checkpoints", "config.yaml")  # what a run or a checkpoint has and no BERT directory
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -1,10 +1,4 @@
-"""Checkpoints: complete or not there.
-
-    RUN/checkpoints/best -> step-00001000      where validation.keep_best is set
-    RUN/checkpoints/step-00001000/
-        manifest.json     every file with size and SHA-256, written last
-        state/            DeepSpeed's shards: optimizer, schedule, loss scale
-        model/            config.json, model.safetensors (fp32 master weights), tokenizer, patch_features.json
+"""Checkpoints: complete or not there; run_directory.py has the layout and reads it.
 
 All ranks write into a temporary sibling, rank 0 adds the manifest and renames the directory: a killed run leaves a
 whole checkpoint or none. DeepSpeed's shards are pickles, so they are loaded only when the manifest vouches for them.
@@ -12,7 +6,6 @@ whole checkpoint or none. DeepSpeed's shards are pickles, so they are loaded onl
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -25,15 +18,7 @@ from fashionbert_fast.data.tokenizer import copy_tokenizer
 from fashionbert_fast.distributed import barrier, is_main
 from fashionbert_fast.engine.divergence import require_finite
 from fashionbert_fast.errors import InputError
-
-MANIFEST = "manifest.json"
-STATE, MODEL = "state", "model"
-BEST = "best"  # a link beside the checkpoints
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+from fashionbert_fast.run_directory import BEST, MANIFEST, MODEL, STATE, best_step, list_checkpoints, sha256
 
 
 def _fsync(path: Path) -> None:
@@ -111,14 +96,6 @@ def _name(step: int | None) -> str:
     return "" if step is None else f"step-{step:08d}"
 
 
-def best_step(run: Path) -> int | None:
-    """The step of the checkpoint that RUN/checkpoints/best names; None where there is none."""
-    try:
-        return json.loads((run / "checkpoints" / BEST / MANIFEST).read_text())["step"]
-    except (OSError, ValueError, KeyError):
-        return None
-
-
 def mark_best(run: Path, checkpoint: Path, keep: int) -> None:
     """Let RUN/checkpoints/best name ``checkpoint``, at once or not at all; what it named goes the way of the old ones.
     Every rank calls it."""
@@ -140,42 +117,11 @@ def _seal(directory: Path, step: int) -> None:
     files = {}
     for path in sorted(p for p in directory.rglob("*") if p.is_file()):
         _fsync(path)
-        files[str(path.relative_to(directory))] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+        files[str(path.relative_to(directory))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     manifest = {"step": step, "world_size": world_size, "files": files}
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
     _fsync(directory / MANIFEST)
-
-
-def list_checkpoints(run: Path) -> list[Path]:
-    """Complete checkpoints, oldest first, their files not yet verified."""
-    return sorted(path.parent for path in (run / "checkpoints").glob(f"step-*/{MANIFEST}"))
-
-
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
-    try:
-        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
-        for name, expected in files.items():
-            path = checkpoint / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]:
-                return f"{name} is damaged"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
-    return None
-
-
-def newest_valid(run: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose files are what its manifest says, and what was wrong with newer ones."""
-    complaints = []
-    for checkpoint in reversed(list_checkpoints(run)):
-        wrong = damage(checkpoint)
-        if wrong is None:
-            return checkpoint, complaints
-        complaints.append(f"{checkpoint}: {wrong}")
-    return None, complaints
 
 
 def load_checkpoint(engine, checkpoint: Path) -> int:
@@ -191,30 +137,3 @@ def load_checkpoint(engine, checkpoint: Path) -> int:
     if path is None:
         raise InputError(f"{checkpoint}: DeepSpeed could not load it; resume from an earlier one by removing it")
     return manifest["step"]
-
-
-def resolve_model_dir(path: Path) -> Path:
-    """The model directory of a run, of one of its checkpoints, or ``path`` itself where it is a model directory.
-
-    Raises:
-        InputError: nothing complete is there (a run interrupted before its first checkpoint, say).
-    """
-    path = Path(path)
-    if not path.is_dir():
-        raise InputError(f"{path}: no such directory; give a run directory or one that save_pretrained wrote")
-    if (path / "config.json").exists():
-        return path
-    if (path / MANIFEST).exists() and (path / MODEL).is_dir():
-        wrong = damage(path)
-        if wrong:
-            raise InputError(f"{path}: {wrong}; give another checkpoint")
-        return path / MODEL
-    if (path / "checkpoints").is_dir() or (path / "config.yaml").exists():
-        checkpoint, complaints = newest_valid(path)
-        if checkpoint is None:
-            why = complaints[0] if complaints else "was interrupted before its first checkpoint"
-            raise InputError(
-                f"{path}: no complete checkpoint ({why}); continue it with `fashionbert pretrain --resume`"
-            )
-        return checkpoint / MODEL
-    raise InputError(f"{path}: neither a run directory nor a model directory; give one that pretrain wrote")

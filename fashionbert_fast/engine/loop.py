@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from fashionbert_fast.config import Config
 from fashionbert_fast.distributed import all_reduce_sum, barrier, init_distributed, is_main, shutdown
 from fashionbert_fast.engine.build import DTYPES, Run, build, build_loader, seed_dropout
-from fashionbert_fast.engine.checkpoint import MODEL, load_checkpoint, newest_valid, save_checkpoint
+from fashionbert_fast.engine.checkpoint import load_checkpoint, save_checkpoint
 from fashionbert_fast.engine.divergence import Watch
 from fashionbert_fast.engine.flops import peak_flops, step_counts, useful_flops
 from fashionbert_fast.engine.metrics import METRICS, MetricsWriter, read_metrics
@@ -23,6 +23,7 @@ from fashionbert_fast.errors import InputError, TrainingStopped
 from fashionbert_fast.features.store import FeatureStore, require_same_features
 from fashionbert_fast.model.config import TASKS
 from fashionbert_fast.progress import progress_bar
+from fashionbert_fast.run_directory import MODEL, newest_valid
 
 
 def _copied_ahead(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -23,11 +23,12 @@ from fashionbert_fast.data.pairs import PairDataset
 from fashionbert_fast.data.sampling import EpochPlan
 from fashionbert_fast.distributed import all_reduce_sum, is_main
 from fashionbert_fast.engine.build import Run
-from fashionbert_fast.engine.checkpoint import best_step, mark_best
+from fashionbert_fast.engine.checkpoint import mark_best
 from fashionbert_fast.engine.metrics import read_metrics
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.kernels._library import IGNORED
 from fashionbert_fast.model.config import TASKS
+from fashionbert_fast.run_directory import best_step
 
 EPOCH = 0  # the one that fixed pairs and masks are drawn for
 

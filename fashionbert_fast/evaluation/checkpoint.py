@@ -55,10 +55,10 @@ def load_scorer(
     """
     from fashionbert_fast.data.titles import TokenizedTitles
     from fashionbert_fast.data.tokenizer import load_tokenizer
-    from fashionbert_fast.engine.checkpoint import resolve_model_dir
     from fashionbert_fast.evaluation.scorer import DEFAULT_BATCH_SIZE, PairScorer
     from fashionbert_fast.features.store import require_same_features
     from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
+    from fashionbert_fast.run_directory import resolve_model_dir
 
     target = pick_device(device)
     model_dir = resolve_model_dir(checkpoint)

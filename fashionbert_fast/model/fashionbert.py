@@ -59,7 +59,15 @@ class FashionBert(nn.Module):
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Self:
-        """Read what `save_pretrained` wrote, bit for bit."""
+        """Read what `save_pretrained` or a run wrote, bit for bit, in eval mode: nothing drops until `train()`.
+
+        Args:
+            path: a model directory, a checkpoint, or a run directory, of which it takes the newest whole checkpoint.
+                Heads that this class has not are left out.
+
+        Raises:
+            InputError: no model is there, or it does not fit its config.json.
+        """
         return checkpoint.load_model(cls, Path(path))
 
     @classmethod

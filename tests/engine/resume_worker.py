@@ -15,8 +15,9 @@ from training import partitioned
 from fashionbert_fast.config import load_config
 from fashionbert_fast.distributed import init_distributed, shutdown
 from fashionbert_fast.engine.build import Run, build, build_loader
-from fashionbert_fast.engine.checkpoint import load_checkpoint, master_weights, newest_valid, save_checkpoint
+from fashionbert_fast.engine.checkpoint import load_checkpoint, master_weights, save_checkpoint
 from fashionbert_fast.engine.loop import train_step
+from fashionbert_fast.run_directory import newest_valid
 
 STEPS, SAVED = 4, 2
 

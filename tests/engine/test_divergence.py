@@ -11,12 +11,13 @@ import pytest
 import torch
 from training import ENVIRONMENT
 
-from fashionbert_fast.engine.checkpoint import list_checkpoints, newest_valid, save_checkpoint
+from fashionbert_fast.engine.checkpoint import save_checkpoint
 from fashionbert_fast.engine.divergence import Watch
 from fashionbert_fast.engine.loop import train
 from fashionbert_fast.engine.metrics import read_metrics
 from fashionbert_fast.errors import TrainingStopped
 from fashionbert_fast.features.store import FeatureStore
+from fashionbert_fast.run_directory import list_checkpoints, newest_valid
 
 DIVERGING = ("train.lr=1e30", "train.warmup_ratio=0", "train.schedule=constant")
 

@@ -20,10 +20,11 @@ from conftest import TINY_MODEL, write_store
 from safetensors.torch import load_file
 from training import ENVIRONMENT, fashionbert
 
-from fashionbert_fast.engine.checkpoint import damage, list_checkpoints, newest_valid, resolve_model_dir
+from fashionbert_fast import FashionBertForPreTraining
 from fashionbert_fast.engine.loop import _check_same_products
 from fashionbert_fast.engine.metrics import read_metrics
 from fashionbert_fast.errors import InputError
+from fashionbert_fast.run_directory import damage, list_checkpoints, newest_valid, resolve_model_dir
 
 TINY = [override for override in TINY_MODEL if "dropout" not in override]  # dropout as it is by default
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -68,6 +69,12 @@ def whole_run(config, tmp_path_factory) -> Path:
     done = _started([sys.executable], config, run)
     assert done.returncode == 0, done.stderr[-3000:]
     return run
+
+
+def test_a_run_directory_is_a_model_directory_to_python(whole_run):
+    model = FashionBertForPreTraining.from_pretrained(whole_run)
+    for name, tensor in _weights(whole_run).items():
+        assert torch.equal(model.state_dict()[name], tensor), name
 
 
 def test_a_run_directory_holds_what_the_contract_says(whole_run):

@@ -22,12 +22,12 @@ from fashionbert_fast.data.pairs import PairDataset, Pairing
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.data.tokenizer import load_tokenizer, train_wordpiece
 from fashionbert_fast.engine import plots, validation
-from fashionbert_fast.engine.checkpoint import best_step, list_checkpoints, resolve_model_dir
 from fashionbert_fast.engine.metrics import read_metrics
 from fashionbert_fast.engine.validation import HeldOutPairs
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.model.config import TASKS
+from fashionbert_fast.run_directory import best_step, list_checkpoints, resolve_model_dir
 
 KEPT = "validation.keep_best=alignment_accuracy"
 

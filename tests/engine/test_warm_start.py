@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 from fashionbert_fast import FashionBertForPreTraining
 from fashionbert_fast.config import load_config
 from fashionbert_fast.engine.build import build_model, find_tokenizer
-from fashionbert_fast.engine.checkpoint import MANIFEST, resolve_model_dir
 from fashionbert_fast.engine.metrics import read_metrics
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.store import FeatureStore
+from fashionbert_fast.run_directory import MANIFEST, resolve_model_dir
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from training import partitioned
 from fashionbert_fast.config import load_config
 from fashionbert_fast.distributed import barrier, init_distributed, is_main, shutdown
 from fashionbert_fast.engine.build import build
-from fashionbert_fast.engine.checkpoint import resolve_model_dir
 from fashionbert_fast.engine.loop import train
+from fashionbert_fast.run_directory import resolve_model_dir
 
 
 def main() -> None:

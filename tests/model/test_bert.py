@@ -12,6 +12,7 @@ from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertMo
 from fashionbert_fast import FashionBertConfig, FashionBertForPreTraining
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.model.checkpoint import resolve_core
+from fashionbert_fast.model.fashionbert import FashionBert
 
 SMALL = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
          "max_position_embeddings": 40}  # fmt: skip
@@ -67,9 +68,19 @@ def test_save_and_load_round_trip_bit_for_bit(tmp_path, dtype):
     again = FashionBertForPreTraining.from_pretrained(tmp_path)
     assert again.config == model.config
     assert again.feature_manifest == model.feature_manifest
+    assert model.training and not any(module.training for module in again.modules())
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name]), name
         assert again.state_dict()[name].dtype == dtype
+
+
+def test_the_core_is_read_without_the_heads_it_has_not(tmp_path):
+    model = FashionBertForPreTraining(FashionBertConfig(**SMALL, patch_feature_size=16, patches=4))
+    model.save_pretrained(tmp_path)
+    core = FashionBert.from_pretrained(tmp_path)
+    assert not hasattr(core, "mlm_head")
+    for name, tensor in core.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
 
 
 def test_first_layers_only(tmp_path):
