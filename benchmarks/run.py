@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from fashionbert_fast.errors import InputError
+from fashionbert_fast.operators import OPERATORS
 
 EPILOG = """examples:
   fashionbert bench ops --json ops.json
@@ -20,19 +21,7 @@ Results are checked for equality before anything is timed; ratios are medians ov
 picture of the ratios is written beside FILE, with the suffix .png."""
 
 SUITES = {
-    "ops": (
-        "bench_adaptive_loss",
-        "bench_bias_gelu",
-        "bench_dropout_add_layer_norm",
-        "bench_linear_cross_entropy",
-        "bench_linear_patch_kld",
-        "bench_masked_patch_embed",
-        "bench_min_norm_weights",
-        "bench_packed_attention",
-        "bench_patch_kld",
-        "bench_task_gradients",
-        "bench_weighted_step",
-    ),
+    "ops": (*(f"bench_{operator.name}" for operator in OPERATORS), "bench_weighted_step"),
     "step": ("bench_step",),
     "solve": ("bench_adaptive_loss", "bench_min_norm_weights", "bench_task_gradients", "bench_weighted_step"),
 }

@@ -9,25 +9,13 @@ import platform
 import shutil
 import subprocess
 
+from fashionbert_fast.operators import OPERATORS
+
 EPILOG = """examples:
   fashionbert doctor
   fashionbert doctor --json doctor.json"""
 
 PACKAGES = ("torch", "triton", "deepspeed", "transformers", "tokenizers", "safetensors", "pybind11", "ninja", "nvtx")
-# operator -> what its CUDA implementation is written in; each has C++ for the CPU
-OPERATORS = {
-    "adaptive_loss": "CUDA C++",
-    "bias_gelu": "Triton",
-    "cross_entropy_residual_": "CUDA C++",
-    "dropout_add_layer_norm": "Triton",
-    "masked_patch_embed": "Triton",
-    "min_norm_weights": "CUDA C++",
-    "packed_attention": "Triton",
-    "patch_kld": "CUDA C++",
-    "patch_kld_residual_": "CUDA C++",
-    "task_gram": "CUDA C++",
-    "task_mix": "CUDA C++",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,13 +58,18 @@ def diagnose() -> dict:
         from fashionbert_fast import _host, kernels  # noqa: F401 - loads the operators
 
         report["build"] = _host.build_info()
-        report["operators"] = {name: _implementations(name, cuda) for name in OPERATORS}
+        report["operators"] = {
+            schema: _implementations(schema, operator.gpu, cuda)
+            for operator in OPERATORS
+            for schema in operator.schemas
+            if not schema.endswith("backward")
+        }
     except ImportError as error:
         report["build"], report["operators"] = {"error": str(error)}, {}
     return report
 
 
-def _implementations(name: str, cuda_here: bool) -> str:
+def _implementations(name: str, gpu: str, cuda_here: bool) -> str:
     """Which devices the dispatcher has a kernel for, and what keeps the CUDA one from running here."""
     import torch
 
@@ -84,7 +77,7 @@ def _implementations(name: str, cuda_here: bool) -> str:
         key: torch._C._dispatch_has_kernel_for_dispatch_key(f"fashionbert_fast::{name}", key) for key in ("CPU", "CUDA")
     }
     cpu = "C++" if has["CPU"] else "missing"
-    cuda = OPERATORS[name] if has["CUDA"] else "not built: no nvcc when this was compiled"
+    cuda = gpu if has["CUDA"] else "not built: no nvcc when this was compiled"
     return f"cpu: {cpu}; cuda: {cuda}{'' if cuda_here else ' (no CUDA device here)'}"
 
 
