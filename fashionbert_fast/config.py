@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.model.config import LAYER_NORMS, TASKS, TaskWeighting
+
+# What others call some of our fields.
+OTHERS_NAMES = {
+    "learning_rate": "lr", "batch_size": "micro_batch_size", "per_device_train_batch_size": "micro_batch_size",
+    "train_micro_batch_size_per_gpu": "micro_batch_size", "max_steps": "steps", "num_train_steps": "steps",
+    "num_hidden_layers": "layers", "num_layers": "layers", "num_attention_heads": "heads", "dtype": "precision",
+    "max_grad_norm": "gradient_clipping", "output_dir": "output", "num_workers": "workers", "stage": "zero_stage",
+    "logging_steps": "log_every", "save_steps": "checkpoint_every", "eval_steps": "every",
+    "lr_scheduler_type": "schedule", "hidden_dropout_prob": "hidden_dropout",
+    "attention_probs_dropout_prob": "attention_dropout",
+}  # fmt: skip
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -224,17 +236,49 @@ def load_config(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
     for override in overrides:
         if "=" not in override:
             raise InputError(f"{override}: not an override; write section.key=value, for example train.lr=1e-4")
+    merged = _merged(OmegaConf.structured(Config), raw, source)
+    for override in overrides:
+        merged = _merged(merged, OmegaConf.from_dotlist([override]), override)
+    missing = sorted(OmegaConf.missing_keys(merged))
+    if missing:
+        raise InputError(f"{source}: {missing[0]} is not set; add it to the file or give {missing[0]}=...")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Config), raw, OmegaConf.from_dotlist(list(overrides)))
-        missing = sorted(OmegaConf.missing_keys(merged))
-        if missing:
-            raise InputError(f"{source}: {missing[0]} is not set; add it to the file or give {missing[0]}=...")
         return OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
-        reason = str(getattr(error, "msg", None) or error).splitlines()[0]
-        raise InputError(f"{source}: {key + ': ' if key else ''}{reason}") from error
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{source}: {error}") from error
+        raise InputError(f"{source}: {_reason(error)}") from error
+    except ValueError as error:  # from a section's own check, which begins with the field's name
+        given = [override for override in overrides if override.startswith(f"{str(error).split()[0]}=")]
+        raise InputError(f"{given[-1] if given else source}: {error}") from error
+
+
+def _merged(base: DictConfig, more: Any, source: str) -> DictConfig:
+    """``base`` with the fields of ``more`` on top; InputError naming ``source``, the field and what was meant."""
+    try:
+        return OmegaConf.merge(base, more)
+    except OmegaConfBaseException as error:
+        raise InputError(f"{source}: {_reason(error)}") from error
+
+
+def _reason(error: OmegaConfBaseException) -> str:
+    key = getattr(error, "full_key", None) or ""
+    reason = str(getattr(error, "msg", None) or error).splitlines()[0]
+    if isinstance(error, ConfigKeyError):
+        section, _, name = key.rpartition(".")
+        reason = f"no such {'field' if section else 'section'}"
+        if meant := _meant(section, name):
+            reason += f"; did you mean {meant}?"
+    return f"{key}: {reason}" if key else reason
+
+
+def _meant(section: str, name: str) -> str | None:
+    """The field or section that somebody wanted who wrote ``name``: the nearest of its section, or of all."""
+    config = OmegaConf.structured(Config)
+    if not section:
+        return next(iter(difflib.get_close_matches(name, list(config))), None)
+    for within in (section, *config):
+        fields = list(config[within]) if within in config else []
+        wanted = OTHERS_NAMES.get(name, name)
+        near = [wanted] if wanted in fields else difflib.get_close_matches(wanted, fields, cutoff=0.75)
+        if near:
+            return f"{within}.{near[0]}"
+    return None

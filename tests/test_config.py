@@ -101,3 +101,31 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_the_file_is_plain_yaml():
     for path in CONFIGS.glob("*.yaml"):
         assert isinstance(yaml.safe_load(path.read_text()), dict)
+
+
+@pytest.mark.parametrize(
+    ("override", "meant"),
+    [
+        ("train.learning_rate=1", "did you mean train.lr?"),
+        ("train.batch_size=8", "did you mean train.micro_batch_size?"),
+        ("train.mirco_batch_size=8", "did you mean train.micro_batch_size?"),
+        ("train.layers=2", "did you mean model.layers?"),  # of another section
+        ("trian.lr=1", "did you mean train?"),
+    ],
+)
+def test_a_field_that_is_not_there_suggests_what_was_meant(override, meant, tmp_path):
+    (tmp_path / "c.yaml").write_text("{}\n")
+    with pytest.raises(InputError, match="^" + override.replace(".", r"\.")) as caught:
+        load_config(tmp_path / "c.yaml", [*NEEDED, override])
+    assert meant in str(caught.value) and "c.yaml" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", ["train.lr=fast", "train.lr=0", "weighting.preference=[1,1]"])
+def test_an_override_is_blamed_for_what_it_says_and_the_file_for_the_rest(wrong, tmp_path):
+    (tmp_path / "c.yaml").write_text("train: {warmup_ratio: 0.2}\n")
+    with pytest.raises(InputError) as caught:
+        load_config(tmp_path / "c.yaml", [*NEEDED, wrong])
+    assert str(caught.value).startswith(wrong)
+    (tmp_path / "c.yaml").write_text("train: {warmup_ratio: 2}\n")
+    with pytest.raises(InputError, match=r"c\.yaml: train\.warmup_ratio"):
+        load_config(tmp_path / "c.yaml", [*NEEDED, "train.lr=1e-3"])

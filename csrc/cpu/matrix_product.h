@@ -4,7 +4,7 @@
 // sums, by the number of threads they may use, and a thread inside a parallel region still reads there the number
 // outside. So whoever multiplies says `OneThread` first, and chooses shapes by the sizes of its arguments alone.
 //
-// float32 goes to aten::matmul (MKL) on Intel's processors, and elsewhere, where there is AVX-512, to oneDNN by the
+// float32 goes to aten::mm (MKL) on Intel's processors, and elsewhere, where there is AVX-512, to oneDNN by the
 // entry that compiled models call: MKL leaves AVX-512 idle on processors of others. `fashionbert bench ops --only
 // masked_patch_embed` measures both beside one another. Torch builds without oneDNN lack that entry, hence the weak
 // symbol; torch's own header declares it, so that a torch that changes it does not compile.
@@ -13,6 +13,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdlib>
 #include <initializer_list>
 #include <string_view>
@@ -111,7 +112,15 @@ Tensor matrix_at(const T* data, int64_t rows, int64_t columns, const Tensor& lik
 
 // (m, k) @ (k, n), neither empty, of one dtype; a fresh contiguous tensor.
 inline Tensor matrix_product(const Tensor& a, const Tensor& b, bool by_onednn) {
-  if (a.scalar_type() != ScalarType::Float || !by_onednn) return torch::stable::matmul(a, b);
+  if (a.scalar_type() != ScalarType::Float || !by_onednn) {
+    // Into a given tensor, which autocast leaves alone: without one it multiplies float32 as bfloat16 and returns that.
+    const Tensor out = torch::stable::new_empty(a, {a.size(0), b.size(1)});
+    std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
+                                      torch::stable::detail::from(out)};
+    STD_TORCH_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION) == 0,
+                    "a matrix product failed");
+    return torch::stable::detail::to<Tensor>(stack[0]);
+  }
   const Tensor b_transposed = torch::stable::transpose(b, 0, 1);
   const char* no_algorithm = "";
   AtenTensorHandle result = nullptr;

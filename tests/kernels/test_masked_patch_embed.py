@@ -380,7 +380,11 @@ def test_gradients_not_asked_for_are_not_computed():
     assert empty[0].numel() == 0 and empty[1].numel() == 0
 
 
-def test_autocast_computes_in_its_dtype():
+@pytest.mark.parametrize("most", ["", "AVX2"])  # of oneDNN: without bfloat16 instructions, products are in float32
+@pytest.mark.parametrize("library", ["matmul", "onednn"])
+def test_autocast_computes_in_its_dtype(library, most, monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", most)
+    monkeypatch.setenv("FASHIONBERT_FLOAT32_PRODUCTS", library)
     x = _tensors(2, 3, 40, 16, torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
         out = masked_patch_embed(*x.values())
