@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -20,6 +22,20 @@ def test_every_command_has_help_with_examples(command, capsys):
         main([command, "--help"])
     assert exit_.value.code == 0
     assert f"fashionbert {command}" in capsys.readouterr().out.split("examples:")[1]
+
+
+@pytest.mark.parametrize("command", ["", *COMMANDS])
+def test_help_answers_at_once(command):
+    """Importing torch takes two seconds; help and usage errors need none of it, nor anything of its size."""
+    program = (
+        "import sys, contextlib, io\nfrom fashionbert_fast.cli import main\n"
+        f"with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):\n"
+        f"    main({[command, '--help'] if command else ['--help']})\n"
+        "slow = ('torch', 'transformers', 'deepspeed', 'matplotlib', 'pyarrow')\n"
+        "print([name for name in slow if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("argv", [[], ["nonsense"], ["pretrain"], ["evaluate", "--protocol", "none"]])
@@ -41,6 +57,8 @@ def test_doctor(tmp_path, capsys):
     report = json.loads((tmp_path / "doctor.json").read_text())
     assert report["versions"]["torch"] == torch.__version__
     assert "C++" in report["operators"]["adaptive_loss"]
+    assert report["versions"]["fashionbert_fast"] == __version__
+    assert report["devices"][0].startswith("cpu: ") and "instructions" in report["devices"][0]
     assert report["build"]["cuda"].startswith(("compiled by nvcc", "skipped"))
     assert "adaptive_loss" in capsys.readouterr().out
 

@@ -8,13 +8,16 @@ import importlib.util
 import platform
 import shutil
 import subprocess
+from pathlib import Path
 
+from fashionbert_fast import __version__
 from fashionbert_fast.operators import OPERATORS
 
 EPILOG = """examples:
   fashionbert doctor
   fashionbert doctor --json doctor.json"""
 
+INSTRUCTIONS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 PACKAGES = ("torch", "triton", "deepspeed", "transformers", "tokenizers", "safetensors", "pybind11", "ninja", "nvtx")
 
 
@@ -25,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def installed_versions() -> dict[str, str | None]:
     """Version of each package this project stands on, None where it is missing."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"fashionbert_fast": __version__, "python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = importlib.metadata.version(package)
@@ -42,6 +45,14 @@ def _nvcc() -> str:
     return next((line.strip() for line in lines if "release" in line), path)
 
 
+def _instructions() -> list[str]:
+    """Those of the processor that matrix products and the operators choose by."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    flags = next((line for line in lines if line.startswith("flags")), "").split()
+    return [name for name in INSTRUCTIONS if name in flags]
+
+
 def diagnose() -> dict:
     """Everything the command prints, as plain values."""
     import torch
@@ -51,7 +62,9 @@ def diagnose() -> dict:
     report: dict = {"versions": installed_versions(), "nvcc": _nvcc()}
     report["apex"] = "installed" if has_apex() else "not installed (optional: fused LAMB and Adam on CUDA)"
     cuda = torch.cuda.is_available()
-    report["devices"] = ["cpu: " + (torch.backends.cpu.get_cpu_capability() or platform.machine())]
+    uses = torch.backends.cpu.get_cpu_capability()
+    instructions = ", ".join(_instructions()) or "unknown"
+    report["devices"] = [f"cpu: {platform.machine()}, instructions: {instructions}; torch uses {uses}"]
     if cuda:
         report["devices"] += [f"cuda:{i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     try:

@@ -5,13 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from rich.console import Console
-
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.evaluation.checkpoint import evaluate_checkpoint
 from fashionbert_fast.evaluation.protocols import DEFAULT_CANDIDATES, DEFAULT_QUERIES, GROUPINGS, PROTOCOLS
 from fashionbert_fast.evaluation.ranking import RELEASED_BATCH_SIZE
-from fashionbert_fast.evaluation.table import table
 from fashionbert_fast.files import check_writable, write_json
 
 SPLITS = ("validation", "test", "train", "all")
@@ -77,7 +73,12 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--batch-size: {args.batch_size} is no batch size; give 1 or more")
     if args.json is not None:
         check_writable(args.json)
-    result = evaluate_checkpoint(
+    from rich.console import Console
+
+    from fashionbert_fast.evaluation import checkpoint
+    from fashionbert_fast.evaluation.table import table
+
+    result = checkpoint.evaluate_checkpoint(
         args.checkpoint,
         args.data,
         split=args.split,

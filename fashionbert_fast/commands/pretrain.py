@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 
 from fashionbert_fast.config import load_config
-from fashionbert_fast.distributed import is_main
 
 EPILOG = """examples:
   fashionbert pretrain --config configs/base.yaml data.store=stores/mine train.output=runs/mine
-  fashionbert pretrain --config configs/base.yaml train.output=runs/mine --resume
-  torchrun --nproc-per-node 8 -m fashionbert_fast pretrain --config configs/base.yaml train.zero_stage=2
-  deepspeed --num_gpus 8 --module fashionbert_fast pretrain --config configs/base.yaml
+  fashionbert pretrain --config configs/base.yaml data.store=stores/mine train.output=runs/mine --resume
+  torchrun --nproc-per-node 8 -m fashionbert_fast pretrain --config mine.yaml train.zero_stage=2
+  deepspeed --num_gpus 8 --module fashionbert_fast pretrain --config mine.yaml
 
 Every field and its meaning is in fashionbert_fast/config.py; configs/ has files to start from.
+data.store and train.output have no default: set them in the file (as mine.yaml does above) or give them here.
 The global batch is processes x train.micro_batch_size x train.gradient_accumulation_steps."""
 
 
@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
+    from fashionbert_fast.distributed import is_main
     from fashionbert_fast.engine.loop import pretrain
     from fashionbert_fast.engine.metrics import read_metrics
 

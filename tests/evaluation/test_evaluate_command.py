@@ -13,7 +13,7 @@ from rich.console import Console
 from fashionbert_fast.commands import evaluate as command
 from fashionbert_fast.distributed import pick_device
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.evaluation import evaluate
+from fashionbert_fast.evaluation import checkpoint, evaluate
 from fashionbert_fast.evaluation.checkpoint import split_rows
 from fashionbert_fast.evaluation.table import table
 
@@ -40,7 +40,7 @@ def test_defaults():
 def test_unwritable_json_is_refused_before_the_work(tmp_path, monkeypatch, path):
     (tmp_path / "a_directory").mkdir()
     (tmp_path / "a_file").write_text("")
-    monkeypatch.setattr(command, "evaluate_checkpoint", lambda *args, **options: pytest.fail("work was started"))
+    monkeypatch.setattr(checkpoint, "evaluate_checkpoint", lambda *args, **options: pytest.fail("work was started"))
     with pytest.raises(InputError, match=path) as caught:
         command.run(parse("--json", str(tmp_path / path)))
     assert "\n" not in str(caught.value)
@@ -71,7 +71,7 @@ def test_run_prints_the_table_and_writes_the_file(tmp_path, monkeypatch, make_pr
     def evaluated(checkpoint, data, *, split, batch_size, device, precision, **options):
         return evaluate(store, store.rows(split), perfect, **options)
 
-    monkeypatch.setattr(command, "evaluate_checkpoint", evaluated)
+    monkeypatch.setattr(checkpoint, "evaluate_checkpoint", evaluated)
     path = tmp_path / "evaluation.json"
     assert command.run(parse("--json", str(path), "--queries", "20", "--candidates", "10")) == 0
     written = json.loads(path.read_text())
