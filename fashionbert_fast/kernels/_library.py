@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch.autograd import forward_ad
 
 LIBRARIES = [Path(__file__).parent.parent / name for name in ("_C.so", "_autograd.so")]
 
@@ -39,6 +40,28 @@ def check_same(name: str, tensor: torch.Tensor, other_name: str, other: torch.Te
         raise ValueError(f"{name} has dtype {tensor.dtype} but {other_name} has {other.dtype}: cast one of them")
     if tensor.device != other.device:
         raise ValueError(f"{name} is on {tensor.device} but {other_name} is on {other.device}: move one of them")
+
+
+def reverse_mode_only(function: Callable) -> Callable:
+    """``function``, refusing forward-mode differentiation: torch gives an operator without a formula for it zeros."""
+
+    @functools.wraps(function)
+    def run(*args, **kwargs):
+        # Above -1 inside torch.func.jvp and forward_ad.dual_level only.
+        if forward_ad._current_level >= 0 and any(map(_has_tangent, (*args, *kwargs.values()))):
+            raise NotImplementedError(
+                f"{function.__name__} has no forward-mode derivative (torch.func.jvp, torch.autograd.forward_ad): "
+                "differentiate it in reverse mode, by backward or torch.func.vjp"
+            )
+        return function(*args, **kwargs)
+
+    return run
+
+
+def _has_tangent(value: object) -> bool:
+    if isinstance(value, (tuple, list)):
+        return any(map(_has_tangent, value))
+    return isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None
 
 
 def on_device_of_first(launch: Callable) -> Callable:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import torch
 
-from fashionbert_fast.kernels._library import check_floating
+from fashionbert_fast.kernels._library import check_floating, reverse_mode_only
 
 MAX_TASKS = 8  # csrc/common/adaptive_loss.h
 
@@ -49,6 +49,7 @@ def _(grad_loss, grad_weights_T, losses_T, alpha, detach_weights):
 
 
 # Public function -----------------------------------------------------------------------------------------------------
+@reverse_mode_only
 def adaptive_loss(
     losses_T: torch.Tensor, *, alpha: float = 1.0, detach_weights: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:

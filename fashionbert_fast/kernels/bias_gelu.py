@@ -17,7 +17,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from fashionbert_fast.kernels._library import check_floating, check_same, on_device_of_first
+from fashionbert_fast.kernels._library import check_floating, check_same, on_device_of_first, reverse_mode_only
 
 ROWS, COLUMNS = 4, 256  # a tile
 SUM_ROWS = 64  # a program of the backward; its sums of columns are added up in order afterwards
@@ -132,6 +132,7 @@ torch.library.register_autograd("fashionbert_fast::bias_gelu", _backward, setup_
 
 
 # Public function -----------------------------------------------------------------------------------------------------
+@reverse_mode_only
 def bias_gelu(x_TF: torch.Tensor, bias_F: torch.Tensor | None = None) -> torch.Tensor:
     """The exact GELU of x + bias, (T, F) in the dtype of ``x_TF``; computed in float32 (float64 for float64).
 

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from fashionbert_fast.kernels._library import check_floating, check_same, on_device_of_first
+from fashionbert_fast.kernels._library import check_floating, check_same, on_device_of_first, reverse_mode_only
 from fashionbert_fast.kernels.dropout import check_dropout, keep_reference, keep_tile, scale_of, threshold_of
 
 PROGRAMS = 256  # of the backward, at most: two a multiprocessor of the largest GPUs, whose sums are added up afterwards
@@ -221,6 +221,7 @@ torch.library.register_autograd("fashionbert_fast::dropout_add_layer_norm", _bac
 
 
 # Public function -----------------------------------------------------------------------------------------------------
+@reverse_mode_only
 def dropout_add_layer_norm(
     x_TH: torch.Tensor,
     residual_TH: torch.Tensor,

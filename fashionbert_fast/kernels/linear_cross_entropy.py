@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from fashionbert_fast.kernels import _linear_residual
-from fashionbert_fast.kernels._library import IGNORED, check_floating, check_same
+from fashionbert_fast.kernels._library import IGNORED, check_floating, check_same, reverse_mode_only
 
 
 # Reference -----------------------------------------------------------------------------------------------------------
@@ -70,6 +70,7 @@ torch.library.register_autograd("fashionbert_fast::linear_cross_entropy", _backw
 
 
 # Public function -----------------------------------------------------------------------------------------------------
+@reverse_mode_only
 def linear_cross_entropy(
     hidden_MH: torch.Tensor, weight_VH: torch.Tensor, bias_V: torch.Tensor | None, labels_M: torch.Tensor
 ) -> torch.Tensor:

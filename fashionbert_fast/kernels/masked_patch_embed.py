@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
-from fashionbert_fast.kernels._library import check_floating, check_same, on_device_of_first
+from fashionbert_fast.kernels._library import check_floating, check_same, on_device_of_first, reverse_mode_only
 from fashionbert_fast.kernels.dropout import keep_reference, keep_tile, scale_of, threshold_of
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -469,6 +469,7 @@ torch.library.register_autograd("fashionbert_fast::masked_patch_embed", _backwar
 
 
 # Public functions ----------------------------------------------------------------------------------------------------
+@reverse_mode_only
 def masked_patch_embed(
     features_IPD: torch.Tensor,
     patch_mask_BP: torch.Tensor,
@@ -513,6 +514,7 @@ def masked_patch_embed(
     )  # fmt: skip
 
 
+@reverse_mode_only
 def masked_patch_embed_packed(
     text_NH: torch.Tensor,
     text_row_N: torch.Tensor,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 
-from fashionbert_fast.kernels._library import check_floating
+from fashionbert_fast.kernels._library import check_floating, reverse_mode_only
 
 
 # Reference -----------------------------------------------------------------------------------------------------------
@@ -65,6 +65,7 @@ def _(gram_TT):
 
 
 # Public function -----------------------------------------------------------------------------------------------------
+@reverse_mode_only
 def min_norm_weights(gram_TT: torch.Tensor) -> torch.Tensor:
     """argmin_w w' G w on the simplex, exact for T <= 3: one launch, no host synchronisation.
 

@@ -22,7 +22,7 @@ import triton.language as tl
 from triton.runtime.interpreter import InterpretedFunction
 
 from fashionbert_fast.kernels import dropout as dropouts
-from fashionbert_fast.kernels._library import check_floating, check_same, on_device_of_first
+from fashionbert_fast.kernels._library import check_floating, check_same, on_device_of_first, reverse_mode_only
 from fashionbert_fast.kernels.dropout import keep_tile
 
 Saved = tuple[torch.Tensor, torch.Tensor]
@@ -345,6 +345,7 @@ torch.library.register_autograd("fashionbert_fast::packed_attention", _backward,
 
 
 # Public function -----------------------------------------------------------------------------------------------------
+@reverse_mode_only
 def packed_attention(
     qkv_T3H: torch.Tensor, offsets_S1: torch.Tensor, heads: int, *, longest: int,
     bias_3H: torch.Tensor | None = None, dropout: float = 0.0, seed: torch.Tensor | None = None, stream: int = 0,

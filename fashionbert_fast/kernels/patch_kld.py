@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import torch
 
-from fashionbert_fast.kernels._library import check_floating
+from fashionbert_fast.kernels._library import check_floating, reverse_mode_only
 
 
 # Reference -----------------------------------------------------------------------------------------------------------
@@ -77,6 +77,7 @@ torch.library.register_autograd("fashionbert_fast::patch_kld", _backward, setup_
 
 
 # Public function -----------------------------------------------------------------------------------------------------
+@reverse_mode_only
 def patch_kld(
     logits_MD: torch.Tensor, target_MD: torch.Tensor, target_rows_M: torch.Tensor | None = None
 ) -> torch.Tensor:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import torch
 
-from fashionbert_fast.kernels._library import check_floating, check_same
+from fashionbert_fast.kernels._library import check_floating, check_same, reverse_mode_only
 
 
 # Reference -----------------------------------------------------------------------------------------------------------
@@ -45,6 +45,7 @@ def _(a, b, c, weights_T):
 
 
 # Public functions ----------------------------------------------------------------------------------------------------
+@reverse_mode_only
 def task_gram(gradients: tuple[torch.Tensor, ...]) -> torch.Tensor:
     """Gram matrix of three task gradients in one pass: the same bits every time, on CPU for any number of threads.
 
@@ -60,6 +61,7 @@ def task_gram(gradients: tuple[torch.Tensor, ...]) -> torch.Tensor:
     return torch.ops.fashionbert_fast.task_gram.default(*_checked(gradients))
 
 
+@reverse_mode_only
 def task_mix(gradients: tuple[torch.Tensor, ...], weights_T: torch.Tensor) -> torch.Tensor:
     """sum_i w_i g_i of three task gradients in one pass, summed in float32 (float64 for float64). No host sync.
 
