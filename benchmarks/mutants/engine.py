@@ -213,14 +213,14 @@ MUTANTS = (
     ),
     Mutant(
         "hashes-of-checkpoints-are-not-compared",
-        ENGINE + "checkpoint.py",
-        'path.stat().st_size != expected["bytes"] or _sha256(path) != expected["sha256"]',
+        "fashionbert_fast/run_directory.py",
+        'path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]',
         'path.stat().st_size != expected["bytes"]',
         (PRETRAIN + "test_resume_passes_over_a_damaged_checkpoint",),
     ),
     Mutant(
         "the-oldest-checkpoint-is-resumed",
-        ENGINE + "checkpoint.py",
+        "fashionbert_fast/run_directory.py",
         "for checkpoint in reversed(list_checkpoints(run)):",
         "for checkpoint in list_checkpoints(run):",
         (PRETRAIN + "test_resume_passes_over_a_damaged_checkpoint",),

@@ -11,8 +11,8 @@ MUTANTS = (
     Mutant(
         "the-file-wins-over-overrides",
         CONFIG,
-        "OmegaConf.merge(OmegaConf.structured(Config), raw, OmegaConf.from_dotlist(list(overrides)))",
-        "OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.from_dotlist(list(overrides)), raw)",
+        "merged = _merged(merged, OmegaConf.from_dotlist([override]), override)",
+        "merged = _merged(OmegaConf.merge(merged, OmegaConf.from_dotlist([override])), raw, override)",
         TESTS,
     ),
     Mutant(
