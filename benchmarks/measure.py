@@ -18,6 +18,9 @@ import torch
 from fashionbert_fast.commands.doctor import installed_versions
 from fashionbert_fast.progress import progress
 
+# What keeps a library from some of the processor's instructions.
+LIMITS = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY", "FASHIONBERT_FLOAT32_PRODUCTS")
+
 
 @dataclass
 class Row:
