@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import platform
 import statistics
 import subprocess
@@ -191,9 +192,9 @@ def device_name(device: torch.device) -> str:
     if "cpu family" in said:  # a vendor sells several generations under one name
         model += f" (family {said['cpu family']}, model {said['model']})"
     matrix = [name for name in ("amx_bf16", "avx512_bf16") if name in said.get("flags", "").split()]
-    return ", ".join(
-        [model, f"{torch.get_num_threads()} threads", torch.backends.cpu.get_cpu_capability(), *matrix[:1]]
-    )
+    limits = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
+    cpu = [f"{torch.get_num_threads()} threads", torch.backends.cpu.get_cpu_capability()]
+    return ", ".join([model, *cpu, *matrix[:1], *limits])
 
 
 def report(rows: list[Row], device: torch.device) -> dict:
