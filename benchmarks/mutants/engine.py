@@ -314,7 +314,7 @@ MUTANTS = (
         ENGINE + "loop.py",
         "record = meter.record(step, losses_T, lr)",
         "record = meter.record(step, losses_T, run.engine.get_lr()[0])",
-        (*FIELDS, *RUN),
+        (PRETRAIN + "test_the_logged_rate_is_the_one_the_step_used",),
     ),
     Mutant(
         "resumed-on-other-products",

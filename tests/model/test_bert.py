@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertMo
 
 from fashionbert_fast import FashionBertConfig, FashionBertForPreTraining
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.model.checkpoint import resolve_core
+from fashionbert_fast.model.checkpoint import CORE_FIELDS, resolve_core
 from fashionbert_fast.model.fashionbert import FashionBert
 
 SMALL = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,
@@ -81,6 +81,13 @@ def test_the_core_is_read_without_the_heads_it_has_not(tmp_path):
     assert not hasattr(core, "mlm_head")
     for name, tensor in core.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+def test_what_is_left_out_is_berts():
+    """The released model is BERT-base: its sizes, its activation, its epsilon."""
+    ours, berts = FashionBertConfig(), BertConfig()
+    for name in CORE_FIELDS:
+        assert getattr(ours, name) == getattr(berts, name), name
 
 
 def test_first_layers_only(tmp_path):
