@@ -419,6 +419,6 @@ MUTANTS = (
         ENGINE + "checkpoint.py",
         "full = whole.get(parameter, parameter)",
         "full = parameter",
-        ("tests/engine/test_optimizer.py", PRETRAIN + "test_bf16_follows_fp32"),
+        (PRETRAIN + "test_checkpoints_of_16_bit_runs_hold_the_whole_weights",),
     ),
 )

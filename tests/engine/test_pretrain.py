@@ -148,6 +148,17 @@ def test_bf16_follows_fp32(config, whole_run, tmp_path):
             assert low["losses"][task] == pytest.approx(loss, rel=0.02)
 
 
+@pytest.mark.parametrize("stage", [0, 1])
+def test_checkpoints_of_16_bit_runs_hold_the_whole_weights(stage, config, tmp_path):
+    """What a step rounds to 16 bits the optimizer keeps in 32: that is what goes on from a checkpoint."""
+    _succeeds(config, tmp_path / "run", "train.precision=bf16", f"train.zero_stage={stage}")
+    weights = _weights(tmp_path / "run")
+    rounded = [name for name, weight in weights.items() if weight.equal(weight.bfloat16().float())]
+    assert all(weight.dtype == torch.float32 for weight in weights.values()) and len(rounded) < len(weights) / 4, (
+        rounded
+    )
+
+
 def test_loader_workers_change_nothing(config, whole_run, tmp_path):
     _succeeds(config, tmp_path / "run", "data.workers=2")
     assert [r["losses"] for r in read_metrics(tmp_path / "run")] == [r["losses"] for r in read_metrics(whole_run)]
