@@ -244,3 +244,16 @@ def test_cuda_row_out_of_range_gives_nan():
         rows_M = torch.tensor([0, row, 1], device="cuda")
         loss, gradient_MD = _run(patch_kld, logits_MD, features_RD, rows_M)
         assert loss.isnan() and gradient_MD[1].isnan().all() and gradient_MD[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_results_of_16_bits_are_rounded_to_the_nearest(dtype):
+    """The gradient is computed in float32 whatever its type: that of float32 arguments, rounded as torch rounds."""
+    logits_MD, target_MD = torch.randn(2, 37, 200, generator=torch.Generator().manual_seed(0)).to(dtype)
+    gradients = []
+    for given in (dtype, torch.float32):
+        logits = logits_MD.to(given, copy=True).requires_grad_()
+        patch_kld(logits, target_MD.to(given)).backward(torch.tensor(1000.0))  # clear of float16's smallest numbers
+        gradients.append(logits.grad)
+    equal = (gradients[0] == gradients[1].to(dtype)).float().mean()
+    assert equal > 0.99, f"{equal:.1%} are; half would be if they were cut off"
