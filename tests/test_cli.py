@@ -10,10 +10,17 @@ import pytest
 import torch
 from transformers import BertModel
 
-from benchmarks import bench_linear_cross_entropy, measure
+from benchmarks import bench_linear_cross_entropy, bench_linear_patch_kld, bench_masked_patch_embed, measure
 from benchmarks.run import SUITES
 from fashionbert_fast import FashionBertConfig, FashionBertForPreTraining, __version__
 from fashionbert_fast.cli import COMMANDS, main
+
+# Of the measurements that take longest.
+SMALLER = {
+    bench_linear_cross_entropy: {"V": 500},
+    bench_linear_patch_kld: {"H": 64, "D": 256},
+    bench_masked_patch_embed: {"H": 128, "D": 256},
+}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -65,14 +72,16 @@ def test_doctor(tmp_path, capsys):
 
 @pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_bench_writes_the_contracts_rows(whole, tmp_path, monkeypatch):
-    """Every operator's measurement. Not ``whole``: once each, of a smaller vocabulary, where the peer torch.compile is
+    """Every operator's measurement. Not ``whole``: once each, some of smaller sizes, where the peer torch.compile is
     the plain function; whole steps have tests/benchmarks/test_weighted_step.py."""
     names = [name.removeprefix("bench_") for name in SUITES["ops"]]
     if not whole:
         names.remove("weighted_step")
         monkeypatch.setattr(torch, "compile", lambda function, **_: function)
         monkeypatch.setattr(measure, "_calls_for", lambda *_: 1)
-        monkeypatch.setattr(bench_linear_cross_entropy, "V", 500)
+        for module, sizes in SMALLER.items():
+            for name, size in sizes.items():
+                monkeypatch.setattr(module, name, size)
     assert main(["bench", "ops", "--quick", "--only", *names, "--json", str(tmp_path / "ops.json")]) == 0
     report = json.loads((tmp_path / "ops.json").read_text())
     assert set(report) == {"device", "versions", "commit", "rows"}
