@@ -10,7 +10,14 @@ import pytest
 import torch
 from transformers import BertModel
 
-from benchmarks import bench_linear_cross_entropy, bench_linear_patch_kld, bench_masked_patch_embed, measure
+from benchmarks import (
+    bench_bias_gelu,
+    bench_linear_cross_entropy,
+    bench_linear_patch_kld,
+    bench_masked_patch_embed,
+    bench_packed_attention,
+    measure,
+)
 from benchmarks.run import SUITES
 from fashionbert_fast import FashionBertConfig, FashionBertForPreTraining, __version__
 from fashionbert_fast.cli import COMMANDS, main
@@ -20,6 +27,8 @@ SMALLER = {
     bench_linear_cross_entropy: {"V": 500},
     bench_linear_patch_kld: {"H": 64, "D": 256},
     bench_masked_patch_embed: {"H": 128, "D": 256},
+    bench_packed_attention: {"N": 2, "H": 128},
+    bench_bias_gelu: {"T": 64},
 }
 
 
