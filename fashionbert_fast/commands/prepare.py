@@ -6,17 +6,12 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fashionbert_fast.catalogue.read import COLUMNS
 from fashionbert_fast.catalogue.splits import SPLIT_BY
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.features.prepare import DEFAULT_ENCODER
+from fashionbert_fast.features.prepare import DEFAULT_ENCODER, prepare
 from fashionbert_fast.files import check_writable, write_json
-
-if TYPE_CHECKING:  # torch takes seconds to import: `fashionbert prepare --help` answers without it
-    pass
-from fashionbert_fast.features.prepare import prepare
 
 EPILOG = """examples:
   fashionbert prepare fashion-product-images-small --out stores/mine
@@ -78,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", help="cpu, cuda, cuda:1, ... (default: a GPU where there is one)")
     add("--overwrite", action="store_true", help="replace STORE if it is a feature store")
     add("--json", type=Path, metavar="FILE", help="write the summary there as JSON")
+    # fmt: on
 
 
 def leak_line(leaks: Mapping[str, Mapping[str, int]]) -> str:

@@ -1,4 +1,4 @@
-"""`fashionbert prepare`: a catalogue of titles and photos to a feature store.
+"""From a catalogue of titles and photos to a feature store: what `fashionbert prepare` does.
 
 Photos are read and encoded batch by batch; rows follow the catalogue's order whatever the number of workers.
 
