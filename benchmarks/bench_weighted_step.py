@@ -30,12 +30,13 @@ HEADS = ("mlm_head", "tia_head", "mpm_head")
 def task_losses(model: FashionBertForPreTraining, batch: Batch) -> tuple[torch.Tensor, ...]:
     """The three mean losses of one forward without the weighter, each its own scalar, so that the backward of one does
     not run through the heads of the others."""
-    hidden_TH = model.encode(batch)
-    word_VH, features_RD = model.text_embeddings.word.weight, batch.features_IPD.flatten(0, 1)
-    mlm = model.mlm_head(hidden_TH[batch.mlm_row_M], word_VH, batch.mlm_label_M) / batch.counts_T[0]
-    logits_B2 = model.tia_head(hidden_TH[batch.cls_row_B])
-    tia = F.cross_entropy(logits_B2.float(), batch.tia_label_B)
-    mpm = model.mpm_head(hidden_TH[batch.mpm_row_K], features_RD, batch.mpm_target_K) / batch.counts_T[2]
+    inputs, targets = batch.inputs, batch.targets
+    hidden_TH = model.encode(inputs)
+    word_VH, features_RD = model.text_embeddings.word.weight, inputs.features_IPD.flatten(0, 1)
+    mlm = model.mlm_head(hidden_TH[targets.mlm_row_M], word_VH, targets.mlm_label_M) / targets.counts_T[0]
+    logits_B2 = model.tia_head(hidden_TH[inputs.cls_row_B])
+    tia = F.cross_entropy(logits_B2.float(), targets.tia_label_B)
+    mpm = model.mpm_head(hidden_TH[targets.mpm_row_K], features_RD, targets.mpm_target_K) / targets.counts_T[2]
     return mlm, tia, mpm
 
 
@@ -102,7 +103,7 @@ def workload(device: torch.device, quick: bool) -> tuple[FashionBertForPreTraini
 def rows(device: torch.device, quick: bool) -> list[Row]:
     """A row for each way of weighting and peer."""
     model, batch = workload(device, quick)
-    layers, pairs, result = model.config.num_hidden_layers, len(batch.tia_label_B), []
+    layers, pairs, result = model.config.num_hidden_layers, len(batch.targets.tia_label_B), []
     for method in METHODS:
         ours = _step(weighted_step, model, batch, method)
         peers = {

@@ -20,8 +20,9 @@ LONGEST_TITLE = 64
 def without_packing(batch: Batch, to: int = LONGEST_TITLE) -> Batch:
     """Every title filled up to ``to`` tokens with [PAD], which are computed and attended to by nobody: each fill is a
     sequence of its own after its pair."""
-    B, P = batch.patch_mask_BP.shape
-    old_S1 = batch.offsets_S1.long()
+    inputs, targets = batch.inputs, batch.targets
+    B, P = inputs.patch_mask_BP.shape
+    old_S1 = inputs.cu_seqlens_S1.long()
     fill_B = to + P - old_S1.diff()
     starts_B = torch.arange(B) * (to + P)
     ends_B = starts_B + old_S1.diff()
@@ -31,36 +32,39 @@ def without_packing(batch: Batch, to: int = LONGEST_TITLE) -> Batch:
         pair = torch.bucketize(rows, old_S1[1:], right=True)
         return rows - old_S1[pair] + starts_B[pair]
 
-    live = batch.text_row_N < old_S1[-1]
+    live = inputs.text_row_N < old_S1[-1]
     fills = zip(ends_B.tolist(), fill_B.tolist(), strict=True)
     fill_rows = torch.cat([torch.arange(end, end + fill) for end, fill in fills])
     nothing = torch.zeros(len(fill_rows), dtype=torch.int64)
-    return replace(
-        batch,
-        input_id_N=torch.cat([batch.input_id_N[live], nothing]),
-        position_N=torch.cat([batch.position_N[live], nothing]),
-        text_row_N=torch.cat([moved(batch.text_row_N[live]), fill_rows]),
-        offsets_S1=torch.cat([offsets, torch.tensor([B * (to + P)])]).int(),
+    packed = replace(
+        inputs,
+        input_id_N=torch.cat([inputs.input_id_N[live], nothing]),
+        position_N=torch.cat([inputs.position_N[live], nothing]),
+        text_row_N=torch.cat([moved(inputs.text_row_N[live]), fill_rows]),
+        cu_seqlens_S1=torch.cat([offsets, torch.tensor([B * (to + P)])]).int(),
         cls_row_B=starts_B,
-        patch_row_B=moved(batch.patch_row_B), mlm_row_M=moved(batch.mlm_row_M), mpm_row_K=moved(batch.mpm_row_K),
-    )  # fmt: skip
+        patch_row_B=moved(inputs.patch_row_B),
+    )
+    return Batch(packed, replace(targets, mlm_row_M=moved(targets.mlm_row_M), mpm_row_K=moved(targets.mpm_row_K)))
 
 
 def with_dense_heads(batch: Batch) -> Batch:
     """The MLM head on every title token, the MPM head on every patch; only the masked ones count in the losses."""
-    P = batch.patch_mask_BP.shape[1]
-    live = batch.text_row_N < batch.offsets_S1[-1]
-    rows = batch.text_row_N[live]
-    label_of_row = torch.full((batch.rows,), IGNORED)
-    known = batch.mlm_label_M != IGNORED
-    label_of_row[batch.mlm_row_M[known]] = batch.mlm_label_M[known]
-    patch_rows = (batch.patch_row_B[:, None] + torch.arange(P)).flatten()
-    target_of_row = torch.full((batch.rows,), IGNORED)
-    target_of_row[batch.mpm_row_K] = batch.mpm_target_K
-    return replace(
-        batch, mlm_row_M=rows, mlm_label_M=label_of_row[rows], mpm_row_K=patch_rows,
+    inputs, targets = batch.inputs, batch.targets
+    P = inputs.patch_mask_BP.shape[1]
+    live = inputs.text_row_N < inputs.cu_seqlens_S1[-1]
+    rows = inputs.text_row_N[live]
+    label_of_row = torch.full((inputs.rows,), IGNORED)
+    known = targets.mlm_label_M != IGNORED
+    label_of_row[targets.mlm_row_M[known]] = targets.mlm_label_M[known]
+    patch_rows = (inputs.patch_row_B[:, None] + torch.arange(P)).flatten()
+    target_of_row = torch.full((inputs.rows,), IGNORED)
+    target_of_row[targets.mpm_row_K] = targets.mpm_target_K
+    dense = replace(
+        targets, mlm_row_M=rows, mlm_label_M=label_of_row[rows], mpm_row_K=patch_rows,
         mpm_target_K=target_of_row[patch_rows],
     )  # fmt: skip
+    return Batch(inputs, dense)
 
 
 def plain_attention(qkv_T3H, offsets_S1, heads, *, longest, bias_3H, dropout=0.0, seed=None, stream=0):

@@ -47,24 +47,25 @@ class PaddedBatch:
 
 def pad(batch: Batch, to: int | None = None) -> PaddedBatch:
     """The samples of ``batch`` padded to titles of ``to`` tokens, or to the longest of the batch."""
-    offsets_S1, live_N = batch.offsets_S1.long(), batch.text_row_N < batch.offsets_S1[-1]
-    B, P = batch.patch_mask_BP.shape
-    lengths_B = offsets_S1.diff() - P
+    inputs, targets = batch.inputs, batch.targets
+    cu_seqlens_S1, live_N = inputs.cu_seqlens_S1.long(), inputs.text_row_N < inputs.cu_seqlens_S1[-1]
+    B, P = inputs.patch_mask_BP.shape
+    lengths_B = cu_seqlens_S1.diff() - P
     L = to or int(lengths_B.max())
-    pair_N = torch.bucketize(batch.text_row_N[live_N], offsets_S1[1:], right=True)
-    place_N = batch.position_N[live_N]
+    pair_N = torch.bucketize(inputs.text_row_N[live_N], cu_seqlens_S1[1:], right=True)
+    place_N = inputs.position_N[live_N]
     input_ids_BL = torch.zeros(B, L, dtype=torch.int64)
-    input_ids_BL[pair_N, place_N] = batch.input_id_N[live_N]
+    input_ids_BL[pair_N, place_N] = inputs.input_id_N[live_N]
     mask_BS = F.pad(torch.arange(L) < lengths_B[:, None], (0, P), value=True)
-    known_M = batch.mlm_label_M != IGNORED
-    rows_M, label_M = batch.mlm_row_M[known_M], batch.mlm_label_M[known_M]
-    pair_M = torch.bucketize(rows_M, offsets_S1[1:], right=True)
-    position_M = pair_M * L + rows_M - offsets_S1[pair_M]
+    known_M = targets.mlm_label_M != IGNORED
+    rows_M, label_M = targets.mlm_row_M[known_M], targets.mlm_label_M[known_M]
+    pair_M = torch.bucketize(rows_M, cu_seqlens_S1[1:], right=True)
+    position_M = pair_M * L + rows_M - cu_seqlens_S1[pair_M]
     labels_BL = torch.full((B, L), IGNORED)
     labels_BL.view(-1)[position_M] = label_M
     return PaddedBatch(
-        input_ids_BL, mask_BS, batch.features_IPD[batch.image_index_B], batch.patch_mask_BP, labels_BL, position_M,
-        label_M, batch.patch_mask_BP.flatten().nonzero()[:, 0], batch.tia_label_B,
+        input_ids_BL, mask_BS, inputs.features_IPD[inputs.image_index_B], inputs.patch_mask_BP, labels_BL, position_M,
+        label_M, inputs.patch_mask_BP.flatten().nonzero()[:, 0], targets.tia_label_B,
     )  # fmt: skip
 
 

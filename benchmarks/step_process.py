@@ -188,14 +188,16 @@ class _Runner:
             return time.perf_counter() - start
 
     def facts(self) -> dict[str, float]:
+        from fashionbert_fast.data.batch import StepCounts
         from fashionbert_fast.engine.flops import useful_flops
 
+        counts = StepCounts(*self.counts["sum"].tolist())
         peak = resident("VmHWM") - self.before
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated()
         return {
-            "useful_flops": useful_flops(self.config, self.counts["sum"]),
-            "tokens": self.counts["sum"][3].item(),
+            "useful_flops": useful_flops(self.config, counts),
+            "tokens": counts.tokens,
             "samples": len(self.step.lengths),
             "gemm_rate": _gemm_rate(self.config, self.device),
             "memory": peak,
@@ -203,9 +205,9 @@ class _Runner:
 
 
 def _counts(batches) -> dict[str, Any]:
-    from fashionbert_fast.engine.flops import step_counts
+    from fashionbert_fast.data.batch import StepCounts
 
-    return {"each": [batch.counts_T for batch in batches], "sum": step_counts(batches)}
+    return {"each": [batch.targets.counts_T for batch in batches], "sum": StepCounts.of(batches)}
 
 
 def _gemm_rate(config, device: torch.device) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fashionbert_fast.data.batch import Batch
+from fashionbert_fast.data.batch import Batch, PackedPairs, Targets
 from fashionbert_fast.data.packing import Budget, pack, rounded_up
 from fashionbert_fast.kernels._library import IGNORED
 from fashionbert_fast.model.config import FashionBertConfig
@@ -78,11 +78,17 @@ def _collate(config: FashionBertConfig, samples: list[dict], budget: Budget, dty
     mask_BP = np.stack([sample["mask_P"] for sample in samples])
     pair_K, patch_K = (torch.from_numpy(index) for index in np.nonzero(mask_BP))
     labels_M = np.concatenate([*(sample["labels"] for sample in samples), np.full(fill, IGNORED)])
-    return Batch(
-        **packed, features_IPD=torch.from_numpy(np.stack([sample["features_PD"] for sample in samples])).to(dtype),
-        image_index_B=torch.arange(B), patch_mask_BP=torch.from_numpy(mask_BP),
+    inputs = PackedPairs(
+        **packed,
+        features_IPD=torch.from_numpy(np.stack([sample["features_PD"] for sample in samples])).to(dtype),
+        image_index_B=torch.arange(B),
+        patch_mask_BP=torch.from_numpy(mask_BP),
+        max_seqlen=LONGEST_TITLE + P,
+    )
+    targets = Targets(
         mlm_row_M=torch.from_numpy(np.pad(rows_M, (0, fill))), mlm_label_M=torch.from_numpy(labels_M),
         mpm_row_K=packed["patch_row_B"][pair_K] + patch_K, mpm_target_K=pair_K * P + patch_K,
         tia_label_B=torch.tensor([sample["match"] for sample in samples]),
-        counts_T=torch.tensor([len(rows_M), B, len(pair_K)], dtype=torch.float32), longest=LONGEST_TITLE + P,
+        counts_T=torch.tensor([len(rows_M), B, len(pair_K)], dtype=torch.float32),
     )  # fmt: skip
+    return Batch(inputs, targets)

@@ -1,4 +1,8 @@
-"""The configuration of a pre-training run: typed, from YAML, with `section.key=value` overrides."""
+"""The configuration of a pre-training run: typed, from YAML, with `section.key=value` overrides.
+
+A section is the dataclass that its consumer takes: `data.config.DataConfig` and `model.config.TaskWeighting` stand with
+theirs, the others, which only the engine and the commands read, here.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
+from fashionbert_fast.checks import at_least, one_of, within
+from fashionbert_fast.data.config import DataConfig
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.model.config import LAYER_NORMS, TASKS, TaskWeighting
 
@@ -23,50 +29,6 @@ OTHERS_NAMES = {
     "lr_scheduler_type": "schedule", "hidden_dropout_prob": "hidden_dropout",
     "attention_probs_dropout_prob": "attention_dropout",
 }  # fmt: skip
-
-
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
-
-
-def _within(name: str, value: float, low: float, high: float, *, open_high: bool = False) -> None:
-    if not (low <= value < high if open_high else low <= value <= high):
-        raise ValueError(f"{name} must lie in [{low}, {high}{')' if open_high else ']'}, got {value}")
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")
-
-
-@dataclass
-class DataConfig:
-    """Where the pairs come from and how they are masked."""
-
-    store: str = "???"  # feature store that `fashionbert prepare` wrote
-    split: str = "train"  # products to train on: train | validation | all
-    max_text_tokens: int = 64  # a longer title is cut, special tokens included
-    negatives: str = "category"  # a negative's image comes from: random | category | subcategory
-    random_negative_epochs: int = 0  # first epochs with random negatives, whatever `negatives` says
-    pairs: str = "coin"  # of each product an epoch: coin (a match or a mismatch) | both (one of each, side by side)
-    negative_rate: float = 0.5  # coin: share of mismatches
-    predict_negatives: bool = True  # MLM and MPM on negative pairs too, as released (masked they are either way)
-    mlm_rate: float = 0.15  # the chance of each word of a title, which is masked whole; at least one a title; 0: none
-    mlm_most: int = 10  # masked tokens a title
-    patch_rate: float = 0.1  # of the patches
-    workers: int = 0  # processes that assemble batches ahead; 0: the training process itself
-
-    def __post_init__(self) -> None:
-        _one_of("data.split", self.split, ("train", "validation", "all"))
-        _one_of("data.negatives", self.negatives, ("random", "category", "subcategory"))
-        _one_of("data.pairs", self.pairs, ("coin", "both"))
-        _at_least("data.max_text_tokens", self.max_text_tokens, 3)
-        _at_least("data.random_negative_epochs", self.random_negative_epochs, 0)
-        _at_least("data.mlm_most", self.mlm_most, 0)
-        _at_least("data.workers", self.workers, 0)
-        for name in ("negative_rate", "mlm_rate", "patch_rate"):
-            _within(f"data.{name}", getattr(self, name), 0.0, 1.0)
 
 
 @dataclass
@@ -90,33 +52,18 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "heads", "intermediate_size"):
-            _at_least(f"model.{name}", getattr(self, name), 1)
+            at_least(f"model.{name}", getattr(self, name), 1)
         if self.layers is not None:
-            _at_least("model.layers", self.layers, 1)
+            at_least("model.layers", self.layers, 1)
         if self.core is None and self.hidden_size % self.heads:
             raise ValueError(f"model.hidden_size {self.hidden_size} must be a multiple of model.heads {self.heads}")
         if self.core is not None and self.tokenizer is not None:
             raise ValueError("model.tokenizer goes with model.core null: a checkpoint brings its own")
         if not self.initializer_range > 0:
             raise ValueError(f"model.initializer_range must be positive, got {self.initializer_range}")
-        _one_of("model.layer_norm", self.layer_norm, LAYER_NORMS)
+        one_of("model.layer_norm", self.layer_norm, LAYER_NORMS)
         for name in ("hidden_dropout", "attention_dropout", "patch_dropout"):
-            _within(f"model.{name}", getattr(self, name), 0.0, 1.0, open_high=True)
-
-
-@dataclass
-class WeightingConfig:
-    """How the three task losses become one gradient; see objectives/weighting.py."""
-
-    method: str = "loss"  # loss | gradient | min_norm | fixed
-    alpha: float = 1.0  # regulariser of the closed form (loss, gradient)
-    detach_weights: bool = False  # loss: stop the gradient through the weights
-    preference: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])  # factors of mlm, tia, mpm
-    normalise: str = "none"  # gradient, min_norm: none | norm | loss, before the solve
-    floor: float = 0.0  # gradient, min_norm: no weight below this
-
-    def __post_init__(self) -> None:
-        TaskWeighting(**vars(self))  # has the checks, and names the field
+            within(f"model.{name}", getattr(self, name), 0.0, 1.0, open_high=True)
 
 
 @dataclass
@@ -146,16 +93,16 @@ class TrainConfig:
     keep_checkpoints: int = 2  # newest checkpoints kept
 
     def __post_init__(self) -> None:
-        _one_of("train.optimizer", self.optimizer, ("adamw", "lamb"))
+        one_of("train.optimizer", self.optimizer, ("adamw", "lamb"))
         backends = ("auto", "torch", "deepspeed", "apex", "pytorch_optimizer")
-        _one_of("train.optimizer_backend", self.optimizer_backend, backends)
-        _one_of("train.schedule", self.schedule, ("linear", "cosine", "constant"))
-        _one_of("train.precision", self.precision, ("fp32", "bf16", "fp16"))
-        _within("train.zero_stage", self.zero_stage, 0, 3)
-        _within("train.warmup_ratio", self.warmup_ratio, 0.0, 1.0)
+        one_of("train.optimizer_backend", self.optimizer_backend, backends)
+        one_of("train.schedule", self.schedule, ("linear", "cosine", "constant"))
+        one_of("train.precision", self.precision, ("fp32", "bf16", "fp16"))
+        within("train.zero_stage", self.zero_stage, 0, 3)
+        within("train.warmup_ratio", self.warmup_ratio, 0.0, 1.0)
         for name in ("steps", "micro_batch_size", "gradient_accumulation_steps", "log_every", "keep_checkpoints"):
-            _at_least(f"train.{name}", getattr(self, name), 1)
-        _at_least("train.checkpoint_every", self.checkpoint_every, 0)
+            at_least(f"train.{name}", getattr(self, name), 1)
+        at_least("train.checkpoint_every", self.checkpoint_every, 0)
         for name in ("lr", "eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"train.{name} must be positive, got {getattr(self, name)}")
@@ -187,11 +134,11 @@ class ValidationConfig:
     patience: int = 0  # validations without a better keep_best before the run stops early; 0: never
 
     def __post_init__(self) -> None:
-        _at_least("validation.every", self.every, 0)
-        _at_least("validation.pairs", self.pairs, 2)
-        _at_least("validation.patience", self.patience, 0)
+        at_least("validation.every", self.every, 0)
+        at_least("validation.pairs", self.pairs, 2)
+        at_least("validation.patience", self.patience, 0)
         if self.keep_best is not None:
-            _one_of("validation.keep_best", self.keep_best, ("alignment_accuracy", "loss", *TASKS))
+            one_of("validation.keep_best", self.keep_best, ("alignment_accuracy", "loss", *TASKS))
         if self.patience and self.keep_best is None:
             raise ValueError("validation.patience needs validation.keep_best: the metric that must improve")
         if self.keep_best is not None and self.every == 0:
@@ -204,7 +151,7 @@ class Config:
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
-    weighting: WeightingConfig = field(default_factory=WeightingConfig)
+    weighting: TaskWeighting = field(default_factory=TaskWeighting)
     train: TrainConfig = field(default_factory=TrainConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
@@ -275,10 +222,10 @@ def _meant(section: str, name: str) -> str | None:
     config = OmegaConf.structured(Config)
     if not section:
         return next(iter(difflib.get_close_matches(name, list(config))), None)
-    for within in (section, *config):
-        fields = list(config[within]) if within in config else []
+    for place in (section, *config):
+        fields = list(config[place]) if place in config else []
         wanted = OTHERS_NAMES.get(name, name)
         near = [wanted] if wanted in fields else difflib.get_close_matches(wanted, fields, cutoff=0.75)
         if near:
-            return f"{within}.{near[0]}"
+            return f"{place}.{near[0]}"
     return None

@@ -27,6 +27,7 @@ from fashionbert_fast.engine.build import build, build_loader
 from fashionbert_fast.engine.metrics import read_metrics
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.model import encoder as encoder_module
+from fashionbert_fast.objectives.weighting import WeightingReport
 from fashionbert_fast.run_directory import best_step, list_checkpoints
 
 PRODUCTS, PATCHES = 96, 4  # of conftest's store; 84 to train on, 12 held out
@@ -66,32 +67,38 @@ def negatives_share(epoch: int = 0) -> Callable:
 
 
 def share_of_matches(run) -> float:
-    return torch.cat([batch.tia_label_B for batch in batches(run)]).float().mean().item()
+    return torch.cat([batch.targets.tia_label_B for batch in batches(run)]).float().mean().item()
 
 
 def predicted_a_title(run) -> list[int]:
     """Masked tokens of each title."""
     counts = []
     for batch in batches(run):
-        rows = batch.mlm_row_M[batch.mlm_label_M != -100]
-        counts += torch.bucketize(rows, batch.offsets_S1[1:], right=True).bincount(minlength=12).tolist()
+        rows = batch.targets.mlm_row_M[batch.targets.mlm_label_M != -100]
+        counts += torch.bucketize(rows, batch.inputs.cu_seqlens_S1[1:], right=True).bincount(minlength=12).tolist()
     return counts
 
 
 def predicted_share(run) -> float:
-    words = sum(int(batch.offsets_S1[-1]) - batch.patch_mask_BP.numel() - 2 * 12 for batch in batches(run))  # no [CLS]
+    inputs = [batch.inputs for batch in batches(run)]
+    words = sum(pairs.tokens - pairs.patch_mask_BP.numel() - 2 * 12 for pairs in inputs)  # without [CLS] and [SEP]
     return sum(predicted_a_title(run)) / words
 
 
 def mismatches_are_predicted(run) -> bool:
-    return any(
-        (batch.tia_label_B[torch.bucketize(batch.mpm_row_K, batch.offsets_S1[1:], right=True)] == 0).any()
-        for batch in batches(run)
-    )
+    for batch in batches(run):
+        pair_K = torch.bucketize(batch.targets.mpm_row_K, batch.inputs.cu_seqlens_S1[1:], right=True)
+        if (batch.targets.tia_label_B[pair_K] == 0).any():
+            return True
+    return False
+
+
+def longest_title(run) -> int:
+    return max(int(batch.inputs.cu_seqlens_S1.diff().max()) for batch in batches(run)) - PATCHES
 
 
 def masked_patches(run) -> set[int]:
-    return {int(count) for batch in batches(run) for count in batch.patch_mask_BP.sum(1)}
+    return {int(count) for batch in batches(run) for count in batch.inputs.patch_mask_BP.sum(1)}
 
 
 def model_of(run):
@@ -155,9 +162,11 @@ def weigh(run, losses=(7.0, 0.7, 0.05), slopes=(1.0, 2.0, 2.0)) -> SimpleNamespa
     the weights, and the gradient of the weighted loss with respect to the losses."""
     weighter, hidden = model_of(run).weighter, torch.zeros(1, 3, requires_grad=True)
     losses_T = torch.tensor(losses, requires_grad=True)
-    rises = [slope * alias[0, i] for i, (slope, alias) in enumerate(zip(slopes, weighter.gate(hidden), strict=True))]
-    weighter(losses_T + torch.stack(rises)).backward()
-    return SimpleNamespace(weights=weighter.weights_T.tolist(), of_losses=losses_T.grad)
+    report = WeightingReport()
+    aliases = weighter.gate(hidden, report)
+    rises = [slope * alias[0, i] for i, (slope, alias) in enumerate(zip(slopes, aliases, strict=True))]
+    weighter(losses_T + torch.stack(rises), report).backward()
+    return SimpleNamespace(weights=report.weights_T.tolist(), of_losses=losses_T.grad)
 
 
 def weights(run) -> list[float]:
@@ -221,7 +230,7 @@ def what_the_seed_draws(run) -> list:
     keep = [call["seed"].item() for call in observed_dropouts(run)["packed_attention"]]
     return [
         model_of(run).encoder.layers[0].qkv.weight[0, 0].item(), run.dataset.plan(0).text_rows.tolist(),
-        batch.input_id_N.tolist(), batch.patch_mask_BP.tolist(), keep,
+        batch.inputs.input_id_N.tolist(), batch.inputs.patch_mask_BP.tolist(), keep,
     ]  # fmt: skip
 
 
@@ -254,7 +263,7 @@ ROWS = [
     # data
     Row("data.store", lambda run: len(run.store), (("STORE", PRODUCTS), ("SMALL_STORE", 48))),
     Row("data.split", lambda run: len(run.dataset.rows), (("train", 84), ("validation", 12), ("all", 96))),
-    Row("data.max_text_tokens", lambda run: max(int(b.offsets_S1.diff().max()) for b in batches(run)) - PATCHES,
+    Row("data.max_text_tokens", longest_title,
         ((4, 4), (7, 7))),
     Row("data.negatives", negatives_share(),
         (("random", (False, False)), ("category", (True, False)), ("subcategory", (True, True)))),
@@ -313,7 +322,8 @@ ROWS = [
     # train
     Row("train.steps", lambda run: len(build_loader(run, 0)), ((8, 8), (5, 5))),
     Row("train.steps", lr_curve(5), ((8, close([0.5])), (20, close([1.0]))), SCHEDULED),
-    Row("train.micro_batch_size", lambda run: (len(run.dataset[0][0].tia_label_B), run.engine.train_batch_size()),
+    Row("train.micro_batch_size",
+        lambda run: (len(run.dataset[0][0].targets.tia_label_B), run.engine.train_batch_size()),
         ((12, (12, 12)), (6, (6, 6)))),
     Row("train.gradient_accumulation_steps",
         lambda run: (len(run.dataset[0]), run.engine.gradient_accumulation_steps(), run.engine.train_batch_size()),

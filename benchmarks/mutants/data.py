@@ -161,8 +161,8 @@ MUTANTS = (
     Mutant(
         "one-epoch-more-of-random-negatives",
         "fashionbert_fast/data/pairs.py",
-        "epoch < self.pairing.random_epochs",
-        "epoch <= self.pairing.random_epochs",
+        "epoch < self.config.random_negative_epochs",
+        "epoch <= self.config.random_negative_epochs",
         (*BATCHES, *FIELDS),
     ),
     Mutant(
@@ -280,29 +280,29 @@ MUTANTS = (
     Mutant(
         "every-chosen-word-becomes-mask",
         DATA + "masking.py",
-        "action_M < masking.keep + masking.replace",
-        "action_M < masking.keep",
+        "action_M < KEEP + REPLACE",
+        "action_M < KEEP",
         MASKING,
     ),
     Mutant(
         "a-rate-of-zero-still-masks",
         DATA + "masking.py",
-        "if masking.rate == 0 or not (word_N >= 0).any():",
+        "if rate == 0 or not (word_N >= 0).any():",
         "if not (word_N >= 0).any():",
         (*MASKING, *FIELDS),
     ),
     Mutant(
         "long-words-come-last",
         DATA + "masking.py",
-        "taken_W[order_W] = _comb(pair_W[order_W], size_W[order_W], shift_B, masking)",
-        "taken_W[order_W] = _comb(pair_W[order_W], size_W[order_W], 0 * shift_B, masking)",
+        "taken_W[order_W] = _comb(pair_W[order_W], size_W[order_W], shift_B, rate, most)",
+        "taken_W[order_W] = _comb(pair_W[order_W], size_W[order_W], 0 * shift_B, rate, most)",
         MASKING,
     ),
     Mutant(
         "most-masked-is-exceeded",
         DATA + "masking.py",
-        "size_W * met(last_shift_B), len(shift_B)) > masking.most",
-        "size_W * met(last_shift_B), len(shift_B)) > 2 * masking.most",
+        "size_W * met(last_shift_B), len(shift_B)) > most",
+        "size_W * met(last_shift_B), len(shift_B)) > 2 * most",
         (*MASKING, *FIELDS),
     ),
     Mutant(
@@ -329,8 +329,8 @@ MUTANTS = (
     Mutant(
         "category-in-place-of-sub-category",
         "fashionbert_fast/data/pairs.py",
-        '            if self.pairing.negatives == "subcategory":\n',
-        '            if self.pairing.negatives == "category":\n',
+        '            if self.config.negatives == "subcategory":\n',
+        '            if self.config.negatives == "category":\n',
         (*BATCHES, *FIELDS),
     ),
     Mutant(

@@ -123,8 +123,8 @@ MUTANTS = (
     Mutant(
         "decoder-is-not-tied",
         "fashionbert_fast/objectives/pretraining.py",
-        "self.mlm_head(mlm_MH, self.text_embeddings.word.weight, batch.mlm_label_M)",
-        "self.mlm_head(mlm_MH, self.text_embeddings.word.weight.detach(), batch.mlm_label_M)",
+        "self.mlm_head(mlm_MH, self.text_embeddings.word.weight, targets.mlm_label_M)",
+        "self.mlm_head(mlm_MH, self.text_embeddings.word.weight.detach(), targets.mlm_label_M)",
         (*PEERS, *WEIGHTING),
     ),
     Mutant(
@@ -186,7 +186,7 @@ MUTANTS = (
     Mutant(
         "loss-scale-reaches-the-weights",
         "fashionbert_fast/objectives/weighting.py",
-        "/ (self.cotangent.float() * world_size()) ** 2",
+        "/ (report.cotangent.float() * world_size()) ** 2",
         "/ world_size() ** 2",
         WEIGHTING,
     ),

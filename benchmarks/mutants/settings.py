@@ -38,7 +38,7 @@ MUTANTS = (
     ),
     Mutant(
         "masking-rate-is-not-the-released-one",
-        CONFIG,
+        "fashionbert_fast/data/config.py",
         "mlm_rate: float = 0.15",
         "mlm_rate: float = 0.2",
         TESTS,

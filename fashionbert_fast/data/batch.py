@@ -1,48 +1,56 @@
 """A batch: pairs of titles and images as tensors, packed: one axis of tokens, no padding between pairs.
 
+`PackedPairs` is what the core reads, `Targets` what the pre-training objective reads, a `Batch` both.
+
 Shapes: B pairs, S1 = B + 1 offsets, N title tokens of all pairs, P patches, T = N + B P rows of the packed axis,
 I distinct images, D patch feature, M masked tokens, K masked patches, three tasks (mlm, tia, mpm).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from typing import NamedTuple, Self
 
 import torch
 
 
+class _OfTensors:
+    """What a dataclass of tensors, of other such dataclasses and of numbers can do."""
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Self:
+        """The same with every tensor changed."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor):
+                values[name] = change(value)
+            elif isinstance(value, _OfTensors):
+                values[name] = value.map(change)
+        return type(self)(**values)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
+        """The same with every tensor on ``device``."""
+        return self.map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        return self.map(lambda tensor: tensor.pin_memory())
+
+
 @dataclass
-class Batch:
-    """One micro-batch. Pair b is the rows ``offsets_S1[b]`` to ``offsets_S1[b + 1]`` of the packed axis: its title's
-    tokens, then its P patches. Rows after the last pair, [PAD] tokens, fill up to a token budget (`Budget`)."""
+class PackedPairs(_OfTensors):
+    """What the core reads. Pair b is the rows ``cu_seqlens_S1[b]`` to ``cu_seqlens_S1[b + 1]`` of the packed axis: its
+    title's tokens, then its P patches. Rows after the last pair, [PAD] tokens, fill up to a token budget (`Budget`)."""
 
     input_id_N: torch.Tensor  # int64, masked; the fill last
     position_N: torch.Tensor  # int64: the place of each token in its title
     text_row_N: torch.Tensor  # int64: its row of the packed axis
-    offsets_S1: torch.Tensor  # int32
+    cu_seqlens_S1: torch.Tensor  # int32: cumulative sequence lengths, from 0
     cls_row_B: torch.Tensor  # int64: the row of each pair's [CLS]
     patch_row_B: torch.Tensor  # int64: the row of each pair's first patch
     features_IPD: torch.Tensor  # the store's dtype, each distinct image once
     image_index_B: torch.Tensor  # int64: the image of each pair
     patch_mask_BP: torch.Tensor  # bool, True: masked
-    mlm_row_M: torch.Tensor  # int64: packed rows to predict, the fill's being 0
-    mlm_label_M: torch.Tensor  # int64 token ids, the fill's being -100
-    mpm_row_K: torch.Tensor  # int64: packed rows to predict
-    mpm_target_K: torch.Tensor  # int64: their row of the features, image * P + patch
-    tia_label_B: torch.Tensor  # int64, 1: title and image belong together
-    counts_T: torch.Tensor  # float32: masked tokens, pairs, masked patches of this batch
-    longest: int  # at least the tokens of any pair
-
-    def _with(self, change) -> Batch:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: change(v) if isinstance(v, torch.Tensor) else v for k, v in values.items()})
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The batch with every tensor on ``device``."""
-        return self._with(lambda tensor: tensor.to(device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Batch:
-        return self._with(lambda tensor: tensor.pin_memory())
+    max_seqlen: int  # at least the tokens of any pair
 
     @property
     def rows(self) -> int:
@@ -52,4 +60,47 @@ class Batch:
     @property
     def tokens(self) -> int:
         """Useful tokens: title tokens and patches, no fill. Reads a tensor: keep it out of a GPU step."""
-        return int(self.offsets_S1[-1])
+        return int(self.cu_seqlens_S1[-1])
+
+
+@dataclass
+class Targets(_OfTensors):
+    """What the pre-training objective reads: where the core's rows are predicted, and what is right there."""
+
+    mlm_row_M: torch.Tensor  # int64: packed rows to predict, the fill's being 0
+    mlm_label_M: torch.Tensor  # int64 token ids, the fill's being -100
+    mpm_row_K: torch.Tensor  # int64: packed rows to predict
+    mpm_target_K: torch.Tensor  # int64: their row of the features, image * P + patch
+    tia_label_B: torch.Tensor  # int64, 1: title and image belong together
+    counts_T: torch.Tensor  # float32: masked tokens, pairs, masked patches of this batch
+
+
+@dataclass
+class Batch(_OfTensors):
+    """One micro-batch of pre-training."""
+
+    inputs: PackedPairs
+    targets: Targets
+
+
+class StepCounts(NamedTuple):
+    """What an optimizer step holds, summed over its pairs. The first three normalise the tasks' losses, in the order of
+    `model.config.TASKS`; all six say how much useful work it is (engine/flops.py)."""
+
+    masked_tokens: float
+    pairs: float
+    masked_patches: float
+    tokens: float  # useful ones: title tokens and patches
+    squared_lengths: float
+    patches: float
+
+    @classmethod
+    def of(cls, batches: Iterable[Batch]) -> torch.Tensor:
+        """(6,) float32, one vector, so that ranks add theirs up in one all-reduce; ``StepCounts(*vector.tolist())``."""
+        total = torch.zeros(len(cls._fields))
+        for batch in batches:
+            lengths_B = batch.inputs.cu_seqlens_S1.diff().float()
+            patches = torch.tensor(float(batch.inputs.patch_mask_BP.numel()))
+            rest = torch.stack([lengths_B.sum(), lengths_B.square().sum(), patches])
+            total += torch.cat([batch.targets.counts_T, rest])
+        return total

@@ -31,18 +31,18 @@ def rounded_up(size: int, multiple: int) -> int:
 
 
 def pack(id_N: np.ndarray, lengths_B: np.ndarray, patches: int, pad_id: int, budget: Budget) -> dict[str, torch.Tensor]:
-    """The text's and the layout's fields of a `Batch`, for titles of ``lengths_B`` tokens, one after another."""
-    offsets_S1 = np.concatenate([[0], np.cumsum(lengths_B + patches)])
-    fill = rounded_up(int(offsets_S1[-1]), budget.tokens) - int(offsets_S1[-1])
+    """The text's and the layout's fields of `PackedPairs`, for titles of ``lengths_B`` tokens, one after another."""
+    cu_seqlens_S1 = np.concatenate([[0], np.cumsum(lengths_B + patches)])
+    fill = rounded_up(int(cu_seqlens_S1[-1]), budget.tokens) - int(cu_seqlens_S1[-1])
     before_B = np.cumsum(lengths_B) - lengths_B  # title tokens of the pairs before
     place_N = np.arange(len(id_N)) - np.repeat(before_B, lengths_B)
-    rows_N = place_N + np.repeat(offsets_S1[:-1], lengths_B)
+    rows_N = place_N + np.repeat(cu_seqlens_S1[:-1], lengths_B)
     fields_of_text = {
         "input_id_N": np.concatenate([id_N, np.full(fill, pad_id)]),
         "position_N": np.concatenate([place_N, np.zeros(fill, dtype=np.int64)]),
-        "text_row_N": np.concatenate([rows_N, offsets_S1[-1] + np.arange(fill)]),
-        "cls_row_B": offsets_S1[:-1],
-        "patch_row_B": offsets_S1[:-1] + lengths_B,
+        "text_row_N": np.concatenate([rows_N, cu_seqlens_S1[-1] + np.arange(fill)]),
+        "cls_row_B": cu_seqlens_S1[:-1],
+        "patch_row_B": cu_seqlens_S1[:-1] + lengths_B,
     }
     tensors = {name: torch.from_numpy(value.astype(np.int64)) for name, value in fields_of_text.items()}
-    return tensors | {"offsets_S1": torch.from_numpy(offsets_S1.astype(np.int32))}
+    return tensors | {"cu_seqlens_S1": torch.from_numpy(cu_seqlens_S1.astype(np.int32))}

@@ -6,14 +6,13 @@ I distinct images, D patch feature, M masked tokens, K masked patches, three tas
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from fashionbert_fast.data.batch import Batch
-from fashionbert_fast.data.masking import TextMasking, choose_words, mask_patches, mask_tokens
+from fashionbert_fast.data.batch import Batch, PackedPairs, Targets
+from fashionbert_fast.data.config import DataConfig
+from fashionbert_fast.data.masking import choose_words, mask_patches, mask_tokens
 from fashionbert_fast.data.packing import Budget, pack, rounded_up
 from fashionbert_fast.data.sampling import EpochPlan, numbered, plan_epoch
 from fashionbert_fast.data.titles import TokenizedTitles
@@ -28,35 +27,21 @@ def _images(store: FeatureStore, image_rows: np.ndarray) -> tuple[torch.Tensor, 
     return store.features(distinct), torch.from_numpy(index.astype(np.int64))
 
 
-def collate_pairs(store: FeatureStore, titles: TokenizedTitles, text_rows: np.ndarray, image_rows: np.ndarray) -> Batch:
+def collate_pairs(
+    store: FeatureStore, titles: TokenizedTitles, text_rows: np.ndarray, image_rows: np.ndarray
+) -> PackedPairs:
     """Unmasked pairs, for evaluation: title ``text_rows[b]`` with image ``image_rows[b]``, both int64 store rows."""
     P = store.manifest.patches
     features_IPD, image_index_B = _images(store, image_rows)
-    nothing = torch.empty(0, dtype=torch.int64)
     id_N, _, offsets_S1 = titles.gather(text_rows)
     lengths_B = np.diff(offsets_S1)
-    return Batch(
+    return PackedPairs(
         **pack(id_N, lengths_B, P, titles.pad_id, Budget()),
-        features_IPD=features_IPD, image_index_B=image_index_B,
+        features_IPD=features_IPD,
+        image_index_B=image_index_B,
         patch_mask_BP=torch.zeros(len(text_rows), P, dtype=torch.bool),
-        mlm_row_M=nothing, mlm_label_M=nothing, mpm_row_K=nothing, mpm_target_K=nothing,
-        tia_label_B=torch.from_numpy((text_rows == image_rows).astype(np.int64)),
-        counts_T=torch.tensor([0.0, len(text_rows), 0.0]), longest=int(lengths_B.max()) + P,
-    )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Pairing:
-    """How pairs, negatives and masks are drawn."""
-
-    seed: int = 0
-    negatives: str = "category"  # a negative's image comes from: random | category | subcategory
-    random_epochs: int = 0  # first epochs with random negatives, whatever `negatives` says
-    way: str = "coin"  # coin | both: see sampling
-    negative_rate: float = 0.5
-    predict_negatives: bool = True  # MLM and MPM on negative pairs too, as released
-    text: TextMasking = field(default_factory=TextMasking)
-    patch_rate: float = 0.1
+        max_seqlen=int(lengths_B.max()) + P,
+    )
 
 
 class PairDataset(Dataset):
@@ -67,16 +52,16 @@ class PairDataset(Dataset):
     """
 
     def __init__(
-        self, store: FeatureStore, titles: TokenizedTitles, rows: np.ndarray, pairing: Pairing, *,
-        micro_batch_size: int, micro_batches: int = 1, rank: int = 0, world_size: int = 1, steps: int,
+        self, store: FeatureStore, titles: TokenizedTitles, rows: np.ndarray, config: DataConfig, *,
+        seed: int = 0, micro_batch_size: int, micro_batches: int = 1, rank: int = 0, world_size: int = 1, steps: int,
         budget: Budget | None = None,
     ) -> None:  # fmt: skip
-        self.store, self.titles, self.rows, self.pairing = store, titles, np.asarray(rows), pairing
+        self.store, self.titles, self.rows, self.config, self.seed = store, titles, np.asarray(rows), config, seed
         self.micro_batch_size, self.micro_batches = micro_batch_size, micro_batches
         self.rank, self.world_size, self.steps = rank, world_size, steps
         self.global_batch = micro_batch_size * micro_batches * world_size
         self.budget = budget or Budget.of(micro_batch_size, titles.longest + store.manifest.patches)
-        self.steps_per_epoch = len(self.rows) * (2 if pairing.way == "both" else 1) // self.global_batch
+        self.steps_per_epoch = len(self.rows) * (2 if config.pairs == "both" else 1) // self.global_batch
         if self.steps_per_epoch == 0:
             raise InputError(
                 f"{store.path}: {len(self.rows)} products do not fill one global batch of {self.global_batch} pairs; "
@@ -91,10 +76,9 @@ class PairDataset(Dataset):
     def plan(self, epoch: int) -> EpochPlan:
         """The epoch's pairs in order; the last one asked for is kept."""
         if self._plan is None or self._plan[0] != epoch:
-            p = self.pairing
             plan = plan_epoch(
-                self.rows, self._groups(epoch), self.store.twin_N[self.rows], seed=p.seed, epoch=epoch, way=p.way,
-                negative_rate=p.negative_rate,
+                self.rows, self._groups(epoch), self.store.twin_N[self.rows], seed=self.seed, epoch=epoch,
+                pairs=self.config.pairs, negative_rate=self.config.negative_rate,
             )  # fmt: skip
             self._plan = (epoch, plan)
         return self._plan[1]
@@ -108,11 +92,11 @@ class PairDataset(Dataset):
     def _groups(self, epoch: int) -> np.ndarray:
         """(N,) int64: equal for products that may be each other's negatives. Sub-categories are told apart within their
         category: "Other" of shoes is not "Other" of bags."""
-        if self.pairing.negatives == "random" or epoch < self.pairing.random_epochs:
+        if self.config.negatives == "random" or epoch < self.config.random_negative_epochs:
             return np.zeros(len(self.rows), dtype=np.int64)
         if self._group_N is None:
             names = self.store.categories
-            if self.pairing.negatives == "subcategory":
+            if self.config.negatives == "subcategory":
                 names = zip(names, self.store.subcategories, strict=True)
             self._group_N = numbered(names)[self.rows]
         return self._group_N
@@ -126,34 +110,38 @@ class PairDataset(Dataset):
         return [self._collate(plan, slice(start, start + self.micro_batch_size), epoch) for start in starts]
 
     def _collate(self, plan: EpochPlan, span: slice, epoch: int) -> Batch:
-        p, P = self.pairing, self.store.manifest.patches
+        c, P, draw = self.config, self.store.manifest.patches, {"seed": self.seed, "epoch": epoch}
         text_rows, is_match = plan.text_rows[span], plan.is_match[span]
         samples_B = text_rows * 2 + is_match  # a title in a match and in a mismatch is masked differently
         # Every pair is masked, whether or not it is predicted: masks on matches alone would give the label away.
-        predicted_B = np.ones(len(text_rows), dtype=bool) if p.predict_negatives else is_match
+        predicted_B = np.ones(len(text_rows), dtype=bool) if c.predict_negatives else is_match
         id_N, word_N, offsets_S1 = self.titles.gather(text_rows)
-        chosen_M = choose_words(word_N, offsets_S1, samples_B, p.text, seed=p.seed, epoch=epoch)
+        chosen_M = choose_words(word_N, offsets_S1, samples_B, rate=c.mlm_rate, most=c.mlm_most, **draw)
         pair_M = np.searchsorted(offsets_S1, chosen_M, side="right") - 1
         label_M, place_M = id_N[chosen_M], chosen_M - offsets_S1[pair_M]
         id_N[chosen_M] = mask_tokens(
-            label_M, place_M, samples_B[pair_M], p.text, self.titles.mask_id, self.titles.vocabulary,
-            seed=p.seed, epoch=epoch,
-        )  # fmt: skip
+            label_M, place_M, samples_B[pair_M], self.titles.mask_id, self.titles.vocabulary, **draw
+        )
         packed = pack(id_N, np.diff(offsets_S1), P, self.titles.pad_id, self.budget)
         row_M = (packed["cls_row_B"].numpy()[pair_M] + place_M)[predicted_B[pair_M]]
         label_M = label_M[predicted_B[pair_M]].astype(np.int64)
         fill = rounded_up(len(row_M), self.budget.predictions) - len(row_M)
-        patch_mask_BP = mask_patches(samples_B, P, p.patch_rate, seed=p.seed, epoch=epoch)
+        patch_mask_BP = mask_patches(samples_B, P, c.patch_rate, **draw)
         pair_K, patch_K = np.nonzero(patch_mask_BP & predicted_B[:, None])
         features_IPD, image_index_B = _images(self.store, plan.image_rows[span])
-        return Batch(
-            **packed, features_IPD=features_IPD, image_index_B=image_index_B,
+        inputs = PackedPairs(
+            **packed,
+            features_IPD=features_IPD,
+            image_index_B=image_index_B,
             patch_mask_BP=torch.from_numpy(patch_mask_BP),
+            max_seqlen=self.titles.longest + P,
+        )
+        targets = Targets(
             mlm_row_M=torch.from_numpy(np.pad(row_M, (0, fill))),
             mlm_label_M=torch.from_numpy(np.pad(label_M, (0, fill), constant_values=IGNORED)),
             mpm_row_K=packed["patch_row_B"][pair_K] + torch.from_numpy(patch_K),
             mpm_target_K=image_index_B[pair_K] * P + torch.from_numpy(patch_K),
             tia_label_B=torch.from_numpy(is_match.astype(np.int64)),
             counts_T=torch.tensor([len(row_M), len(text_rows), len(pair_K)], dtype=torch.float32),
-            longest=self.titles.longest + P,
-        )  # fmt: skip
+        )
+        return Batch(inputs, targets)

@@ -43,14 +43,14 @@ def numbered(values: Iterable[Hashable]) -> np.ndarray:
 
 
 def plan_epoch(
-    rows: np.ndarray, groups: np.ndarray, twins: np.ndarray, *, seed: int, epoch: int, way: str = "coin",
+    rows: np.ndarray, groups: np.ndarray, twins: np.ndarray, *, seed: int, epoch: int, pairs: str = "coin",
     negative_rate: float = 0.5,
 ) -> EpochPlan:  # fmt: skip
     """The epoch's pairs in order.
 
     Args:
         rows: (N,) int64 store rows in use. groups: (N,) int, what a negative should share (a category's number; all
-            equal: any product). twins: (N,) int, what a negative must not share. way: ``coin`` or ``both``.
+            equal: any product). twins: (N,) int, what a negative must not share. pairs: ``coin`` or ``both``.
         negative_rate: of ``coin``, the probability of a negative.
 
     A product that all others are twins of has no negative: it is a match each time.
@@ -68,7 +68,7 @@ def plan_epoch(
     partner[single] = _drawn_partners(rows, groups, twins, np.flatnonzero(single), seed, epoch)
     places = _places(rows, first, second, single, seed, epoch)
     rows, partner = rows[places], rows[partner][places]
-    if way == "both":
+    if pairs == "both":
         text_rows, image_rows = np.repeat(rows, 2), np.stack([rows, partner], axis=1).ravel()
         return EpochPlan(text_rows, image_rows, text_rows == image_rows)
     negative = uniform(seed, Stream.NEGATIVE, epoch, rows) < negative_rate

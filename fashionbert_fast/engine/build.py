@@ -13,8 +13,7 @@ from torch.utils.data import DataLoader
 
 from fashionbert_fast.config import Config
 from fashionbert_fast.data.counter_rng import Stream, random_bits
-from fashionbert_fast.data.masking import TextMasking
-from fashionbert_fast.data.pairs import PairDataset, Pairing
+from fashionbert_fast.data.pairs import PairDataset
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.data.tokenizer import load_tokenizer, train_wordpiece
 from fashionbert_fast.distributed import barrier, is_main
@@ -26,7 +25,7 @@ from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.manifest import require_same_features
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.model.checkpoint import is_own_model, resolve_core
-from fashionbert_fast.model.config import FashionBertConfig, TaskWeighting
+from fashionbert_fast.model.config import FashionBertConfig
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 from fashionbert_fast.run_directory import resolve_model_dir
 
@@ -102,7 +101,7 @@ def build_model(config: Config, store: FeatureStore, vocabulary: int) -> Fashion
         "hidden_dropout_prob": m.hidden_dropout,
         "attention_probs_dropout_prob": m.attention_dropout,
         "patch_dropout_prob": m.patch_dropout,
-        "weighting": TaskWeighting(**vars(config.weighting)),
+        "weighting": config.weighting,
     }
     fields = rates | {"patches": store.manifest.patches, "initializer_range": m.initializer_range}
     if core is not None and is_own_model(core):
@@ -153,14 +152,9 @@ def build_dataset(config: Config, store: FeatureStore, tokenizer, rank: int, wor
         raise InputError(
             f"{store.path}: has no products of split {d.split!r}; set data.split or prepare it with --holdout"
         )
-    pairing = Pairing(
-        seed=t.seed, negatives=d.negatives, random_epochs=d.random_negative_epochs, way=d.pairs,
-        negative_rate=d.negative_rate, predict_negatives=d.predict_negatives,
-        text=TextMasking(rate=d.mlm_rate, most=d.mlm_most), patch_rate=d.patch_rate,
-    )  # fmt: skip
     titles = TokenizedTitles(store.titles, tokenizer, d.max_text_tokens)
     return PairDataset(
-        store, titles, rows, pairing, micro_batch_size=t.micro_batch_size,
+        store, titles, rows, d, seed=t.seed, micro_batch_size=t.micro_batch_size,
         micro_batches=t.gradient_accumulation_steps, rank=rank, world_size=world_size, steps=t.steps,
     )  # fmt: skip
 

@@ -32,9 +32,9 @@ class Watch:
         self.run = run
         self.first = torch.zeros(1 + 2 * len(TASKS), dtype=torch.float64, device=run.device)  # step, losses, weights
 
-    def add(self, step: int, losses_T: torch.Tensor) -> None:
+    def add(self, step: int, losses_T: torch.Tensor, weights_T: torch.Tensor) -> None:
         """Take note of ``step`` (from 1) once its backward has run."""
-        values = torch.cat([losses_T, self.run.engine.module.weighter.weights_T]).double()
+        values = torch.cat([losses_T, weights_T]).double()
         seen = (self.first[0] > 0) | values.isfinite().all()
         self.first = torch.where(seen, self.first, torch.cat([values.new_full((1,), step), values]))
 

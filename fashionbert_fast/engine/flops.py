@@ -17,32 +17,20 @@ import time
 
 import torch
 
-from fashionbert_fast.data.batch import Batch
+from fashionbert_fast.data.batch import StepCounts
 from fashionbert_fast.model.config import FashionBertConfig
 
 # Dense tensor-core peaks of the data sheets, FLOP/s. A device not listed is measured instead.
 BF16_PEAKS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "V100": 125e12}
 
 
-def step_counts(batches: list[Batch]) -> torch.Tensor:
-    """(6,) float32: masked tokens, pairs, masked patches, useful tokens, sum of squared lengths, patches."""
-    total = torch.zeros(6)
-    for batch in batches:
-        patches = batch.patch_mask_BP.shape[1]
-        lengths_B = batch.offsets_S1.diff().float()
-        rest = torch.stack([lengths_B.sum(), lengths_B.square().sum(), torch.tensor(float(len(lengths_B) * patches))])
-        total += torch.cat([batch.counts_T, rest])
-    return total
-
-
-def useful_flops(config: FashionBertConfig, counts: torch.Tensor) -> float:
-    """FLOPs of the formula above for the ``counts`` of `step_counts`; reads the tensor, so it synchronises."""
-    masked_tokens, _, masked_patches, tokens, squares, patches = counts.double().tolist()
+def useful_flops(config: FashionBertConfig, counts: StepCounts) -> float:
+    """FLOPs of the formula above."""
     H, F, N = config.hidden_size, config.intermediate_size, config.num_hidden_layers
     D, V = config.patch_feature_size, config.vocab_size
-    encoder = 6 * tokens * N * (4 * H * H + 2 * H * F) + 12 * squares * N * H
-    heads = 6 * masked_tokens * (H * H + H * V) + 6 * masked_patches * H * D
-    return encoder + heads + 4 * (patches - masked_patches) * D * H
+    encoder = 6 * counts.tokens * N * (4 * H * H + 2 * H * F) + 12 * counts.squared_lengths * N * H
+    heads = 6 * counts.masked_tokens * (H * H + H * V) + 6 * counts.masked_patches * H * D
+    return encoder + heads + 4 * (counts.patches - counts.masked_patches) * D * H
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

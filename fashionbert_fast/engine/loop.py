@@ -6,17 +6,19 @@ import json
 import os
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from omegaconf import OmegaConf
 
 from fashionbert_fast.config import Config
+from fashionbert_fast.data.batch import Batch, StepCounts
 from fashionbert_fast.distributed import all_reduce_sum, barrier, init_distributed, is_main, shutdown
 from fashionbert_fast.engine.build import DTYPES, Run, build, build_loader, seed_dropout
 from fashionbert_fast.engine.checkpoint import load_checkpoint, save_checkpoint
 from fashionbert_fast.engine.divergence import Watch
-from fashionbert_fast.engine.flops import peak_flops, step_counts, useful_flops
+from fashionbert_fast.engine.flops import peak_flops, useful_flops
 from fashionbert_fast.engine.metrics import METRICS, MetricsWriter, read_metrics
 from fashionbert_fast.engine.validation import Validation
 from fashionbert_fast.errors import InputError, TrainingStopped
@@ -31,21 +33,31 @@ def _copied_ahead(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def train_step(run: Run, micro_batches: list, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Optimizer step ``step``, from 1: exactly one backward a micro-batch, every head in its loss.
+@dataclass
+class StepReport:
+    """What an optimizer step found, on the device: nothing of it is read before a step is logged.
 
-    Returns:
-        losses_T (3,) float32: the step's mean losses over the global batch. counts (6,): see `flops.step_counts`.
+    losses_T: (3,) float32 mean losses over the global batch. weights_T: (3,) float32 task weights. Both are means over
+    the micro-batches, each of which is weighted by its own. counts: (6,) float32, see `StepCounts`.
     """
-    counts = all_reduce_sum(_copied_ahead(step_counts(micro_batches), run.device))
-    losses_T = torch.zeros(len(TASKS), device=run.device)
+
+    losses_T: torch.Tensor
+    weights_T: torch.Tensor
+    counts: torch.Tensor
+
+
+def train_step(run: Run, micro_batches: list[Batch], step: int) -> StepReport:
+    """Optimizer step ``step``, from 1: exactly one backward a micro-batch, every head in its loss."""
+    counts = all_reduce_sum(_copied_ahead(StepCounts.of(micro_batches), run.device))
+    losses_T, weights_T = torch.zeros(2, len(TASKS), device=run.device)
     for i, batch in enumerate(micro_batches):
         seed_dropout(run.device, run.config.train.seed, step, i, run.rank)
         output = run.engine(batch.to(run.device, non_blocking=True), counts[: len(TASKS)], len(micro_batches))
         run.engine.backward(output.loss)
         run.engine.step()
         losses_T += output.losses_T / len(micro_batches)
-    return losses_T, counts
+        weights_T += output.report.weights_T / len(micro_batches)
+    return StepReport(losses_T, weights_T, counts)
 
 
 class Meter:
@@ -54,7 +66,7 @@ class Meter:
     def __init__(self, run: Run) -> None:
         self.run = run
         self.peak = peak_flops(run.device, DTYPES[run.config.train.precision]) * run.world_size
-        self.counts = torch.zeros(6, dtype=torch.float64, device=run.device)
+        self.counts = torch.zeros(len(StepCounts._fields), dtype=torch.float64, device=run.device)
         self.restart()
 
     def restart(self) -> None:
@@ -65,12 +77,11 @@ class Meter:
     def add(self, counts: torch.Tensor) -> None:
         self.counts += counts
 
-    def record(self, step: int, losses_T: torch.Tensor, lr: float) -> dict:
-        run, weighter = self.run, self.run.engine.module.weighter
-        weights = weighter.weights_T.float().tolist()  # waits for the device: time is read after it
-        losses = losses_T.tolist()
-        seconds = time.perf_counter() - self.start
-        pairs, tokens = self.counts[1].item(), self.counts[3].item()
+    def record(self, step: int, report: StepReport, lr: float) -> dict:
+        run = self.run
+        weights, losses = report.weights_T.tolist(), report.losses_T.tolist()  # waits for the device
+        seconds = time.perf_counter() - self.start  # so time is read after it
+        counts = StepCounts(*self.counts.tolist())
         norm = run.engine.get_global_grad_norm()
         record = {
             "step": step,
@@ -80,9 +91,9 @@ class Meter:
             "weights": dict(zip(TASKS, weights, strict=True)),
             "lr": lr,
             "grad_norm": None if norm is None else float(norm),
-            "samples_per_s": pairs / seconds,
-            "tokens_per_s": tokens / seconds,
-            "mfu": useful_flops(run.engine.module.config, self.counts) / seconds / self.peak,
+            "samples_per_s": counts.pairs / seconds,
+            "tokens_per_s": counts.tokens / seconds,
+            "mfu": useful_flops(run.engine.module.config, counts) / seconds / self.peak,
         }
         self.restart()
         return record
@@ -179,13 +190,13 @@ def train(run: Run, first_step: int) -> None:
                 validation.tell(step - 1)
                 break
             lr = run.engine.get_lr()[0]  # read now: the schedule moves on with the step
-            losses_T, counts = train_step(run, micro_batches, step)
-            meter.add(counts)
-            watch.add(step, losses_T)
+            report = train_step(run, micro_batches, step)
+            meter.add(report.counts)
+            watch.add(step, report.losses_T, report.weights_T)
             saves = step == t.steps or (t.checkpoint_every and step % t.checkpoint_every == 0)
             logs = step % t.log_every == 0 or step == t.steps or validation.due(step)
             if logs or (saves and watch.found()):
-                record = meter.record(step, losses_T, lr)
+                record = meter.record(step, report, lr)
                 complaint = watch.complaint(record)
                 if complaint:
                     record["stopped"] = complaint

@@ -1,7 +1,7 @@
 """Validation while training: losses and alignment accuracy on fixed held-out pairs, the best step so far, early stop.
 
 A run with validation learns bit for bit what it learns without: nothing is drawn from a generator (masks and pairs are
-functions of the seed, nothing drops), no gradient is taken, and what the task weighting remembers is put back.
+functions of the seed, nothing drops), and no gradient is taken.
 
 Shapes: T = 3 tasks.
 """
@@ -43,11 +43,12 @@ class HeldOutPairs(PairDataset):
     """
 
     def __init__(self, training: PairDataset, rows: np.ndarray, most: int) -> None:
-        pairing = replace(training.pairing, way="both", random_epochs=0)
+        config = replace(training.config, pairs="both", random_negative_epochs=0)
         size = min(training.micro_batch_size, 2 * len(rows))  # a split smaller than a batch will do
         super().__init__(
-            training.store, training.titles, rows, pairing, micro_batch_size=size, steps=1, budget=training.budget
-        )
+            training.store, training.titles, rows, config, seed=training.seed, micro_batch_size=size, steps=1,
+            budget=training.budget,
+        )  # fmt: skip
         plan = self.plan(EPOCH)
         self.fixed = EpochPlan(plan.text_rows[:most], plan.image_rows[:most], plan.is_match[:most])
         self.rank, self.world_size = training.rank, training.world_size
@@ -70,19 +71,20 @@ class HeldOutPairs(PairDataset):
 
 def _counting_for_nothing(batch: Batch) -> Batch:
     """The batch with no row that any loss is taken of."""
-    nothing = batch.mpm_row_K[:0]
-    return replace(
-        batch, mlm_label_M=torch.full_like(batch.mlm_label_M, IGNORED), mpm_row_K=nothing, mpm_target_K=nothing,
-        tia_label_B=torch.full_like(batch.tia_label_B, IGNORED), counts_T=torch.zeros_like(batch.counts_T),
+    t = batch.targets
+    nothing = t.mpm_row_K[:0]
+    targets = replace(
+        t, mlm_label_M=torch.full_like(t.mlm_label_M, IGNORED), mpm_row_K=nothing, mpm_target_K=nothing,
+        tia_label_B=torch.full_like(t.tia_label_B, IGNORED), counts_T=torch.zeros_like(t.counts_T),
     )  # fmt: skip
+    return Batch(batch.inputs, targets)
 
 
 @torch.no_grad()
 def measure(run: Run, held_out: HeldOutPairs) -> dict:
     """The ``validation`` of a record: mean losses over all pairs, their sum by ``weighting.preference`` (which stays
     the same over a run, as adaptive weights do not), alignment accuracy, and how many pairs. A collective."""
-    weighter, T = run.engine.module.weighter, len(TASKS)
-    remembered = weighter.weights_T, weighter.losses_T
+    T = len(TASKS)
     sums_T = torch.zeros(T, dtype=torch.float64, device=run.device)
     counted = torch.zeros(T + 1, dtype=torch.float64, device=run.device)  # rows of each task, right answers
     ones_T = torch.ones(T, device=run.device)  # counts of one: the model's losses are then sums over all ranks
@@ -91,10 +93,9 @@ def measure(run: Run, held_out: HeldOutPairs) -> dict:
         batch = held_out[i].to(run.device)
         output = run.engine(batch, ones_T)
         sums_T += output.losses_T
-        right = (output.logits_B2.argmax(1) == batch.tia_label_B).sum()
-        counted += torch.cat([batch.counts_T, right[None]])
+        right = (output.logits_B2.argmax(1) == batch.targets.tia_label_B).sum()
+        counted += torch.cat([batch.targets.counts_T, right[None]])
     run.engine.train()
-    weighter.weights_T, weighter.losses_T = remembered
     *counts, right = all_reduce_sum(counted).tolist()
     losses = [total / max(1.0, count) for total, count in zip(sums_T.tolist(), counts, strict=True)]
     preferred = zip(run.config.weighting.preference, losses, strict=True)

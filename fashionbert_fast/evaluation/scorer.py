@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fashionbert_fast.data.batch import Batch
+from fashionbert_fast.data.batch import PackedPairs
 from fashionbert_fast.data.pairs import collate_pairs
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.errors import InputError
@@ -92,7 +92,9 @@ class PairScorer:
                 vectors_H[place] = vector_H
         return np.stack(vectors_H)
 
-    def _batches(self, text: np.ndarray, image: np.ndarray, description: str) -> Iterator[tuple[np.ndarray, Batch]]:
+    def _batches(
+        self, text: np.ndarray, image: np.ndarray, description: str
+    ) -> Iterator[tuple[np.ndarray, PackedPairs]]:
         """Batches of pairs: titles of one length together (little padding), then one image side by side (reused)."""
         order = np.lexsort((image, self.titles.lengths(text)))
         starts = range(0, len(order), self.batch_size)

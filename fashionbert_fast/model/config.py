@@ -25,12 +25,13 @@ class TaskWeighting:
     method: str = "loss"  # loss | gradient | min_norm | fixed
     alpha: float = 1.0  # regulariser of the closed form (loss, gradient); alpha * 3 > 1
     detach_weights: bool = False  # loss: stop the gradient through the weights (the released code does not)
-    preference: tuple[float, float, float] = (1.0, 1.0, 1.0)  # factor of the mlm, tia and mpm loss, before any solve
+    # factor of the mlm, tia and mpm loss, before any solve
+    preference: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])
     normalise: str = "none"  # gradient, min_norm: divide each task gradient by its norm or its loss before the solve
     floor: float = 0.0  # gradient, min_norm: no weight below this; at most 1/3
 
     def __post_init__(self) -> None:
-        self.preference = tuple(float(p) for p in self.preference)
+        self.preference = [float(p) for p in self.preference]
         if self.method not in METHODS:
             raise ValueError(f"weighting.method must be one of {', '.join(METHODS)}, got {self.method!r}")
         if self.normalise not in NORMALISATIONS:

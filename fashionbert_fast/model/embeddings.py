@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fashionbert_fast.data.batch import Batch
+from fashionbert_fast.data.batch import PackedPairs
 from fashionbert_fast.kernels import masked_patch_embed, masked_patch_embed_packed
 from fashionbert_fast.model.config import FashionBertConfig
 
@@ -51,13 +51,13 @@ class PatchEmbeddings(nn.Module):
         return self.projection.weight, self.position.weight, segment_H, self.norm.weight, self.norm.bias
 
     def forward(
-        self, text_NH: torch.Tensor, batch: Batch, segment_H: torch.Tensor, seed: torch.Tensor | None
+        self, text_NH: torch.Tensor, pairs: PackedPairs, segment_H: torch.Tensor, seed: torch.Tensor | None
     ) -> torch.Tensor:
         """(T, H): the finished text and the patches of every pair, each on its rows of the packed axis."""
         drops = self.training and seed is not None
         return masked_patch_embed_packed(
-            text_NH, batch.text_row_N, batch.patch_row_B, batch.rows, batch.features_IPD, batch.patch_mask_BP,
-            *self._weights(segment_H), eps=self.norm.eps, image_index_B=batch.image_index_B,
+            text_NH, pairs.text_row_N, pairs.patch_row_B, pairs.rows, pairs.features_IPD, pairs.patch_mask_BP,
+            *self._weights(segment_H), eps=self.norm.eps, image_index_B=pairs.image_index_B,
             feature_dropout=self.feature_dropout if drops else 0.0,
             hidden_dropout=self.hidden_dropout if drops else 0.0, seed=seed, stream=self.stream,
         )  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fashionbert_fast.data.batch import Batch
+from fashionbert_fast.data.batch import PackedPairs
 from fashionbert_fast.kernels.dropout import draw_seed
 from fashionbert_fast.model import checkpoint
 from fashionbert_fast.model.config import FashionBertConfig
@@ -106,13 +106,13 @@ class FashionBert(nn.Module):
         hidden_NH = self.encoder(text_NH, Packing(offsets_S1, L, self._seed(text_NH.device)))
         return hidden_NH.new_zeros(B, L, hidden_NH.shape[1]).masked_scatter(live_BL[..., None], hidden_NH)
 
-    def encode(self, batch: Batch) -> torch.Tensor:
-        """Joint last hidden states (T, H) on the batch's packed axis."""
-        seed = self._seed(batch.input_id_N.device)
-        text_NH = self.text_embeddings(batch.input_id_N, batch.position_N)
+    def encode(self, pairs: PackedPairs) -> torch.Tensor:
+        """Joint last hidden states (T, H) on the pairs' packed axis."""
+        seed = self._seed(pairs.input_id_N.device)
+        text_NH = self.text_embeddings(pairs.input_id_N, pairs.position_N)
         segment_H = self.text_embeddings.segment.weight[IMAGE_SEGMENT]
-        joint_TH = self.patch_embeddings(text_NH, batch, segment_H, seed)
-        return self.encoder(joint_TH, Packing(batch.offsets_S1, batch.longest, seed))
+        joint_TH = self.patch_embeddings(text_NH, pairs, segment_H, seed)
+        return self.encoder(joint_TH, Packing(pairs.cu_seqlens_S1, pairs.max_seqlen, seed))
 
     def _seed(self, device: torch.device) -> torch.Tensor | None:
         """What this forward's dropout is drawn from; None where nothing drops."""
@@ -120,16 +120,16 @@ class FashionBert(nn.Module):
         drops = max(c.hidden_dropout_prob, c.attention_probs_dropout_prob, c.patch_dropout_prob) > 0
         return draw_seed(device) if self.training and drops else None
 
-    def encode_cls(self, batch: Batch) -> torch.Tensor:
-        """[CLS] of an unmasked batch, (B, H), for inference: `encode` at position 0 without the work of the others.
+    def encode_cls(self, pairs: PackedPairs) -> torch.Tensor:
+        """[CLS] of unmasked pairs, (B, H), for inference: `encode` at position 0 without the work of the others.
 
         Each distinct image is embedded once, however many titles it meets.
         """
         segment_H = self.text_embeddings.segment.weight[IMAGE_SEGMENT]
-        images_IPH = self.patch_embeddings.images(batch.features_IPD, segment_H)
-        text_NH = self.text_embeddings(batch.input_id_N, batch.position_N)
-        joint_TH = text_NH.new_empty(batch.rows, text_NH.shape[1])
-        joint_TH[batch.text_row_N] = text_NH
+        images_IPH = self.patch_embeddings.images(pairs.features_IPD, segment_H)
+        text_NH = self.text_embeddings(pairs.input_id_N, pairs.position_N)
+        joint_TH = text_NH.new_empty(pairs.rows, text_NH.shape[1])
+        joint_TH[pairs.text_row_N] = text_NH
         patch_P = torch.arange(images_IPH.shape[1], device=text_NH.device)
-        joint_TH[batch.patch_row_B[:, None] + patch_P] = images_IPH[batch.image_index_B]
-        return self.encoder.forward_cls(joint_TH, Packing(batch.offsets_S1, batch.longest))
+        joint_TH[pairs.patch_row_B[:, None] + patch_P] = images_IPH[pairs.image_index_B]
+        return self.encoder.forward_cls(joint_TH, Packing(pairs.cu_seqlens_S1, pairs.max_seqlen))

@@ -12,22 +12,27 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from fashionbert_fast.data.batch import Batch
+from fashionbert_fast.data.batch import Batch, PackedPairs
 from fashionbert_fast.distributed import all_reduce_sum
 from fashionbert_fast.model import checkpoint
 from fashionbert_fast.model.fashionbert import FashionBert
 from fashionbert_fast.model.heads import AlignmentHead, MaskedPatchHead, MaskedTokenHead
-from fashionbert_fast.objectives.weighting import TaskWeighter, global_means
+from fashionbert_fast.objectives.weighting import TaskWeighter, WeightingReport, global_means
 
 
 @dataclass
 class FashionBertOutput:
-    """``loss``: scalar to run backward on. ``losses_T``: (3,) float32 global mean losses (mlm, tia, mpm), detached.
-    ``logits_B2``: alignment logits, class 1 = title and image match."""
+    """``loss``: scalar to run backward on. ``logits_B2``: alignment logits, class 1 = title and image match, detached.
+    ``report``: the task losses and the weights they got."""
 
     loss: torch.Tensor
-    losses_T: torch.Tensor
     logits_B2: torch.Tensor
+    report: WeightingReport
+
+    @property
+    def losses_T(self) -> torch.Tensor:
+        """(3,) float32 global mean losses (mlm, tia, mpm), detached."""
+        return self.report.losses_T
 
 
 class FashionBertForPreTraining(FashionBert):
@@ -43,13 +48,13 @@ class FashionBertForPreTraining(FashionBert):
         """Write the core with its MLM head as a checkpoint `transformers.BertModel` / `BertForMaskedLM` load."""
         checkpoint.export_bert(self, Path(path))
 
-    def alignment_logits(self, batch: Batch) -> torch.Tensor:
-        """(B, 2) float32 of an unmasked batch; class 1 = the title and the image belong together. For inference."""
-        return self.tia_head(self.encode_cls(batch)).float()
+    def alignment_logits(self, pairs: PackedPairs) -> torch.Tensor:
+        """(B, 2) float32 of unmasked pairs; class 1 = the title and the image belong together. For inference."""
+        return self.tia_head(self.encode_cls(pairs)).float()
 
-    def pooled(self, batch: Batch) -> torch.Tensor:
-        """(B, H) float32 of an unmasked batch: dense + tanh on [CLS]. For inference."""
-        return self.tia_head.pooled(self.encode_cls(batch)).float()
+    def pooled(self, pairs: PackedPairs) -> torch.Tensor:
+        """(B, H) float32 of unmasked pairs: dense + tanh on [CLS]. For inference."""
+        return self.tia_head.pooled(self.encode_cls(pairs)).float()
 
     def forward(self, batch: Batch, counts_T: torch.Tensor | None = None, micro_batches: int = 1) -> FashionBertOutput:
         """Losses of a batch.
@@ -60,24 +65,25 @@ class FashionBertForPreTraining(FashionBert):
                 those of this one batch over all ranks.
             micro_batches: how many micro-batches that step has.
         """
+        inputs, targets, report = batch.inputs, batch.targets, WeightingReport()
         if counts_T is None:
-            counts_T = all_reduce_sum(batch.counts_T.clone())
-        mlm_MH, cls_BH, mpm_KH = self._head_rows(self.encode(batch), batch)
+            counts_T = all_reduce_sum(targets.counts_T.clone())
+        mlm_MH, cls_BH, mpm_KH = self._head_rows(self.encode(inputs), batch, report)
         logits_B2 = self.tia_head(cls_BH).float()
         sums_T = torch.stack(
             [
-                self.mlm_head(mlm_MH, self.text_embeddings.word.weight, batch.mlm_label_M),
-                F.cross_entropy(logits_B2, batch.tia_label_B, reduction="sum"),
-                self.mpm_head(mpm_KH, batch.features_IPD.flatten(0, 1), batch.mpm_target_K),
+                self.mlm_head(mlm_MH, self.text_embeddings.word.weight, targets.mlm_label_M),
+                F.cross_entropy(logits_B2, targets.tia_label_B, reduction="sum"),
+                self.mpm_head(mpm_KH, inputs.features_IPD.flatten(0, 1), targets.mpm_target_K),
             ]
         )
         losses_T = global_means(sums_T, counts_T, micro_batches)
-        return FashionBertOutput(self.weighter(losses_T), losses_T.detach(), logits_B2.detach())
+        return FashionBertOutput(self.weighter(losses_T, report), logits_B2.detach(), report)
 
-    def _head_rows(self, hidden_TH: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, ...]:
+    def _head_rows(self, hidden_TH: torch.Tensor, batch: Batch, report: WeightingReport) -> tuple[torch.Tensor, ...]:
         """The rows each head reads: of aliases behind the weighter's gate where it has one, else in one gathering."""
-        rows = (batch.mlm_row_M, batch.cls_row_B, batch.mpm_row_K)
+        rows = (batch.targets.mlm_row_M, batch.inputs.cls_row_B, batch.targets.mpm_row_K)
         if self.weighter.at_gate:
-            aliases = self.weighter.gate(hidden_TH)
+            aliases = self.weighter.gate(hidden_TH, report)
             return tuple(alias.index_select(0, row) for alias, row in zip(aliases, rows, strict=True))
         return hidden_TH.index_select(0, torch.cat(rows)).split([len(row) for row in rows])

@@ -14,6 +14,8 @@ Shapes: T = 3 tasks in the order of `config.TASKS`.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -48,41 +50,52 @@ def global_means(sums_T: torch.Tensor, counts_T: torch.Tensor, micro_batches: in
     return _GlobalMeans.apply(sums_T, counts_T, micro_batches)
 
 
+@dataclass
+class WeightingReport:
+    """What one forward and its backward found, detached.
+
+    losses_T: (T,) float32 global mean losses. weights_T: (T,) float32, what each loss was multiplied by, preference
+    included; where the method solves at the gate (gradient, min_norm), known once the backward has run. cotangent: the
+    gradient that arrived at the loss there: the loss scale, by which the gate divides again.
+    """
+
+    losses_T: torch.Tensor | None = None
+    weights_T: torch.Tensor | None = None
+    cotangent: torch.Tensor | None = None
+
+
 class _RecordCotangent(torch.autograd.Function):
-    """Identity that notes the gradient arriving at the loss, so that the gate can divide loss scaling out again."""
+    """Identity that notes the gradient arriving at the loss."""
 
     @staticmethod
-    def forward(ctx, loss, weighter):
-        ctx.weighter = weighter
+    def forward(ctx, loss, report):
+        ctx.report = report
         return loss.clone()
 
     @staticmethod
     def backward(ctx, grad_loss):
-        ctx.weighter.cotangent = grad_loss
+        ctx.report.cotangent = grad_loss
         return grad_loss, None
 
 
 class _Gate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden, weighter):
-        ctx.weighter = weighter
+    def forward(ctx, hidden, weighter, report):
+        ctx.weighter, ctx.report = weighter, report
         return tuple(hidden.view_as(hidden) for _ in TASKS)
 
     @staticmethod
     def backward(ctx, *gradients):
-        weights_T = ctx.weighter.solve(gradients)
-        return task_mix(gradients, weights_T), None
+        weights_T = ctx.weighter.solve(gradients, ctx.report)
+        return task_mix(gradients, weights_T), None, None
 
 
 class TaskWeighter(nn.Module):
-    """Applies a `TaskWeighting`. ``weights_T`` holds the last weights (gradient-based: once the backward has run)."""
+    """Applies a `TaskWeighting`; what it did to one batch stands in that batch's `WeightingReport`."""
 
     def __init__(self, weighting: TaskWeighting) -> None:
         super().__init__()
         self.weighting = weighting
-        self.weights_T: torch.Tensor | None = None
-        self.cotangent: torch.Tensor | None = None
-        self.losses_T: torch.Tensor | None = None
         # Not a buffer: a bf16 engine would round it.
         self.preference_T = torch.tensor(weighting.preference, dtype=torch.float32)
 
@@ -90,44 +103,40 @@ class TaskWeighter(nn.Module):
     def at_gate(self) -> bool:
         return self.weighting.method in ("gradient", "min_norm")
 
-    def gate(self, hidden: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def gate(self, hidden: torch.Tensor, report: WeightingReport) -> tuple[torch.Tensor, ...]:
         """The hidden states for each task's head: aliases of one tensor, through the gate where the method needs it."""
         if self.at_gate and torch.is_grad_enabled() and hidden.requires_grad:
-            return _Gate.apply(hidden, self)
+            return _Gate.apply(hidden, self, report)
         return (hidden,) * len(TASKS)
 
-    def forward(self, losses_T: torch.Tensor) -> torch.Tensor:
-        """The scalar to run backward on."""
-        self.losses_T = losses_T.detach()
+    def forward(self, losses_T: torch.Tensor, report: WeightingReport) -> torch.Tensor:
+        """The scalar to run backward on; ``report`` is the one that `gate` was given, and is filled in."""
+        report.losses_T = losses_T.detach()
         preference_T = self._preference(losses_T)
         if self.weighting.method == "fixed":
-            self.weights_T = preference_T
+            report.weights_T = preference_T
             return (preference_T * losses_T).sum()
         if self.at_gate:
-            return _RecordCotangent.apply((preference_T * losses_T).sum(), self)
+            return _RecordCotangent.apply((preference_T * losses_T).sum(), report)
         loss, weights_T = adaptive_loss(
             preference_T * losses_T, alpha=self.weighting.alpha, detach_weights=self.weighting.detach_weights
         )
-        self.weights_T = (weights_T * preference_T).detach()
+        report.weights_T = (weights_T * preference_T).detach()
         return loss
-
-    def weighted_loss(self) -> torch.Tensor:
-        """sum_i w_i L_i with the last weights and losses, for reporting: after the backward, for every method."""
-        return (self.weights_T * self.losses_T).sum()
 
     def _preference(self, like: torch.Tensor) -> torch.Tensor:
         self.preference_T = self.preference_T.to(like.device)  # copied once, then already there
         return self.preference_T
 
-    def solve(self, gradients: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def solve(self, gradients: tuple[torch.Tensor, ...], report: WeightingReport) -> torch.Tensor:
         """(T,) float32 weights of the task gradients of the global batch, bitwise equal on all ranks.
 
         A task whose gradient is exactly zero (preference 0, nothing masked) takes no part and gets 0: for `min_norm` it
         would be the point of smallest norm, all by itself, and dividing by its norm would leave nothing of the others.
         """
-        gram_TT = all_reduce_sum(task_gram(gradients)) / (self.cotangent.float() * world_size()) ** 2
+        gram_TT = all_reduce_sum(task_gram(gradients)) / (report.cotangent.float() * world_size()) ** 2
         live_T = gram_TT.diagonal() != 0
-        scale_T = self._normaliser(gram_TT, live_T)
+        scale_T = self._normaliser(gram_TT, live_T, report)
         if scale_T is not None:
             gram_TT = gram_TT * scale_T[:, None] * scale_T
         weights_T = self._among_live(gram_TT, live_T)
@@ -136,7 +145,7 @@ class TaskWeighter(nn.Module):
             weights_T = least_T + (1 - least_T.sum()) * weights_T
         if scale_T is not None:
             weights_T = (weights_T * scale_T).float()
-        self.weights_T = weights_T * self._preference(weights_T)
+        report.weights_T = weights_T * self._preference(weights_T)
         return weights_T
 
     def _among_live(self, gram_TT: torch.Tensor, live_T: torch.Tensor) -> torch.Tensor:
@@ -160,11 +169,11 @@ class TaskWeighter(nn.Module):
         alpha = self.weighting.alpha * len(TASKS) / len(norms_n)  # alpha T stays what it is: else weights below 0
         return adaptive_loss(norms_n, alpha=alpha)[1]  # the closed form in one launch
 
-    def _normaliser(self, gram_TT: torch.Tensor, live_T: torch.Tensor) -> torch.Tensor | None:
+    def _normaliser(self, gram_TT: torch.Tensor, live_T: torch.Tensor, report: WeightingReport) -> torch.Tensor | None:
         """Factor each task gradient is scaled by before the solve, all scaled alike so that the mean of the live ones'
         stays 1, and 0 for the others; None for 1."""
         if self.weighting.normalise == "none":
             return None
-        size_T = gram_TT.diagonal().clamp_min(0).sqrt() if self.weighting.normalise == "norm" else self.losses_T
+        size_T = gram_TT.diagonal().clamp_min(0).sqrt() if self.weighting.normalise == "norm" else report.losses_T
         scale_T = live_T / size_T.clamp_min(1e-12)
         return scale_T * live_T.sum() / scale_T.sum().clamp_min(1e-12)

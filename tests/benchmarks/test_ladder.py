@@ -26,7 +26,7 @@ def test_a_technique_changes_no_loss_and_no_gradient(technique):
     for without in (None, technique):
         model.zero_grad()
         with switched_off(without):
-            output = model(switched_batch(batch, without), batch.counts_T)
+            output = model(switched_batch(batch, without), batch.targets.counts_T)
             output.loss.backward()
         results.append((output.losses_T, parameters_to_vector(p.grad for p in model.parameters())))
     torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-6)

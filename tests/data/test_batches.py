@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from fashionbert_fast.data.masking import TextMasking
+from fashionbert_fast.data.config import DataConfig
 from fashionbert_fast.data.packing import Budget
-from fashionbert_fast.data.pairs import PairDataset, Pairing, collate_pairs
+from fashionbert_fast.data.pairs import PairDataset, collate_pairs
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.data.tokenizer import load_tokenizer
 from fashionbert_fast.errors import InputError
@@ -27,7 +27,7 @@ def parts(store_and_titles):
 
 def _dataset(parts, micro_batch_size=8, micro_batches=1, rank=0, world_size=1, budget=None, **pairing):
     return PairDataset(
-        *parts, parts[0].rows("train"), Pairing(seed=1, **pairing), micro_batch_size=micro_batch_size,
+        *parts, parts[0].rows("train"), DataConfig(**pairing), seed=1, micro_batch_size=micro_batch_size,
         micro_batches=micro_batches, rank=rank, world_size=world_size, steps=50,
         budget=budget,
     )  # fmt: skip
@@ -37,20 +37,21 @@ def test_positions_labels_and_targets(parts):
     store, titles = parts
     dataset = _dataset(parts)
     (batch,) = dataset[3]
+    inputs, targets = batch.inputs, batch.targets
     plan = dataset.plan(0)
     span = slice(3 * 8, 4 * 8)
-    P, offsets = 4, batch.offsets_S1.tolist()
-    predicted = batch.mlm_label_M != -100
-    for row, label in zip(batch.mlm_row_M[predicted].tolist(), batch.mlm_label_M[predicted].tolist(), strict=True):
+    P, offsets = 4, inputs.cu_seqlens_S1.tolist()
+    predicted = targets.mlm_label_M != -100
+    for row, label in zip(targets.mlm_row_M[predicted].tolist(), targets.mlm_label_M[predicted].tolist(), strict=True):
         pair = max(b for b in range(8) if offsets[b] <= row)
         assert titles.title(plan.text_rows[span][pair])[0][row - offsets[pair]] == label
-    features = batch.features_IPD[batch.image_index_B]
+    features = inputs.features_IPD[inputs.image_index_B]
     assert torch.equal(features, store.features(plan.image_rows[span]))
-    pair_K, patch_K = batch.patch_mask_BP.nonzero(as_tuple=True)
-    assert torch.equal(batch.mpm_row_K, batch.patch_row_B[pair_K] + patch_K)
-    assert torch.equal(batch.mpm_target_K, batch.image_index_B[pair_K] * P + patch_K)
-    assert batch.tia_label_B.tolist() == plan.is_match[span].tolist()
-    assert batch.counts_T.tolist() == [int(predicted.sum()), 8, len(batch.mpm_row_K)]
+    pair_K, patch_K = inputs.patch_mask_BP.nonzero(as_tuple=True)
+    assert torch.equal(targets.mpm_row_K, inputs.patch_row_B[pair_K] + patch_K)
+    assert torch.equal(targets.mpm_target_K, inputs.image_index_B[pair_K] * P + patch_K)
+    assert targets.tia_label_B.tolist() == plan.is_match[span].tolist()
+    assert targets.counts_T.tolist() == [int(predicted.sum()), 8, len(targets.mpm_row_K)]
 
 
 def test_every_row_is_one_token_and_the_fill_is_padding(parts):
@@ -59,50 +60,54 @@ def test_every_row_is_one_token_and_the_fill_is_padding(parts):
     for budget in (Budget(), Budget(tokens=64, predictions=16)):
         dataset = _dataset(parts, budget=budget)
         (batch,) = dataset[3]
-        plan, offsets = dataset.plan(0), batch.offsets_S1.long()
+        plan, offsets = dataset.plan(0), batch.inputs.cu_seqlens_S1.long()
+        inputs, targets = batch.inputs, batch.targets
         text_rows = plan.text_rows[3 * 8 : 4 * 8]
         assert offsets.diff().tolist() == [len(titles.title(row)[0]) + 4 for row in text_rows]
-        assert torch.equal(batch.patch_row_B, offsets[1:] - 4)
-        patch_rows = (batch.patch_row_B[:, None] + torch.arange(4)).flatten()
-        assert torch.cat([batch.text_row_N, patch_rows]).sort().values.tolist() == list(range(batch.rows))
-        assert batch.rows % budget.tokens == 0 and batch.rows - batch.tokens < budget.tokens
-        assert len(batch.mlm_row_M) % budget.predictions == 0
-        fill = batch.text_row_N >= batch.tokens
-        assert (batch.input_id_N[fill] == titles.pad_id).all() and (
-            batch.mlm_row_M[batch.mlm_label_M == -100] == 0
+        assert torch.equal(inputs.patch_row_B, offsets[1:] - 4)
+        patch_rows = (inputs.patch_row_B[:, None] + torch.arange(4)).flatten()
+        assert torch.cat([inputs.text_row_N, patch_rows]).sort().values.tolist() == list(range(inputs.rows))
+        assert inputs.rows % budget.tokens == 0 and inputs.rows - inputs.tokens < budget.tokens
+        assert len(targets.mlm_row_M) % budget.predictions == 0
+        fill = inputs.text_row_N >= inputs.tokens
+        assert (inputs.input_id_N[fill] == titles.pad_id).all() and (
+            targets.mlm_row_M[targets.mlm_label_M == -100] == 0
         ).all()
-        starts = batch.position_N == 0
-        assert torch.equal(batch.text_row_N[starts & ~fill], offsets[:-1])
-        assert int(offsets.diff().max()) <= batch.longest
+        starts = inputs.position_N == 0
+        assert torch.equal(inputs.text_row_N[starts & ~fill], offsets[:-1])
+        assert int(offsets.diff().max()) <= inputs.max_seqlen
 
 
 def test_budgets_repeat_shapes(parts):
     dataset = _dataset(parts, budget=Budget(tokens=32, predictions=8))
     exact = _dataset(parts, budget=Budget())
-    shapes = [{(b.rows, len(b.mlm_row_M)) for step in range(9) for b in d[step]} for d in (dataset, exact)]
+    shapes = [
+        {(b.inputs.rows, len(b.targets.mlm_row_M)) for step in range(9) for b in d[step]} for d in (dataset, exact)
+    ]
     assert len(shapes[0]) < len(shapes[1])
     assert Budget.of(32, 128) == Budget(64, 16) and Budget.of(512, 128) == Budget(1024, 256)
 
 
 @pytest.mark.parametrize("pairs", ["coin", "both"])
 def test_images_are_held_once(parts, pairs):
-    (batch,) = _dataset(parts, way=pairs)[0]
-    distinct = batch.features_IPD.flatten(1).unique(dim=0)
-    assert len(distinct) == len(batch.features_IPD)
-    assert len(batch.features_IPD) <= (4 if pairs == "both" else 8)
+    (batch,) = _dataset(parts, pairs=pairs)[0]
+    distinct = batch.inputs.features_IPD.flatten(1).unique(dim=0)
+    assert len(distinct) == len(batch.inputs.features_IPD)
+    assert len(batch.inputs.features_IPD) <= (4 if pairs == "both" else 8)
 
 
 def _samples(batches):
     """What is learned from, pair by pair, free of how it was batched."""
     pairs = []
     for batch in batches:
-        offsets = batch.offsets_S1.tolist()
+        inputs, targets = batch.inputs, batch.targets
+        offsets = inputs.cu_seqlens_S1.tolist()
         for b, (first, last) in enumerate(pairwise(offsets)):
-            here = (batch.mlm_row_M >= first) & (batch.mlm_row_M < last) & (batch.mlm_label_M != -100)
-            ids = batch.input_id_N[(batch.text_row_N >= first) & (batch.text_row_N < last)]
+            here = (targets.mlm_row_M >= first) & (targets.mlm_row_M < last) & (targets.mlm_label_M != -100)
+            ids = inputs.input_id_N[(inputs.text_row_N >= first) & (inputs.text_row_N < last)]
             pairs.append(
-                (ids.tolist(), batch.features_IPD[batch.image_index_B[b]].sum().item(),
-                 batch.patch_mask_BP[b].tolist(), batch.mlm_label_M[here].tolist(), batch.tia_label_B[b].item())
+                (ids.tolist(), inputs.features_IPD[inputs.image_index_B[b]].sum().item(),
+                 inputs.patch_mask_BP[b].tolist(), targets.mlm_label_M[here].tolist(), targets.tia_label_B[b].item())
             )  # fmt: skip
     return pairs
 
@@ -127,25 +132,26 @@ def test_loader_workers_change_nothing(parts):
 def test_unpredicted_negatives_are_masked_all_the_same(parts):
     """Masks on matches alone would tell the model which pairs match."""
     for predict in (True, False):
-        dataset = _dataset(parts, predict_negatives=predict, way="both")
+        dataset = _dataset(parts, predict_negatives=predict, pairs="both")
         for step in range(4):
             (batch,) = dataset[step]
-            negative = batch.tia_label_B == 0
+            inputs, targets = batch.inputs, batch.targets
+            negative = targets.tia_label_B == 0
             assert negative.any()
-            assert (batch.patch_mask_BP.sum(1) == 1).all()
+            assert (inputs.patch_mask_BP.sum(1) == 1).all()
             mask_id = parts[1].mask_id
-            pair_N = torch.bucketize(batch.text_row_N, batch.offsets_S1[1:], right=True)
-            assert negative[pair_N[batch.input_id_N == mask_id]].any()
+            pair_N = torch.bucketize(inputs.text_row_N, inputs.cu_seqlens_S1[1:], right=True)
+            assert negative[pair_N[inputs.input_id_N == mask_id]].any()
             if not predict:
-                rows_M = batch.mlm_row_M[batch.mlm_label_M != -100]
-                for rows in (rows_M, batch.mpm_row_K):
-                    assert not negative[torch.bucketize(rows, batch.offsets_S1[1:], right=True)].any()
-                assert len(batch.mpm_row_K) == (~negative).sum()
+                rows_M = targets.mlm_row_M[targets.mlm_label_M != -100]
+                for rows in (rows_M, targets.mpm_row_K):
+                    assert not negative[torch.bucketize(rows, inputs.cu_seqlens_S1[1:], right=True)].any()
+                assert len(targets.mpm_row_K) == (~negative).sum()
 
 
 def test_a_title_is_masked_differently_in_its_match_and_its_mismatch(parts):
     """Side by side in one batch, the one would show what the other must predict."""
-    dataset, differ = _dataset(parts, way="both"), 0
+    dataset, differ = _dataset(parts, pairs="both"), 0
     for step in range(4):
         (batch,) = dataset[step]
         text_rows = dataset.plan(0).text_rows[step * 8 : step * 8 + 8]
@@ -156,10 +162,11 @@ def test_a_title_is_masked_differently_in_its_match_and_its_mismatch(parts):
 
 
 def test_rates_of_zero_mask_nothing_and_the_step_still_works(parts):
-    (batch,) = _dataset(parts, text=TextMasking(rate=0), patch_rate=0)[0]
+    (batch,) = _dataset(parts, mlm_rate=0, patch_rate=0)[0]
     (masked,) = _dataset(parts)[0]
-    assert len(batch.mlm_row_M) == len(batch.mpm_row_K) == 0 and batch.counts_T.tolist() == [0, 8, 0]
-    assert not (batch.input_id_N == parts[1].mask_id).any() and (masked.input_id_N == parts[1].mask_id).any()
+    inputs, targets = batch.inputs, batch.targets
+    assert len(targets.mlm_row_M) == len(targets.mpm_row_K) == 0 and targets.counts_T.tolist() == [0, 8, 0]
+    assert not (inputs.input_id_N == parts[1].mask_id).any() and (masked.inputs.input_id_N == parts[1].mask_id).any()
     torch.manual_seed(0)
     config = FashionBertConfig(
         vocab_size=300, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, patches=4,
@@ -197,7 +204,7 @@ def test_gathered_titles_stand_one_after_another(parts):
 
 def test_random_negatives_first_then_the_category(parts):
     store = parts[0]
-    dataset = _dataset(parts, random_epochs=1, negatives="subcategory", way="both")
+    dataset = _dataset(parts, random_negative_epochs=1, negatives="subcategory", pairs="both")
     kinds = np.asarray(store.subcategories)
     first, later = dataset.plan(0), dataset.plan(1)
     assert (kinds[first.text_rows] != kinds[first.image_rows]).any()
@@ -211,10 +218,9 @@ def test_too_few_products_are_an_input_error(parts):
 
 def test_collate_pairs_masks_nothing(parts):
     store, titles = parts
-    batch = collate_pairs(store, titles, np.array([0, 1, 2]), np.array([0, 5, 0]))
-    assert not batch.patch_mask_BP.any()
-    assert batch.tia_label_B.tolist() == [1, 0, 0]
-    assert len(batch.features_IPD) == 2
+    pairs = collate_pairs(store, titles, np.array([0, 1, 2]), np.array([0, 5, 0]))
+    assert not pairs.patch_mask_BP.any()
+    assert len(pairs.features_IPD) == 2
 
 
 def _catalogue_of(store, **columns) -> FeatureStore:
@@ -229,7 +235,7 @@ def test_subcategories_are_told_apart_within_their_category(parts):
     """ "Other" of shoes is not "Other" of bags."""
     categories = [("Shoes", "Bags")[row % 2] for row in range(len(parts[0]))]
     store = _catalogue_of(parts[0], categories=categories, subcategories=["Other"] * len(categories))
-    plan = _dataset((store, parts[1]), negatives="subcategory", way="both").plan(0)
+    plan = _dataset((store, parts[1]), negatives="subcategory", pairs="both").plan(0)
     kinds = np.asarray(categories)
     assert (kinds[plan.text_rows] == kinds[plan.image_rows]).all() and not plan.is_match.all()
 
@@ -243,7 +249,7 @@ def test_products_of_one_title_one_photo_or_one_group_are_never_negatives(parts,
         alike = [f"shirt {row}" if row % 2 else ("red shirt", "Red  Shirt!")[row // 2 % 2] for row in rows]
     others = {"titles": [f"shirt {row}" for row in rows], "groups": [""] * len(rows), "image_hashes": [""] * len(rows)}
     store = _catalogue_of(parts[0], **(others | {column: alike}))
-    plan = _dataset((store, parts[1]), way="both").plan(0)
+    plan = _dataset((store, parts[1]), pairs="both").plan(0)
     negative = ~plan.is_match
     assert negative.sum() == len(plan.text_rows) // 2
     assert not ((plan.text_rows[negative] % 2 == 0) & (plan.image_rows[negative] % 2 == 0)).any()

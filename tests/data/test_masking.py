@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fashionbert_fast.data.masking import TextMasking, choose_words, mask_patches, mask_tokens
+from fashionbert_fast.data.masking import choose_words, mask_patches, mask_tokens
 
 # [CLS] w0 w1 w1 w2 w3 w3 w3 w4 ... [SEP]: words of one to three tokens
 WORDS = np.array([-1, 0, 1, 1, 2, 3, 3, 3, 4, 5, 5, 6, 7, 8, 9, 9, 10, 11, 12, 13, -1])
@@ -20,13 +20,13 @@ def _titles(sizes: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(titles), np.concatenate([[0], np.cumsum([len(title) for title in titles])])
 
 
-def _chosen(word_N: np.ndarray, sample: int = 0, masking: TextMasking | None = None, **draw) -> np.ndarray:
+def _chosen(word_N: np.ndarray, sample: int = 0, **options) -> np.ndarray:
     """Positions chosen in one title."""
     title = word_N, np.array([0, len(word_N)]), np.array([sample])
-    return choose_words(*title, masking or TextMasking(), **{"seed": 0, "epoch": 0} | draw)
+    return choose_words(*title, **{"seed": 0, "epoch": 0} | options)
 
 
-def _shares(sizes: list[list[int]], masking: TextMasking, samples: int) -> tuple[list[np.ndarray], np.ndarray]:
+def _shares(sizes: list[list[int]], samples: int, **rule) -> tuple[list[np.ndarray], np.ndarray]:
     """How often each word of each title was chosen, a share of ``samples`` draws, and tokens chosen (samples, titles).
 
     Whole words only: a word's pieces are all chosen or none.
@@ -34,7 +34,7 @@ def _shares(sizes: list[list[int]], masking: TextMasking, samples: int) -> tuple
     word_N, offsets_S1 = _titles(sizes)
     offsets_R1 = np.append((np.arange(samples)[:, None] * len(word_N) + offsets_S1[:-1]).ravel(), samples * len(word_N))
     drawn = np.arange(samples * len(sizes))
-    chosen = choose_words(np.tile(word_N, samples), offsets_R1, drawn, masking, seed=0, epoch=0)
+    chosen = choose_words(np.tile(word_N, samples), offsets_R1, drawn, **rule, seed=0, epoch=0)
     share_N = np.bincount(chosen % len(word_N), minlength=len(word_N)) / samples
     counts = np.bincount(np.searchsorted(offsets_R1, chosen, side="right") - 1, minlength=len(drawn))
     shares = []
@@ -51,7 +51,7 @@ def test_a_word_s_chance_does_not_depend_on_its_pieces():
     draw = np.random.default_rng(0)
     lengths = draw.choice(np.arange(3, 17), 3000, p=WORDS_OF_A_TITLE / WORDS_OF_A_TITLE.sum())
     sizes = [list(draw.choice(np.arange(1, 7), n, p=PIECES_OF_A_WORD / PIECES_OF_A_WORD.sum())) for n in lengths]
-    shares, counts = _shares(sizes, TextMasking(), 60)
+    shares, counts = _shares(sizes, 60)
     pieces_W, share_W = np.concatenate(sizes), np.concatenate(shares)
     chance_W = np.repeat(np.maximum(0.15, 1 / lengths), lengths)  # at least one word a title
     by_pieces = {"1": pieces_W == 1, "2": pieces_W == 2, "3": pieces_W == 3, "4 and more": pieces_W > 3}
@@ -67,7 +67,7 @@ def test_a_word_s_chance_does_not_depend_on_its_pieces():
 
 def test_every_word_of_one_title_alike_and_the_tokens_near_the_rate():
     sizes = [1, 2, 1, 3, 1, 2, 1, 1, 1, 2, 1, 1, 1, 1, 5, 1]
-    (share_W,), counts = _shares([sizes], TextMasking(), 6000)
+    (share_W,), counts = _shares([sizes], 6000)
     assert np.abs(share_W - 0.15).max() < 0.02  # four standard deviations
     assert abs(counts.mean() - 0.15 * sum(sizes)) < 0.1
     assert counts.min() >= 1 and counts.max() <= 8
@@ -77,13 +77,13 @@ def test_the_cap_holds_for_every_title_and_keeps_words_alike():
     draw = np.random.default_rng(1)
     sizes = [list(draw.integers(1, 6, n)) for n in draw.integers(1, 60, 300)]
     for most in (1, 4, 10):
-        _, counts = _shares(sizes, TextMasking(most=most), 20)
+        _, counts = _shares(sizes, 20, most=most)
         assert counts.max() == most
-    (share_W,), counts = _shares([sizes[np.argmax([len(s) for s in sizes])]], TextMasking(most=10), 4000)
+    (share_W,), counts = _shares([sizes[np.argmax([len(s) for s in sizes])]], 4000, most=10)
     assert counts.max() <= 10 and counts.mean() > 6
     assert share_W.max() - share_W.min() < 0.04
-    assert _shares([[3, 1, 1, 4, 1]], TextMasking(most=3), 300)[0][0][3] == 0  # longer than the cap: never
-    assert _shares([[3, 1, 1, 4, 1]], TextMasking(most=3), 300)[0][0][0] > 0.2
+    assert _shares([[3, 1, 1, 4, 1]], 300, most=3)[0][0][3] == 0  # longer than the cap: never
+    assert _shares([[3, 1, 1, 4, 1]], 300, most=3)[0][0][0] > 0.2
 
 
 def test_short_titles_and_nothing_to_mask():
@@ -92,15 +92,15 @@ def test_short_titles_and_nothing_to_mask():
     assert len(_chosen(np.array([-1, 0, -1]))) == 1
     assert _chosen(np.array([-1, 0, 0, 0, -1])).tolist() == [1, 2, 3]  # one word, whole
     assert len(_chosen(np.array([-1, -1]))) == 0
-    assert len(_chosen(many, masking=TextMasking(most=0))) == 0
-    assert len(_chosen(WORDS, masking=TextMasking(rate=0))) == 0
-    assert len(_chosen(WORDS, masking=TextMasking(rate=1, most=100))) == len(WORDS) - 2
+    assert len(_chosen(many, most=0)) == 0
+    assert len(_chosen(WORDS, rate=0)) == 0
+    assert len(_chosen(WORDS, rate=1, most=100)) == len(WORDS) - 2
 
 
 def test_neighbours_of_one_word_are_two_titles():
     """[SEP] [CLS] stand between, and both words are number 0: they are chosen each for itself."""
     word_N, offsets_S1 = _titles([[2], [3]])
-    chosen = choose_words(word_N, offsets_S1, np.array([5, 6]), TextMasking(), seed=0, epoch=0)
+    chosen = choose_words(word_N, offsets_S1, np.array([5, 6]), seed=0, epoch=0)
     assert chosen.tolist() == [1, 2, 5, 6, 7]
 
 
@@ -108,14 +108,14 @@ def test_words_depend_on_seed_epoch_and_sample_not_on_the_batch():
     sizes = [[1, 2, 1, 1, 3, 1, 1, 1, 2], [1] * 30, [4, 1, 1]]
     word_N, offsets_S1 = _titles(sizes)
     samples_B = np.array([11, 3, 8])
-    whole = choose_words(word_N, offsets_S1, samples_B, TextMasking(), seed=5, epoch=3)
+    whole = choose_words(word_N, offsets_S1, samples_B, seed=5, epoch=3)
     titles = np.split(word_N, offsets_S1[1:-1])
     alone = [offset + _chosen(title, sample, seed=5, epoch=3)
              for title, sample, offset in zip(titles, samples_B, offsets_S1, strict=False)]  # fmt: skip
     assert whole.tolist() == np.concatenate(alone).tolist()
     for other in ({"seed": 6, "epoch": 3}, {"seed": 5, "epoch": 4}):
-        assert choose_words(word_N, offsets_S1, samples_B, TextMasking(), **other).tolist() != whole.tolist()
-    assert choose_words(word_N, offsets_S1, samples_B + 1, TextMasking(), seed=5, epoch=3).tolist() != whole.tolist()
+        assert choose_words(word_N, offsets_S1, samples_B, **other).tolist() != whole.tolist()
+    assert choose_words(word_N, offsets_S1, samples_B + 1, seed=5, epoch=3).tolist() != whole.tolist()
 
 
 def test_draws_are_pinned():
@@ -123,7 +123,7 @@ def test_draws_are_pinned():
     words = [_chosen(WORDS, sample, seed=7, epoch=1).tolist() for sample in range(4)]
     assert words == [[2, 3, 17], [1, 13], [4, 9, 10], [5, 6, 7, 12, 18]]
     ids = np.arange(100, 116)
-    masked = mask_tokens(ids, np.arange(16), np.full(16, 3), TextMasking(), 4, 1000, seed=7, epoch=1)
+    masked = mask_tokens(ids, np.arange(16), np.full(16, 3), 4, 1000, seed=7, epoch=1)
     assert masked.tolist() == [4, 884, 4, 4, 104, 105, 4, 4, 4, 4, 4, 111, 4, 4, 4, 4]
     patches = mask_patches(np.array([0, 1, 9]), 16, 0.2, seed=7, epoch=1).nonzero()[1]
     assert patches.tolist() == [3, 7, 14, 4, 6, 14, 6, 8, 12]
@@ -131,7 +131,7 @@ def test_draws_are_pinned():
 
 def test_eighty_ten_ten():
     ids, places, samples = np.full(20_000, 777), np.tile(np.arange(10), 2000), np.repeat(np.arange(2000), 10)
-    masked = mask_tokens(ids, places, samples, TextMasking(), 4, 10_000, seed=0, epoch=0)
+    masked = mask_tokens(ids, places, samples, 4, 10_000, seed=0, epoch=0)
     assert abs((masked == 4).mean() - 0.8) < 0.01
     assert abs((masked == 777).mean() - 0.1) < 0.01
     replaced = masked[(masked != 4) & (masked != 777)]

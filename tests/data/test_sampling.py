@@ -29,10 +29,10 @@ def _views(seed: int, products: int = 60) -> tuple[np.ndarray, np.ndarray, np.nd
     return np.arange(len(twins)) + 50, groups[shuffle], twins[shuffle]
 
 
-@pytest.mark.parametrize("way", ["coin", "both"])
-def test_each_product_once_or_twice_and_negatives_share_the_group(way):
-    plan = _plan(seed=3, way=way)
-    assert sorted(plan.text_rows) == sorted(np.repeat(ROWS, 2 if way == "both" else 1))
+@pytest.mark.parametrize("pairs", ["coin", "both"])
+def test_each_product_once_or_twice_and_negatives_share_the_group(pairs):
+    plan = _plan(seed=3, pairs=pairs)
+    assert sorted(plan.text_rows) == sorted(np.repeat(ROWS, 2 if pairs == "both" else 1))
     assert (plan.text_rows == plan.image_rows).tolist() == plan.is_match.tolist()
     assert (_group_of(plan.text_rows) == _group_of(plan.image_rows)).all()
     assert 0.3 < plan.is_match.mean() < 0.7
@@ -50,7 +50,7 @@ def test_a_negative_finds_its_image_in_the_same_even_batch():
 
 
 def test_both_puts_the_four_combinations_side_by_side():
-    plan = _plan(rows=ROWS[:70], groups=GROUPS[:70], way="both")
+    plan = _plan(rows=ROWS[:70], groups=GROUPS[:70], pairs="both")
     for start in range(0, 140, 4):
         texts, images = plan.text_rows[start : start + 4], plan.image_rows[start : start + 4]
         a, b = texts[0], texts[2]
@@ -91,14 +91,14 @@ def test_every_product_reaches_the_batches_alike():
     assert np.abs(used - expected).max() < 25  # five standard deviations
 
 
-@pytest.mark.parametrize("way", ["coin", "both"])
+@pytest.mark.parametrize("pairs", ["coin", "both"])
 @pytest.mark.parametrize("seed", range(4))
-def test_twins_are_never_each_other_s_negatives(way, seed):
+def test_twins_are_never_each_other_s_negatives(pairs, seed):
     rows, groups, twins = _views(seed)
     group_of, twin_of = dict(zip(rows, groups, strict=True)), dict(zip(rows, twins, strict=True))
     for epoch in range(10):
-        plan = _plan(rows, groups, twins, seed=seed, epoch=epoch, way=way, negative_rate=1.0)
-        assert sorted(plan.text_rows) == sorted(np.repeat(rows, 2 if way == "both" else 1))
+        plan = _plan(rows, groups, twins, seed=seed, epoch=epoch, pairs=pairs, negative_rate=1.0)
+        assert sorted(plan.text_rows) == sorted(np.repeat(rows, 2 if pairs == "both" else 1))
         negatives = list(zip(plan.text_rows[~plan.is_match], plan.image_rows[~plan.is_match], strict=True))
         assert len(negatives) == len(rows)
         assert all(twin_of[text] != twin_of[image] for text, image in negatives)
@@ -136,6 +136,6 @@ def test_a_product_alone_in_its_group_takes_a_negative_from_elsewhere():
 
 def test_without_anyone_but_twins_all_are_matches():
     assert _plan(np.array([7]), np.array([0]), negative_rate=1.0).is_match.all()
-    for way in ("coin", "both"):
-        plan = _plan(np.arange(5), np.array([0, 0, 0, 1, 1]), np.full(5, 2), negative_rate=1.0, way=way)
+    for pairs in ("coin", "both"):
+        plan = _plan(np.arange(5), np.array([0, 0, 0, 1, 1]), np.full(5, 2), negative_rate=1.0, pairs=pairs)
         assert plan.is_match.all() and (plan.text_rows == plan.image_rows).all()

@@ -41,11 +41,11 @@ def run_case(store: str, directory: Path, method: str, stage: int, device, layou
     start = master_weights(run.engine)
     losses, weights = [], []
     for step, micro_batches in enumerate(build_loader(run, 0), start=1):
-        losses_T, _ = train_step(run, micro_batches, step)
+        report = train_step(run, micro_batches, step)
         if stage == 3:  # else equality below would say nothing about weights in parts
             assert {"encoder.layers.1.qkv.weight", "text_embeddings.word.weight"} <= set(partitioned(run.engine.module))
-        losses.append(losses_T)
-        weights.append(run.engine.module.weighter.weights_T.float())
+        losses.append(report.losses_T)
+        weights.append(report.weights_T)
     everyone = [None] * run.world_size
     torch.distributed.all_gather_object(everyone, torch.stack(weights))
     assert all(torch.equal(everyone[0], other) for other in everyone), "task weights differ between ranks"

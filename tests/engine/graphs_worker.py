@@ -33,7 +33,9 @@ def trained(store: str, folder: str, precision: str, stage: int, with_graphs: bo
     )  # fmt: skip
     run = building.build(config, building.Path(folder), device)
     run.engine.train()
-    losses = [train_step(run, batches, step)[0] for step, batches in enumerate(building.build_loader(run, 0), start=1)]
+    losses = [
+        train_step(run, batches, step).losses_T for step, batches in enumerate(building.build_loader(run, 0), start=1)
+    ]
     weights = list(master_weights(run.engine).values())
     run.engine.destroy()
     return [*losses, *weights]

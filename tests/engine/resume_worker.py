@@ -41,7 +41,7 @@ def _trained(run: Run, first: int) -> tuple[list[torch.Tensor], dict[str, torch.
     """Losses of the steps after ``first`` and the weights after the last; saves on the way."""
     losses = []
     for step, micro_batches in enumerate(build_loader(run, first), start=first + 1):
-        losses.append(train_step(run, micro_batches, step)[0])
+        losses.append(train_step(run, micro_batches, step).losses_T)
         if run.config.train.zero_stage == 3:
             parts = partitioned(run.engine.module)
             assert {"encoder.layers.1.qkv.weight", "text_embeddings.word.weight"} <= set(parts), parts

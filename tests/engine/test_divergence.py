@@ -63,14 +63,11 @@ def test_a_learning_rate_too_high_stops_at_the_first_bad_step(build_run, options
 
 def test_a_task_weight_is_named(build_run):
     run = build_run()
-    watch, weighter = Watch(run), run.engine.module.weighter
-    weighter.weights_T = torch.ones(3)
-    watch.add(1, torch.ones(3))
+    watch = Watch(run)
+    watch.add(1, torch.ones(3), torch.ones(3))
     assert not watch.found()
-    weighter.weights_T = torch.tensor([1.0, math.inf, 1.0])
-    watch.add(2, torch.ones(3))
-    weighter.weights_T = torch.ones(3)
-    watch.add(3, torch.full((3,), math.nan))
+    watch.add(2, torch.ones(3), torch.tensor([1.0, math.inf, 1.0]))
+    watch.add(3, torch.full((3,), math.nan), torch.ones(3))
     assert watch.found()
     complaint = watch.complaint({"step": 4, "grad_norm": 1.0})
     assert complaint.startswith("step 2: task weight of tia is not finite (mlm 1, tia inf, mpm 1); its 8 products are ")

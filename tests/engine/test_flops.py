@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from fashionbert_fast.data.pairs import PairDataset, Pairing
-from fashionbert_fast.engine.flops import step_counts, useful_flops
+from fashionbert_fast.data.batch import StepCounts
+from fashionbert_fast.data.config import DataConfig
+from fashionbert_fast.data.pairs import PairDataset
+from fashionbert_fast.engine.flops import useful_flops
 from fashionbert_fast.model.config import FashionBertConfig
 
 # H = 8, feed-forward 16, 2 layers, features of 5 numbers, 11 words.
@@ -29,11 +31,11 @@ TERMS = {
 @pytest.mark.parametrize("term", TERMS)
 def test_each_term(term):
     counts, expected = TERMS[term]
-    assert useful_flops(CONFIG, torch.tensor(counts, dtype=torch.float32)) == expected
+    assert useful_flops(CONFIG, StepCounts(*counts)) == expected
 
 
 def test_a_whole_step_is_the_sum_of_its_terms():
-    counts = torch.tensor([3.0, 2.0, 1.0, 20.0, 208.0, 8.0])  # two pairs, of 8 and 12 tokens
+    counts = StepCounts(3.0, 2.0, 1.0, 20.0, 208.0, 8.0)  # two pairs, of 8 and 12 tokens
     assert useful_flops(CONFIG, counts) == 122_880 + 39_936 + 7 * 160 + 240 + 3 * 912
 
 
@@ -46,17 +48,20 @@ def test_a_pair_of_bert_base():
     }  # fmt: skip
     base = FashionBertConfig()
     for part, (counts, expected) in parts.items():
-        assert useful_flops(base, torch.tensor(counts)) == pytest.approx(expected, rel=1e-6), part
-    whole = torch.tensor([3.75, 1.0, 6.4, 89.0, 89.0**2, 64.0])
+        assert useful_flops(base, StepCounts(*counts)) == pytest.approx(expected, rel=1e-6), part
+    whole = StepCounts(3.75, 1.0, 6.4, 89.0, 89.0**2, 64.0)
     assert useful_flops(base, whole) == pytest.approx(47.19458278e9, rel=1e-6)
 
 
 def test_what_a_step_counts(store_and_titles):
     store, titles = store_and_titles
-    dataset = PairDataset(store, titles, np.arange(len(store)), Pairing(), micro_batch_size=4, micro_batches=3, steps=1)
+    dataset = PairDataset(
+        store, titles, np.arange(len(store)), DataConfig(), micro_batch_size=4, micro_batches=3, steps=1
+    )
     batches = dataset[0]
-    lengths = torch.cat([batch.offsets_S1.diff() for batch in batches]).tolist()
-    assert step_counts(batches).tolist() == [
-        sum(int((batch.mlm_label_M != -100).sum()) for batch in batches), 12,
-        sum(int(batch.patch_mask_BP.sum()) for batch in batches), sum(lengths), sum(n * n for n in lengths), 12 * 4,
+    lengths = torch.cat([batch.inputs.cu_seqlens_S1.diff() for batch in batches]).tolist()
+    assert StepCounts.of(batches).tolist() == [
+        sum(int((batch.targets.mlm_label_M != -100).sum()) for batch in batches), 12,
+        sum(int(batch.inputs.patch_mask_BP.sum()) for batch in batches), sum(lengths), sum(n * n for n in lengths),
+        12 * 4,
     ]  # fmt: skip

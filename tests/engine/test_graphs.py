@@ -15,8 +15,10 @@ import torch
 from fake_capture import FakeCapture
 from training import ENVIRONMENT
 
+from fashionbert_fast.data.batch import Batch
+from fashionbert_fast.data.config import DataConfig
 from fashionbert_fast.data.packing import Budget
-from fashionbert_fast.data.pairs import PairDataset, Pairing
+from fashionbert_fast.data.pairs import PairDataset
 from fashionbert_fast.engine import graphs
 from fashionbert_fast.engine.graphs import EncoderGraphs, check_cuda_graphs, graph_encoder
 from fashionbert_fast.errors import InputError
@@ -40,7 +42,7 @@ def _model(dropout: bool = False, **weighting) -> FashionBertForPreTraining:
 def batches(store_and_titles):
     store, titles = store_and_titles
     dataset = PairDataset(
-        store, titles, np.arange(len(store)), Pairing(), micro_batch_size=8, steps=6, budget=Budget(16, 4)
+        store, titles, np.arange(len(store)), DataConfig(), micro_batch_size=8, steps=6, budget=Budget(16, 4)
     )
     return [dataset[step][0] for step in range(6)]
 
@@ -56,12 +58,12 @@ def test_losses_and_accumulated_gradients_are_those_without(batches, method):
     graphed = copy.deepcopy(plain)
     graphed.encoder.forward = EncoderGraphs(graphed.encoder, capture)
     for batch in [*batches, batches[0]]:
-        outputs = [model(batch, batch.counts_T) for model in (plain, graphed)]
+        outputs = [model(batch, batch.targets.counts_T) for model in (plain, graphed)]
         torch.testing.assert_close(outputs[1].losses_T, outputs[0].losses_T)
         for output in outputs:
             output.loss.backward()
     torch.testing.assert_close(_gradients(graphed), _gradients(plain))
-    assert 1 <= len(capture.captured) <= len({batch.rows for batch in batches}) < len(batches)
+    assert 1 <= len(capture.captured) <= len({batch.inputs.rows for batch in batches}) < len(batches)
 
 
 def test_a_graph_is_shared_by_batches_of_one_shape_whatever_their_images_and_masks(batches):
@@ -69,13 +71,16 @@ def test_a_graph_is_shared_by_batches_of_one_shape_whatever_their_images_and_mas
     model = _model()
     model.encoder.forward = encoder_graphs = EncoderGraphs(model.encoder, capture)
     other, *same = batches
-    assert {batch.rows for batch in same} == {same[0].rows} != {other.rows}
-    assert len({len(batch.features_IPD) for batch in same}) > 1
+    assert {batch.inputs.rows for batch in same} == {same[0].inputs.rows} != {other.inputs.rows}
+    assert len({len(batch.inputs.features_IPD) for batch in same}) > 1
     for batch in same:
-        model(batch, batch.counts_T).loss.backward()
+        model(batch, batch.targets.counts_T).loss.backward()
     assert len(capture.captured) == 1
-    model(other, other.counts_T)
-    model(dataclasses.replace(other, longest=other.longest + 1), other.counts_T)
+    model(other, other.targets.counts_T)
+    model(
+        Batch(dataclasses.replace(other.inputs, max_seqlen=other.inputs.max_seqlen + 1), other.targets),
+        other.targets.counts_T,
+    )
     assert len(encoder_graphs.graphs) == len(capture.captured) == 3
 
 
@@ -84,14 +89,14 @@ def test_evaluation_and_shapes_beyond_the_most_run_without(batches, monkeypatch)
     model = _model()
     model.encoder.forward = EncoderGraphs(model.encoder, capture)
     with torch.no_grad():
-        model.encode(batches[0])
-    model.eval().encode(batches[0])
+        model.encode(batches[0].inputs)
+    model.eval().encode(batches[0].inputs)
     assert capture.captured == []
     monkeypatch.setattr(graphs, "MOST_GRAPHS", 1)
     model.train()
-    shapes = {batch.rows: batch for batch in batches}
+    shapes = {batch.inputs.rows: batch for batch in batches}
     for batch in shapes.values():
-        model(batch, batch.counts_T).loss.backward()
+        model(batch, batch.targets.counts_T).loss.backward()
     assert len(shapes) > 1
     assert len(capture.captured) == 1
 
@@ -101,7 +106,7 @@ def test_the_seed_is_an_input(batches):
     capture = FakeCapture()
     model = _model(dropout=True)
     model.encoder.forward = EncoderGraphs(model.encoder, capture)
-    first, second = (model(batches[0], batches[0].counts_T).losses_T for _ in range(2))
+    first, second = (model(batches[0], batches[0].targets.counts_T).losses_T for _ in range(2))
     assert len(capture.captured) == 1
     assert len(capture.captured[0]) == 3
     assert not torch.equal(first, second)
@@ -131,7 +136,7 @@ def test_on_a_gpu_losses_and_gradients_are_those_without(batches, method):
     for first in range(4):
         for batch in (batches[first], batches[first], batches[first + 1]):  # three micro-batches, two of one shape
             batch = batch.to("cuda")
-            outputs = [model(batch, batch.counts_T) for model in (plain, graphed)]
+            outputs = [model(batch, batch.targets.counts_T) for model in (plain, graphed)]
             torch.testing.assert_close(outputs[1].losses_T, outputs[0].losses_T, atol=1e-2, rtol=1e-2)
             for output in outputs:
                 output.loss.backward()
@@ -145,5 +150,5 @@ def test_on_a_gpu_losses_and_gradients_are_those_without(batches, method):
 def test_on_a_gpu_a_replay_draws_new_masks(batches):
     model, batch = _model(dropout=True).to("cuda"), batches[0].to("cuda")
     graph_encoder(model.encoder)
-    first, second = (model(batch, batch.counts_T).losses_T for _ in range(2))
+    first, second = (model(batch, batch.targets.counts_T).losses_T for _ in range(2))
     assert not torch.equal(first, second)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fashionbert_fast.data.pairs import PairDataset, Pairing
+from fashionbert_fast.data.config import DataConfig
+from fashionbert_fast.data.pairs import PairDataset
 from fashionbert_fast.engine.divergence import Watch
 from fashionbert_fast.kernels import _linear_residual
 from fashionbert_fast.model.config import METHODS, FashionBertConfig, TaskWeighting
@@ -60,7 +61,7 @@ def _model(**weighting) -> FashionBertForPreTraining:
 @pytest.fixture(scope="module")
 def batch(store_and_titles):
     store, titles = store_and_titles
-    return PairDataset(store, titles, np.arange(len(store)), Pairing(), micro_batch_size=8, steps=1)[0][0]
+    return PairDataset(store, titles, np.arange(len(store)), DataConfig(), micro_batch_size=8, steps=1)[0][0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -68,7 +69,7 @@ def batch(store_and_titles):
 def test_forward_and_backward_read_nothing_on_the_host(batch, weighting, dtype):
     model = _model(**weighting).to(dtype)
     with HostReads() as mode:
-        model(batch, batch.counts_T).loss.backward()
+        model(batch, batch.targets.counts_T).loss.backward()
     assert mode.found == []
     # It saw forward and backward alike, and the operators as wholes.
     assert {"packed_attention", "packed_attention_backward", "linear_residual_backward"} <= mode.seen
@@ -76,11 +77,11 @@ def test_forward_and_backward_read_nothing_on_the_host(batch, weighting, dtype):
 
 def test_watching_for_divergence_reads_nothing_on_the_host(batch):
     model = _model()
-    losses_T = model(batch, batch.counts_T).losses_T
+    report = model(batch, batch.targets.counts_T).report
     watch = Watch(SimpleNamespace(device=torch.device("cpu"), engine=SimpleNamespace(module=model)))
     with HostReads() as mode:
-        watch.add(1, losses_T)
-        watch.add(2, losses_T * torch.nan)
+        watch.add(1, report.losses_T, report.weights_T)
+        watch.add(2, report.losses_T * torch.nan, report.weights_T)
     assert mode.found == []
     assert "where" in mode.seen
     assert watch.found()
@@ -120,7 +121,7 @@ def test_a_step_on_a_gpu_never_synchronises(batch, weighting):
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
     def step() -> None:
-        model(batch, batch.counts_T).loss.backward()
+        model(batch, batch.targets.counts_T).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 

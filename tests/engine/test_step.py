@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fashionbert_fast.data.batch import StepCounts
 from fashionbert_fast.engine import loop
-from fashionbert_fast.engine.flops import step_counts
 from fashionbert_fast.objectives import weighting
 
 NO_DROPOUT = ("model.hidden_dropout=0", "model.attention_dropout=0", "model.patch_dropout=0")
@@ -31,17 +31,20 @@ def test_a_step_reports_the_mean_of_its_micro_batches(build_run):
     run = build_run(*NO_DROPOUT, "train.micro_batch_size=4", "train.gradient_accumulation_steps=3")
     micro_batches = run.dataset[0]
     with torch.no_grad():
-        counts = step_counts(micro_batches)
-        losses = [run.engine.module(batch, counts[:3], 3).losses_T for batch in micro_batches]
-    losses_T, counted = loop.train_step(run, micro_batches, 1)
-    torch.testing.assert_close(losses_T, torch.stack(losses).mean(0), rtol=1e-5, atol=1e-6)
-    assert torch.equal(counted, counts)
-    assert losses_T[1].item() == pytest.approx(0.69, abs=0.2)  # ln 2, guessing
+        counts = StepCounts.of(micro_batches)
+        reports = [run.engine.module(batch, counts[:3], 3).report for batch in micro_batches]
+    losses, weights = [report.losses_T for report in reports], [report.weights_T for report in reports]
+    report = loop.train_step(run, micro_batches, 1)
+    torch.testing.assert_close(report.losses_T, torch.stack(losses).mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(report.weights_T, torch.stack(weights).mean(0), rtol=1e-5, atol=1e-6)
+    assert len({tuple(weights_T.tolist()) for weights_T in weights}) == 3  # each micro-batch has its own
+    assert torch.equal(report.counts, counts)
+    assert report.losses_T[1].item() == pytest.approx(0.69, abs=0.2)  # ln 2, guessing
 
 
 def test_a_step_counts_what_all_ranks_have(build_run, monkeypatch):
     run = build_run(*NO_DROPOUT)
     micro_batches = run.dataset[0]
     monkeypatch.setattr(loop, "all_reduce_sum", lambda tensor: tensor.mul_(2))  # as if another rank had as much
-    _, counted = loop.train_step(run, micro_batches, 1)
-    assert torch.equal(counted, 2 * step_counts(micro_batches))
+    report = loop.train_step(run, micro_batches, 1)
+    assert torch.equal(report.counts, 2 * StepCounts.of(micro_batches))

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from fashionbert_fast.data.batch import Batch
-from fashionbert_fast.data.masking import TextMasking
-from fashionbert_fast.data.pairs import PairDataset, Pairing
+from fashionbert_fast.data.config import DataConfig
+from fashionbert_fast.data.pairs import PairDataset
 from fashionbert_fast.kernels import min_norm_weights
 from fashionbert_fast.kernels.adaptive_loss import adaptive_loss_reference, closed_form_weights_reference
 from fashionbert_fast.model.config import NORMALISATIONS, FashionBertConfig, TaskWeighting
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
-from fashionbert_fast.objectives.weighting import TaskWeighter
+from fashionbert_fast.objectives.weighting import TaskWeighter, WeightingReport
 
 HEADS = ("mlm_head", "tia_head", "mpm_head")
 
@@ -26,9 +26,9 @@ def batch(store_and_titles):
 
 
 def _batch(store, titles, **pairing) -> Batch:
-    dataset = PairDataset(store, titles, np.arange(len(store)), Pairing(**pairing), micro_batch_size=8, steps=1)
+    dataset = PairDataset(store, titles, np.arange(len(store)), DataConfig(**pairing), micro_batch_size=8, steps=1)
     batch = dataset[0][0]
-    batch.features_IPD = batch.features_IPD.double()
+    batch.inputs.features_IPD = batch.inputs.features_IPD.double()
     return batch
 
 
@@ -45,13 +45,14 @@ def _model(**weighting) -> FashionBertForPreTraining:
 def _task_losses_and_gradients(model, batch):
     """The definition, plainly: three losses from three separate passes, their gradients at the hidden states and
     with respect to every parameter through the hidden states (shared) and through the head alone (own)."""
-    hidden = model.encode(batch)
+    inputs, targets = batch.inputs, batch.targets
+    hidden = model.encode(inputs)
     leaf = hidden.detach().requires_grad_()
-    word_VH, features_RD = model.text_embeddings.word.weight, batch.features_IPD.flatten(0, 1)
-    counts_T = batch.counts_T.clamp_min(1)
-    mlm = model.mlm_head(leaf[batch.mlm_row_M], word_VH, batch.mlm_label_M) / counts_T[0]
-    tia = torch.nn.functional.cross_entropy(model.tia_head(leaf[batch.offsets_S1[:-1].long()]), batch.tia_label_B)
-    mpm = model.mpm_head(leaf[batch.mpm_row_K], features_RD, batch.mpm_target_K) / counts_T[2]
+    word_VH, features_RD = model.text_embeddings.word.weight, inputs.features_IPD.flatten(0, 1)
+    counts_T = targets.counts_T.clamp_min(1)
+    mlm = model.mlm_head(leaf[targets.mlm_row_M], word_VH, targets.mlm_label_M) / counts_T[0]
+    tia = torch.nn.functional.cross_entropy(model.tia_head(leaf[inputs.cu_seqlens_S1[:-1].long()]), targets.tia_label_B)
+    mpm = model.mpm_head(leaf[targets.mpm_row_K], features_RD, targets.mpm_target_K) / counts_T[2]
     losses_T = torch.stack([mlm, tia, mpm])
     parameters = list(model.parameters())
     at_hidden, own = [], []
@@ -104,20 +105,19 @@ CASES = [
 ]
 
 
-def _check_one_backward(model, batch, weighting: dict) -> None:
-    """Every parameter's gradient, weights and reported loss of one backward against the oracle."""
+def _check_one_backward(model, batch, weighting: dict) -> list[float]:
+    """Every parameter's gradient, weights and reported losses of one backward against the oracle. Gives the weights."""
     losses_T, at_hidden, own, shared = _task_losses_and_gradients(copy.deepcopy(model), batch)
     preference = torch.tensor(weighting.get("preference", (1.0, 1.0, 1.0)), dtype=torch.float64)
     w = _oracle_weights(weighting, losses_T, at_hidden)
     output = model(batch)
     (output.loss * 1024.0).backward()  # a loss scale must not reach the weights
-    torch.testing.assert_close(model.weighter.weights_T.double(), w * preference, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.report.weights_T.double(), w * preference, atol=1e-5, rtol=1e-5)
     for i, (name, parameter) in enumerate(model.named_parameters()):
         expected = sum(preference[t] * (own[t][i] + w[t] * shared[t][i]) for t in range(3)) * 1024.0
         torch.testing.assert_close(parameter.grad, expected, atol=2e-3, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
-    torch.testing.assert_close(
-        model.weighter.weighted_loss().double(), (w * preference * losses_T).sum(), atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(output.losses_T.double(), losses_T, atol=1e-5, rtol=1e-5)
+    return output.report.weights_T.tolist()
 
 
 @pytest.mark.parametrize("weighting", CASES, ids=str)
@@ -130,7 +130,7 @@ SILENT = {
     "no words wanted": ((0.0, 1.0, 1.0), {}, 0),
     "no alignment wanted": ((1.0, 0.0, 1.0), {}, 1),
     "no patches wanted": ((1.0, 1.0, 0.0), {}, 2),
-    "no masked words": ((1.0, 1.0, 1.0), {"text": TextMasking(most=0)}, 0),
+    "no masked words": ((1.0, 1.0, 1.0), {"mlm_most": 0}, 0),
     "no masked patches": ((1.0, 1.0, 1.0), {"patch_rate": 0.0}, 2),
 }
 
@@ -143,8 +143,7 @@ def test_a_task_without_a_gradient_is_left_out_of_the_solve(store_and_titles, ca
     preference, pairing, silent = SILENT[cause]
     weighting = {"method": method, "normalise": normalise, "preference": preference, "floor": 0.1, "alpha": 0.4}
     model, batch = _model(**weighting), _batch(*store_and_titles, **pairing)
-    _check_one_backward(model, batch, weighting)
-    weights = model.weighter.weights_T.tolist()
+    weights = _check_one_backward(model, batch, weighting)
     assert weights[silent] == 0
     assert min(weights[:silent] + weights[silent + 1 :]) > 0.05
     assert all(parameter.grad.norm() > 1 for parameter in model.encoder.parameters() if parameter.dim() > 1)
@@ -154,9 +153,9 @@ def test_a_task_without_a_gradient_is_left_out_of_the_solve(store_and_titles, ca
 @pytest.mark.parametrize("method", ["gradient", "min_norm"])
 def test_without_any_gradient_all_weights_are_zero(method, normalise):
     weighter = TaskWeighter(TaskWeighting(method=method, normalise=normalise, floor=0.1))
-    weighter.losses_T, weighter.cotangent = torch.zeros(3), torch.tensor(1.0)
-    assert weighter.solve((torch.zeros(4, 8),) * 3).tolist() == [0, 0, 0]
-    only = weighter.solve((torch.zeros(4, 8), torch.ones(4, 8), torch.zeros(4, 8)))
+    report = WeightingReport(losses_T=torch.zeros(3), cotangent=torch.tensor(1.0))
+    assert weighter.solve((torch.zeros(4, 8),) * 3, report).tolist() == [0, 0, 0]
+    only = weighter.solve((torch.zeros(4, 8), torch.ones(4, 8), torch.zeros(4, 8)), report)
     assert only.tolist() == [0, 1, 0]
 
 
@@ -183,11 +182,11 @@ def test_fixed_weights_are_the_preference(batch):
 
 
 def test_a_batch_without_masks_has_zero_losses_and_dense_gradients(batch):
-    empty = copy.copy(batch)
+    empty = copy.deepcopy(batch)
     nothing = torch.empty(0, dtype=torch.int64)
-    empty.mlm_row_M = empty.mlm_label_M = empty.mpm_row_K = empty.mpm_target_K = nothing
-    empty.patch_mask_BP = torch.zeros_like(batch.patch_mask_BP)
-    empty.counts_T = torch.tensor([0.0, 8.0, 0.0])
+    empty.targets.mlm_row_M = empty.targets.mlm_label_M = empty.targets.mpm_row_K = empty.targets.mpm_target_K = nothing
+    empty.inputs.patch_mask_BP = torch.zeros_like(batch.inputs.patch_mask_BP)
+    empty.targets.counts_T = torch.tensor([0.0, 8.0, 0.0])
     for method in ("loss", "gradient", "min_norm", "fixed"):
         model = _model(method=method)
         output = model(empty)
