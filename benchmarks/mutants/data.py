@@ -1,4 +1,7 @@
-"""Breaks of the data's way: catalogue, photos, store, masks, pairs, batches."""
+"""Breaks of the data's way: catalogue, photos, store, masks, pairs, batches.
+
+Long: a list, an entry a break.
+"""
 
 from __future__ import annotations
 

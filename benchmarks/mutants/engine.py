@@ -1,4 +1,7 @@
-"""Breaks of the engine: from configuration to consumers, the loop, checkpoints, what is reported."""
+"""Breaks of the engine: from configuration to consumers, the loop, checkpoints, what is reported.
+
+Long: a list, an entry a break.
+"""
 
 from __future__ import annotations
 

@@ -7,6 +7,8 @@
 // Threads take whole chunks and blocks, and multiply them alone. Products that all threads share would meet at barriers
 // by the dozen, and where the machine has anything else to do each barrier waits for whichever thread was set aside.
 //
+// Long: forward and backward share the way features are gathered and dropped, and the plan that splits them up.
+//
 // The same bits on any number of threads: chunks and blocks are cut by the sizes of the arguments alone, and sums over
 // the rows are taken position by position, in blocks of a fixed number of pairs.
 #include <torch/csrc/stable/library.h>

@@ -11,8 +11,11 @@ from rich.console import Console
 
 from fashionbert_fast.config import Config, load_config
 from fashionbert_fast.demo.garments.catalogue import write_catalogue
+from fashionbert_fast.demo.report import choose_examples, plot_queries, text_to_image_examples, write_report
 from fashionbert_fast.engine.loop import pretrain
 from fashionbert_fast.errors import InputError
+from fashionbert_fast.evaluation.checkpoint import load_scorer
+from fashionbert_fast.evaluation.protocols import DEFAULT_CANDIDATES, candidate_lists, score_lists, summarise
 from fashionbert_fast.evaluation.table import table
 from fashionbert_fast.features.prepare import prepare
 from fashionbert_fast.features.store import FeatureStore
@@ -74,10 +77,6 @@ def run_demo(out: Path, *, products: int, queries: int, seed: int, overwrite: bo
 
 
 def _evaluate_and_report(out: Path, queries: int, seed: int, config: Config, stages: _Stages) -> dict:
-    from fashionbert_fast.demo.report import choose_examples, plot_queries, text_to_image_examples, write_report
-    from fashionbert_fast.evaluation.checkpoint import load_scorer
-    from fashionbert_fast.evaluation.protocols import DEFAULT_CANDIDATES, candidate_lists, score_lists, summarise
-
     store = FeatureStore.open(out / "store")
     rows = store.rows("validation")
     scorer, _ = load_scorer(out / "run", store, out / "store")

@@ -7,9 +7,18 @@ from typing import Any
 
 import numpy as np
 
+from fashionbert_fast.catalogue.twins import leaks
+from fashionbert_fast.config import DataConfig, load_config
+from fashionbert_fast.data.titles import TokenizedTitles
+from fashionbert_fast.data.tokenizer import load_tokenizer
 from fashionbert_fast.distributed import pick_device
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.evaluation.protocols import evaluate
+from fashionbert_fast.evaluation.scorer import DEFAULT_BATCH_SIZE, PairScorer
+from fashionbert_fast.features.store import FeatureStore, require_same_features
+from fashionbert_fast.model.config import FashionBertConfig
+from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
+from fashionbert_fast.run_directory import resolve_model_dir
 
 
 def evaluate_checkpoint(
@@ -27,9 +36,6 @@ def evaluate_checkpoint(
     Adds "precision", "split", "checkpoint" and "data" to the result, so that a figure says where it comes from, and
     "leaks": how many products of a held-out split share a title, a photo or a group with training.
     """
-    from fashionbert_fast.catalogue.twins import leaks
-    from fashionbert_fast.features.store import FeatureStore
-
     store = FeatureStore.open(data)
     rows = split_rows(store, split, data)
     scorer, model_dir = load_scorer(checkpoint, store, data, batch_size, device, precision)
@@ -42,34 +48,25 @@ def evaluate_checkpoint(
 
 def load_scorer(
     checkpoint: Path,
-    store: Any,
+    store: FeatureStore,
     data: Path,
     batch_size: int | None = None,
     device: str | None = None,
     precision: str = "fp32",
-) -> tuple[Any, Path]:
+) -> tuple[PairScorer, Path]:
     """The scorer of a checkpoint on a store, and the model directory it was read from.
 
     checkpoint: a saved model or a run directory. InputError when there is no model, when it was trained on other patch
     features than the store holds, or when the device does not exist.
     """
-    from fashionbert_fast.data.titles import TokenizedTitles
-    from fashionbert_fast.data.tokenizer import load_tokenizer
-    from fashionbert_fast.evaluation.scorer import DEFAULT_BATCH_SIZE, PairScorer
-    from fashionbert_fast.features.store import require_same_features
-    from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
-    from fashionbert_fast.run_directory import resolve_model_dir
-
     target = pick_device(device)
     model_dir = resolve_model_dir(checkpoint)
     model = FashionBertForPreTraining.from_pretrained(model_dir)
     tokenizer = load_tokenizer(model_dir)
     if model.feature_manifest is not None:
         require_same_features(model.feature_manifest, store.manifest, f"{model_dir} and {data}")
-    trained, stored = (
-        (model.config.patches, model.config.patch_feature_size),
-        (store.manifest.patches, store.manifest.feature_size),
-    )
+    trained = model.config.patches, model.config.patch_feature_size
+    stored = store.manifest.patches, store.manifest.feature_size
     if trained != stored:  # a model saved without a manifest still has to fit
         raise InputError(
             f"{data}: {stored[0]} patches of {stored[1]} features, but {model_dir} takes {trained[0]} of {trained[1]}; "
@@ -81,16 +78,14 @@ def load_scorer(
     return PairScorer(model, store, titles, batch_size=batch_size, precision=precision), model_dir
 
 
-def max_text_tokens(model_dir: Path, config: Any) -> int:
+def max_text_tokens(model_dir: Path, config: FashionBertConfig) -> int:
     """Where titles are cut: as in the run the checkpoint belongs to, else at the reference's 64 tokens."""
-    from fashionbert_fast.config import DataConfig, load_config
-
     run_config = model_dir.parent / "config.yaml"
     wanted = load_config(run_config).data.max_text_tokens if run_config.exists() else DataConfig().max_text_tokens
     return min(wanted, config.max_position_embeddings)
 
 
-def split_rows(store: Any, split: str, data: Path) -> np.ndarray:
+def split_rows(store: FeatureStore, split: str, data: Path) -> np.ndarray:
     """Rows of a split. InputError naming the store and the splits it has when there are none."""
     rows = store.rows(None if split == "all" else split)
     if len(rows) == 0:

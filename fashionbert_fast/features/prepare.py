@@ -131,5 +131,3 @@ def assign_splits(
     columns["split"] = hold_out(columns, holdout, seed, by)
     manifest.holdout, manifest.split_by = holdout, ",".join(by) or "none"
     return split_warnings(columns, holdout, by)
-
-    # fmt: on
