@@ -87,8 +87,8 @@ MUTANTS = (
     Mutant(
         "quotes-of-csv-are-letters",
         "fashionbert_fast/catalogue/tables.py",
-        "reader = csv.reader(file)",
-        "reader = csv.reader(file, quoting=csv.QUOTE_NONE)",
+        "delimiter=between)",
+        "delimiter=between, quoting=csv.QUOTE_NONE)",
         CATALOGUE,
     ),
     Mutant(

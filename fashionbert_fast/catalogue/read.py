@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from fashionbert_fast.catalogue.product import DUPLICATE, Problems, Product
-from fashionbert_fast.catalogue.tables import READERS
+from fashionbert_fast.catalogue.tables import ASSUMED, DELIMITERS, READERS, undecodable
 from fashionbert_fast.errors import InputError
 
-FORMATS = "a directory with styles.csv and images/ (Kaggle), or a .csv, .jsonl or .parquet file"
+FORMATS = "a directory with styles.csv and images/ (Kaggle), or a .csv, .tsv, .jsonl or .parquet file"
 # field -> the columns it is looked for in, unless --column names one
 COLUMNS: dict[str, tuple[str, ...]] = {
     "id": ("id",),
@@ -34,17 +34,20 @@ NOT_YET = {".h5": "Fashion-Gen HDF5", ".hdf5": "Fashion-Gen HDF5", ".tar": "WebD
 
 
 def read_catalogue(
-    source: Path, *, problems: Problems, images: Path | None = None, columns: Mapping[str, str] | None = None
-) -> list[Product]:
+    source: Path, *, problems: Problems, images: Path | None = None, columns: Mapping[str, str] | None = None,
+    delimiter: str | None = None, encoding: str | None = None,
+) -> list[Product]:  # fmt: skip
     """Products of ``source`` in its order; the first usable row of an id, with later ones as its spares.
 
     Args:
-        source: a directory in the Kaggle layout, or a .csv, .jsonl or .parquet file.
+        source: a directory in the Kaggle layout, or a .csv, .tsv, .jsonl or .parquet file.
         problems: receives what is left out: bad rows, ids that are missing or come twice, empty titles, unknown
             splits, images that are not there.
         images: the image folder; default: ``images/`` beside the table for images found by id (<id>.jpg, .png, ...),
             the table's own folder for a column of image paths.
         columns: field (see COLUMNS) -> column name, for sources that name theirs otherwise; "" ignores the column.
+        delimiter: the character between the columns of a CSV, or "tab"; None: see `tables.find_delimiter`.
+        encoding: of a CSV or JSONL; None: what its byte order mark says, else UTF-8.
 
     Raises InputError when the source cannot be read at all, lacks a column, or no product is left.
     """
@@ -52,12 +55,12 @@ def read_catalogue(
     table = find_table(source)
     if images is not None and not Path(images).is_dir():
         raise InputError(f"{images}: no such image folder; give --images an existing directory")
-    header, rows = READERS[table.suffix.lower()](table, problems)
-    names = resolve_columns(table, header, columns or {})
     finder = ImageFinder(table.parent, images)
     products: dict[str, Product] = {}
     spares: dict[str, list[Product]] = {}
     try:
+        header, rows = READERS[table.suffix.lower()](table, problems, delimiter, encoding)
+        names = resolve_columns(table, header, columns or {})
         for number, row in rows:
             product = _product(table, number, row, names, finder, problems)
             if product and product.id in products:
@@ -68,6 +71,8 @@ def read_catalogue(
                 products[product.id] = product
     except OSError as error:
         raise InputError(f"{table}: cannot be read ({error.strerror or error}); check the file") from error
+    except UnicodeError as error:  # of encodings in which a bad byte says nothing of the next, such as UTF-16
+        raise InputError(f"{table}: {undecodable(encoding)}") from error
     if not products:
         skipped = ", ".join(f"{kind} {count}" for kind, count in problems.by_kind().items()) or "it is empty"
         first = f"; the first: {problems.items[0]}" if problems.items else "; give one with rows"
@@ -98,6 +103,8 @@ def resolve_columns(table: Path, header: list[str], columns: Mapping[str, str]) 
     for name in columns:
         if name not in COLUMNS:
             raise InputError(f"--column {name}=...: no such field; choose from {', '.join(COLUMNS)}")
+    unparted = len(header) == 1 or any(delimiter in column for column in header for delimiter in DELIMITERS)
+    remedy = ", or give the --delimiter between columns" if table.suffix.lower() in ASSUMED and unparted else ""
     names = {}
     for name, defaults in COLUMNS.items():
         wanted = columns.get(name)
@@ -106,7 +113,7 @@ def resolve_columns(table: Path, header: list[str], columns: Mapping[str, str]) 
             looked = wanted or " or ".join(defaults)
             raise InputError(
                 f"{table}: no column {looked} for {name}, it has {', '.join(header) or 'none'}; "
-                f"name it with --column {name}=COLUMN"
+                f"name it with --column {name}=COLUMN{remedy}"
             )
         if found is not None:
             names[name] = found

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import io
 import json
 from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -12,36 +15,72 @@ from fashionbert_fast.catalogue.product import Problems
 from fashionbert_fast.errors import InputError
 
 Row = tuple[int, Mapping[str, Any]]  # line number, column -> value
+Table = tuple[list[str], Iterator[Row]]  # its columns, its rows
+
+DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}  # what is looked for in a header
+ASSUMED = {".csv": ",", ".tsv": "\t"}  # where a header holds none of them, or several
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
+}  # fmt: skip
 
 
-def _open_text(path: Path) -> TextIO:
-    """UTF-8, with or without a byte order mark; undecodable bytes become surrogates, which rows are checked for."""
+def parse_delimiter(text: str) -> str:
+    """A character, or "tab" or "\\t", which no shell lets one type, as a character. InputError on anything else."""
+    delimiter = "\t" if text in ("tab", "\\t") else text
+    if len(delimiter) != 1 or delimiter in '"\r\n':
+        raise InputError(f"--delimiter {text!r}: must be one character, or tab")
+    return delimiter
+
+
+def find_delimiter(line: str, assumed: str) -> str:
+    """What is between the columns of a header: the one of DELIMITERS that parts it; ``assumed`` where none or several
+    do."""
+    found = [delimiter for delimiter in DELIMITERS if len(next(csv.reader([line], delimiter=delimiter), [])) > 1]
+    return found[0] if len(found) == 1 else assumed
+
+
+def _open_text(path: Path, encoding: str | None) -> TextIO:
+    """``path`` in ``encoding``; None: what its byte order mark says, else UTF-8.
+
+    Undecodable bytes become surrogates, which rows are checked for.
+    """
     try:
-        file = path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
-        start = file.buffer.peek(4)[:4]
+        file = path.open("rb")
+        start = file.peek(4)[:4]
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
-    if start[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in start:
-        raise InputError(f"{path}: is not UTF-8 text (UTF-16?); convert it: iconv -f UTF-16 -t UTF-8")
-    return file
+    marked = next((name for mark, name in BYTE_ORDER_MARKS.items() if start.startswith(mark)), None)
+    if encoding is None and marked is None and b"\0" in start:
+        raise InputError(f"{path}: is not UTF-8 text; give its --encoding, say utf-16-le")
+    try:
+        name = codecs.lookup(encoding or marked or "utf-8").name
+        name = "utf-8-sig" if name == "utf-8" else name  # takes the mark away where there is one
+        return io.TextIOWrapper(file, name, errors="surrogateescape", newline="")
+    except LookupError as error:
+        raise InputError(f"--encoding {encoding}: no such encoding; give utf-8, cp1252 or utf-16, say") from error
 
 
 def _is_undecodable(text: str) -> bool:
     return any("\udc80" <= letter <= "\udcff" for letter in text) if not text.isascii() else False
 
 
-NOT_UTF8 = "bytes that are not UTF-8 (convert the file, say: iconv -f ISO-8859-1 -t UTF-8)"
+def undecodable(encoding: str | None) -> str:
+    return f"bytes that are not {encoding or 'UTF-8'} (give the file's --encoding, say cp1252)"
 
 
-def _read_csv(path: Path, problems: Problems) -> tuple[list[str], Iterator[Row]]:
-    file = _open_text(path)
-    reader = csv.reader(file)
+def _read_csv(path: Path, problems: Problems, delimiter: str | None, encoding: str | None) -> Table:
+    between = None if delimiter is None else parse_delimiter(delimiter)
+    file = _open_text(path, encoding)
     try:
+        first_line = file.readline()
+        between = between or find_delimiter(first_line, ASSUMED[path.suffix.lower()])
+        reader = csv.reader(chain([first_line], file), delimiter=between)
         header = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
         raise InputError(f"{path}: row 1: is not CSV ({error}); check the file") from error
     if _is_undecodable("".join(header)):
-        raise InputError(f"{path}: row 1: {NOT_UTF8}")
+        raise InputError(f"{path}: row 1: {undecodable(encoding)}")
 
     def rows() -> Iterator[Row]:
         with file:
@@ -57,20 +96,22 @@ def _read_csv(path: Path, problems: Problems) -> tuple[list[str], Iterator[Row]]
                 if not cells:
                     continue
                 if len(cells) != len(header):
-                    what = f"{len(cells)} fields where the header has {len(header)} (an unquoted comma or quote?)"
+                    name = DELIMITERS.get(between, repr(between))
+                    what = f"{len(cells)} fields where the header has {len(header)} (an unquoted {name} or quote?)"
                     problems.add(path, first, "bad row", what, id=cells[0] if header[0] == "id" else "")
                 elif _is_undecodable("".join(cells)):
-                    problems.add(path, first, "not UTF-8", NOT_UTF8)
+                    problems.add(path, first, f"not {encoding or 'UTF-8'}", undecodable(encoding))
                 else:
                     yield first, dict(zip(header, cells, strict=True))
 
     return header, rows()
 
 
-def _read_jsonl(path: Path, problems: Problems) -> tuple[list[str], Iterator[Row]]:
+def _read_jsonl(path: Path, problems: Problems, delimiter: str | None, encoding: str | None) -> Table:
+    _refuse(path, delimiter=delimiter)
     parsed: list[Row] = []
     header: dict[str, None] = {}  # any object may lack a key: the columns are those of all of them
-    with _open_text(path) as file:
+    with _open_text(path, encoding) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -82,17 +123,18 @@ def _read_jsonl(path: Path, problems: Problems) -> tuple[list[str], Iterator[Row
             if not isinstance(value, dict):
                 problems.add(path, number, "bad row", "is not a JSON object")
             elif _is_undecodable(line):
-                problems.add(path, number, "not UTF-8", NOT_UTF8)
+                problems.add(path, number, f"not {encoding or 'UTF-8'}", undecodable(encoding))
             else:
                 header.update(dict.fromkeys(value))
                 parsed.append((number, value))
     return list(header), iter(parsed)
 
 
-def _read_parquet(path: Path, problems: Problems) -> tuple[list[str], Iterator[Row]]:
+def _read_parquet(path: Path, problems: Problems, delimiter: str | None, encoding: str | None) -> Table:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    _refuse(path, delimiter=delimiter, encoding=encoding)
     try:
         file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
@@ -108,8 +150,16 @@ def _read_parquet(path: Path, problems: Problems) -> tuple[list[str], Iterator[R
     return file.schema_arrow.names, rows()
 
 
-READERS: dict[str, Callable[[Path, Problems], tuple[list[str], Iterator[Row]]]] = {
+def _refuse(path: Path, **options: str | None) -> None:
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(f"--{name} {value!r}: {path} has none, being {path.suffix}; leave it out")
+
+
+# (table, problems, delimiter, encoding) -> its columns and rows; the last two are None where they are to be found out
+READERS: dict[str, Callable[[Path, Problems, str | None, str | None], Table]] = {
     ".csv": _read_csv,
+    ".tsv": _read_csv,
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
     ".parquet": _read_parquet,

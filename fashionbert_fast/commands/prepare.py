@@ -17,11 +17,12 @@ EPILOG = """examples:
   fashionbert prepare fashion-product-images-small --out stores/mine
   fashionbert prepare fashion-product-images-small --out stores/mine --encoder efficientnet-lite0   # offline, CPU
   fashionbert prepare shop.csv --images photos --column title=name --column image=file --out stores/shop
+  fashionbert prepare excel.csv --delimiter ";" --encoding cp1252 --out stores/shop
   fashionbert prepare shop.parquet --out stores/shop --encoder ./my-resnet --holdout 0 --device cuda
 
-catalogues: a directory with styles.csv and images/<id>.jpg (Kaggle "fashion product images"), or a .csv, .jsonl or
-.parquet file with columns id, title, category, subcategory, image (a path), split and group (what several rows of one
-product share: --column group=productID); only id and title must be there.
+catalogues: a directory with styles.csv and images/<id>.jpg (Kaggle "fashion product images"), or a .csv, .tsv,
+.jsonl or .parquet file with columns id, title, category, subcategory, image (a path), split and group (what several
+rows of one product share: --column group=productID); only id and title must be there.
 Without an image column the photo of a product is images/<id>.jpg (or .png, .webp) beside the file, or in --images.
 
 encoders: resnet50 (microsoft/resnet-50 of the Hugging Face hub, 2048-d); any vision backbone of transformers, as a hub
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     # fmt: off
     add = parser.add_argument
-    add("source", type=Path, metavar="SOURCE", help="Kaggle directory, .csv, .jsonl or .parquet")
+    add("source", type=Path, metavar="SOURCE", help="Kaggle directory, .csv, .tsv, .jsonl or .parquet")
     add("--out", required=True, type=Path, metavar="STORE", help="the feature store to write, a directory")
     add("--encoder", default=DEFAULT_ENCODER, metavar="NAME",
         help="resnet50, efficientnet-lite0, random[:SEED[:WIDTH]], a hub id or a directory (default: %(default)s)")
@@ -60,6 +61,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--images", type=Path, metavar="DIR", help="folder of the photos (default: beside the catalogue)")
     add("--column", action="append", default=[], metavar="FIELD=COLUMN",
         help=f"the catalogue's name for one of {', '.join(COLUMNS)}; FIELD= ignores it; repeatable")
+    add("--delimiter", metavar="CHARACTER",
+        help="between the columns of a .csv, a character or tab (default: comma, semicolon, tab or |, by the header)")
+    add("--encoding", metavar="NAME",
+        help="of a .csv or .jsonl, say cp1252 or latin-1 (default: by its byte order mark, else utf-8)")
     add("--holdout", type=float, default=0.1, metavar="SHARE",
         help="share of the products for validation, unless the catalogue has a split column (default: %(default)s)")
     add("--seed", type=int, default=0, help="which products are held out (default: %(default)s)")
@@ -95,8 +100,9 @@ def run(args: argparse.Namespace) -> int:
     report = prepare(
         args.source, args.out, encoder=args.encoder, grid=args.grid, patch_pixels=args.patch_pixels,
         holdout=args.holdout, seed=args.seed, split_by=args.split_by, images=args.images,
-        columns=parse_columns(args.column), strict=args.strict, dtype=args.dtype, batch_size=args.batch_size,
-        workers=args.workers, device=args.device, overwrite=args.overwrite,
+        columns=parse_columns(args.column), delimiter=args.delimiter, encoding=args.encoding, strict=args.strict,
+        dtype=args.dtype, batch_size=args.batch_size, workers=args.workers, device=args.device,
+        overwrite=args.overwrite,
     )  # fmt: skip
     splits = ", ".join(f"{count} {name}" for name, count in report.splits.items())
     print(f"{report.store}: {report.products} products ({splits}), {args.grid} x {args.grid} patches of "

@@ -48,14 +48,14 @@ class PrepareReport:
 def prepare(
     source: Path | str, out: Path | str, *, encoder: str = DEFAULT_ENCODER, grid: int = 8,
     patch_pixels: int | None = None, holdout: float = 0.1, seed: int = 0, split_by: str = SPLIT_BY,
-    images: Path | None = None, columns: Mapping[str, str] | None = None, strict: bool = False,
-    dtype: str = "bfloat16", batch_size: int | None = None, workers: int | None = None, device: str | None = None,
-    overwrite: bool = False,
+    images: Path | None = None, columns: Mapping[str, str] | None = None,
+    delimiter: str | None = None, encoding: str | None = None, strict: bool = False, dtype: str = "bfloat16",
+    batch_size: int | None = None, workers: int | None = None, device: str | None = None, overwrite: bool = False,
 ) -> PrepareReport:  # fmt: skip
     """Read ``source``, encode its photos and write the feature store ``out``.
 
     Args:
-        source, images, columns: see `catalogue.read_catalogue`.
+        source, images, columns, delimiter, encoding: see `catalogue.read_catalogue`.
         encoder: see `backbones.load_backbone`. grid: patches a side. patch_pixels: of a side of a patch as the encoder
             sees it; None: the encoder's own default.
         holdout: share of the products whose split becomes "validation", by a hash of seed and id, where the source
@@ -73,7 +73,9 @@ def prepare(
 
     check_out(out, overwrite)
     problems = Problems(strict)
-    products = read_catalogue(source, problems=problems, images=images, columns=columns)
+    products = read_catalogue(
+        source, problems=problems, images=images, columns=columns, delimiter=delimiter, encoding=encoding
+    )
 
     from fashionbert_fast.features.encoding import PHOTO_PROBLEMS, encode_products
     from fashionbert_fast.features.patch_encoder import load_encoder

@@ -132,6 +132,56 @@ def test_byte_order_mark(tmp_path):
     assert read(tmp_path)[0][0].title == "Crème shirt"
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "encoding", "options"),
+    [
+        ("shop.csv", "id;title\n1;Crème, weiß\n", "utf-8", {}),
+        ("shop.csv", "id;title\r\n1;Crème, weiß\r\n", "utf-8-sig", {}),  # as spreadsheets write CSV
+        ("shop.csv", "id\ttitle\n1\tCrème, weiß\n", "utf-16", {}),  # as they write Unicode text
+        ("shop.csv", 'id|title\n1|"Crème, weiß"\n', "utf-8", {}),
+        ("shop.tsv", "id\ttitle\tprice, EUR\n1\tCrème, weiß\t3\n", "utf-8", {}),
+        ("shop.csv", "id;title;price, EUR\n1;Crème, weiß;3\n", "utf-8", {"delimiter": ";"}),
+        ("shop.csv", "id,a\ttitle\n1,a\tCrème, weiß\n", "utf-8", {"delimiter": "tab", "columns": {"id": "id,a"}}),
+        ("shop.csv", "id~title\n1~Crème, weiß\n", "utf-8", {"delimiter": "~"}),
+        ("shop.csv", "id;title\n1;Crème, weiß\n", "cp1252", {"encoding": "cp1252"}),
+        ("shop.csv", "id;title\n1;Crème, weiß\n", "utf-16-be", {"encoding": "utf-16-be"}),
+        ("shop.jsonl", '{"id": "1", "title": "Crème, weiß"}\n', "latin-1", {"encoding": "latin-1"}),
+        ("shop.jsonl", '{"id": "1", "title": "Crème, weiß"}\n', "utf-8-sig", {"encoding": "UTF8"}),
+    ],
+)
+def test_delimiters_and_encodings(tmp_path, name, text, encoding, options):
+    touch_images(tmp_path / "images", "1.jpg", "1,a.jpg")
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    products, problems = read(tmp_path / name, **options)
+    assert [p.title for p in products] == ["Crème, weiß"] and problems.count == 0
+
+
+def test_rows_that_are_not_in_the_encoding_given(tmp_path):
+    touch_images(tmp_path / "images", "1.jpg", "2.jpg")
+    (tmp_path / "shop.csv").write_bytes(b"id;title\n1;Hat\n2;C\x81p\n3;Hat;4\n")
+    products, problems = read(tmp_path / "shop.csv", encoding="cp1252")
+    assert [p.title for p in products] == ["Hat"]
+    assert [(p.row, p.kind) for p in problems.items] == [(3, "not cp1252"), (4, "bad row")]
+    assert "bytes that are not cp1252" in problems.items[0].what and "unquoted semicolon" in problems.items[1].what
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("shop.csv", {"delimiter": ";;"}, "--delimiter ';;': must be one character, or tab"),
+        ("shop.csv", {"delimiter": '"'}, "--delimiter '\"': must be one character, or tab"),
+        ("shop.csv", {"encoding": "klingon"}, "--encoding klingon: no such encoding; give utf-8, cp1252"),
+        ("shop.csv", {"encoding": "base64"}, "--encoding base64: no such encoding"),
+        ("shop.jsonl", {"delimiter": ";"}, "--delimiter ';': .*shop.jsonl has none, being .jsonl; leave it out"),
+        ("shop.parquet", {"encoding": "cp1252"}, "--encoding 'cp1252': .*shop.parquet has none, being .parquet"),
+    ],
+)
+def test_delimiters_and_encodings_that_cannot_be(tmp_path, name, options, message):
+    touch_images(tmp_path / "a", "one.png", "two.png")
+    with pytest.raises(InputError, match=message):
+        read(write_table(tmp_path / name), **options)
+
+
 ROWS = [
     {"sku": 1, "name": "Red shoe", "kind": "Footwear", "file": "a/one.png"},
     {"sku": 2, "name": None, "kind": "Footwear", "file": "a/two.png"},
@@ -199,8 +249,11 @@ def test_embedded_image_bytes_are_refused(tmp_path):
         ("shop.csv", b"id,title\n", r"no product can be used \(it is empty\)"),
         ("shop.csv", b"id,title\n1,Hat\n", r"no product can be used \(missing image 1\); the first: .* row 2 \(id 1\)"),
         ("shop.csv", b"id,label\n1,Hat\n", "no column title or productDisplayName .* --column title=COLUMN"),
-        ("shop.csv", "id,title\n1,Hat\n".encode("utf-16"), "is not UTF-8 text"),
-        ("shop.csv", b"id,t\xe9tle\n", "row 1: bytes that are not UTF-8"),
+        ("shop.csv", "id,title\n1,Hat\n".encode("utf-16-le"), "is not UTF-8 text; give its --encoding, say utf-16-le"),
+        ("shop.csv", "id,title\n1,Hat\n".encode("utf-16")[:-1], "bytes that are not UTF-8 .*--encoding"),
+        ("shop.csv", b"id,t\xe9tle\n", "row 1: bytes that are not UTF-8 .give the file's --encoding, say cp1252"),
+        ("shop.csv", b"id~title\n1~Hat\n", "no column id for id, it has id~title; .*, or give the --delimiter"),
+        ("shop.csv", b"id;title;price, EUR\n", "it has id;title;price, EUR; .*, or give the --delimiter"),
     ],
 )
 def test_unusable_sources(tmp_path, name, content, message):

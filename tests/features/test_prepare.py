@@ -248,6 +248,14 @@ def test_command_line(broken, tmp_path, capsys):
     assert main(["prepare", str(broken), "--out", str(out), "--overwrite", *QUICK_WORDS]) == 0
 
 
+def test_a_spreadsheets_export_by_the_command_line(catalogue, tmp_path):
+    table = catalogue / "shop.csv"
+    table.write_bytes("id~title\n100~Crème\n".encode("cp1252"))
+    words = ["prepare", str(table), "--out", str(tmp_path / "s"), "--delimiter", "~", "--encoding", "cp1252"]
+    assert main([*words, *QUICK_WORDS]) == 0
+    assert FeatureStore.open(tmp_path / "s").titles == ["Crème"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -262,6 +270,7 @@ def test_command_line(broken, tmp_path, capsys):
         (["{shop}", "--encoder", "./none"], "--encoder ./none: no such directory"),
         (["{shop}", "--encoder", "random:x"], "--encoder random:x: write random"),
         (["{shop}", "--column", "title=name"], "no column name for title"),
+        (["{shop}", "--delimiter", "::"], "--delimiter '::': must be one character, or tab"),
         (["{shop}", "--images", "nowhere"], "nowhere: no such image folder"),
         (["{shop}", "--json", "no/such/file.json"], "no/such/file.json: no directory no/such"),
         (["{shop}", "--out", "{shop}"], "exists and is not a feature store"),
