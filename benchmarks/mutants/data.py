@@ -192,8 +192,8 @@ MUTANTS = (
     Mutant(
         "hold-out-ignores-the-seed",
         "fashionbert_fast/catalogue/splits.py",
-        '_split(f"{seed} {identity}", holdout)',
-        "_split(identity, holdout)",
+        '_place(f"{seed} {identity}")',
+        "_place(identity)",
         SPLITS,
     ),
     Mutant(
@@ -201,6 +201,13 @@ MUTANTS = (
         "fashionbert_fast/catalogue/splits.py",
         "component_N = bound(columns, by).tolist()",
         "component_N = bound(columns, ()).tolist()",
+        SPLITS,
+    ),
+    Mutant(
+        "small-catalogues-hold-out-by-chance",
+        "fashionbert_fast/catalogue/splits.py",
+        "> wanted * TOLERANCE:",
+        "> wanted * 2:",
         SPLITS,
     ),
     Mutant(

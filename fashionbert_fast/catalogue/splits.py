@@ -14,6 +14,7 @@ from fashionbert_fast.catalogue.twins import KINDS, bound
 from fashionbert_fast.errors import InputError
 
 SPLIT_BY = ",".join(KINDS)
+TOLERANCE = 0.25  # of the share asked for: hashes alone decide within it
 LARGE = 0.1  # of the catalogue: more in one group than this is hardly one product
 
 
@@ -32,19 +33,39 @@ def hold_out(columns: Mapping[str, Sequence[str]], holdout: float, seed: int, by
     """The split of every row of a store's ``columns``; about ``holdout`` of them in "validation", the rest in "train".
 
     Rows bound by one of ``by`` (see `twins.KINDS`), directly or through others, land in the same split: the one that a
-    hash of ``seed`` and the smallest id among them gives.
+    hash of ``seed`` and the smallest id among them gives, so that rows added later move no others. Where that misses
+    ``holdout`` by more than a quarter of it, as in small catalogues and those of large groups, those are held out that
+    fit, in the order of their hashes.
     """
     component_N = bound(columns, by).tolist()
     smallest: dict[int, str] = {}
     for component, identity in zip(component_N, columns["id"], strict=True):
         smallest[component] = min(smallest.get(component, identity), identity)
-    split = {component: _split(f"{seed} {identity}", holdout) for component, identity in smallest.items()}
-    return [split[component] for component in component_N]
+    place = {component: _place(f"{seed} {identity}") for component, identity in smallest.items()}
+    held = {component for component in place if place[component] < holdout * 2**64}
+    sizes, wanted = Counter(component_N), holdout * len(component_N)
+    if abs(sum(sizes[component] for component in held) - wanted) > wanted * TOLERANCE:
+        held = _nearest(sorted(place, key=place.__getitem__), sizes, wanted)
+    return ["validation" if component in held else "train" for component in component_N]
 
 
-def _split(key: str, holdout: float) -> str:
-    digest = hashlib.sha256(key.encode()).digest()
-    return "validation" if int.from_bytes(digest[:8], "big") < holdout * 2**64 else "train"
+def _place(key: str) -> int:
+    """A hash of ``key``, below 2**64."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+
+
+def _nearest(components: Sequence[int], sizes: Mapping[int, int], wanted: float) -> set[int]:
+    """Those of ``components`` that, in turn, fit into ``wanted`` rows, and one more where that comes nearer to it."""
+    held, left = set(), wanted
+    for component in components:
+        if sizes[component] <= left:
+            held.add(component)
+            left -= sizes[component]
+    rest = [component for component in components if component not in held]
+    last = min(rest, key=lambda component: abs(left - sizes[component]), default=None)
+    if last is not None and abs(left - sizes[last]) < left:
+        held.add(last)
+    return held
 
 
 def split_warnings(columns: Mapping[str, Sequence[str]], holdout: float, by: Sequence[str]) -> list[str]:
@@ -57,7 +78,7 @@ def split_warnings(columns: Mapping[str, Sequence[str]], holdout: float, by: Seq
             "and fall into one split; does a column hold the same for all? see --column group= and --split-by"
         )
     held = sum(split == "validation" for split in columns["split"])
-    far = max(holdout / 4, 3 * math.sqrt(holdout * (1 - holdout) / total))
+    far = max(holdout * TOLERANCE, 3 * math.sqrt(holdout * (1 - holdout) / total))
     if holdout and (not held or abs(held / total - holdout) > far):
         warnings.append(
             f"{held} of {total} products are held out ({held / total:.1%}) where --holdout asked for {holdout:.1%}; "

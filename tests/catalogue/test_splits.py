@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from fashionbert_fast.catalogue.splits import hold_out, parse_split_by, split_warnings
@@ -43,6 +45,38 @@ def test_more_products_leave_the_others_where_they_were():
     assert held(fewer, hold_out(fewer, 0.1, 0, ALL)) == {
         i for i in held(more, hold_out(more, 0.1, 0, ALL)) if int(i) < 1000
     }
+
+
+def hashed(columns: dict[str, list[str]], holdout: float, seed: int) -> set[str]:
+    """What the hashes alone hold out where nothing binds; the hash is part of what stores and docs promise."""
+    digests = {identity: hashlib.sha256(f"{seed} {identity}".encode()).hexdigest() for identity in columns["id"]}
+    return {identity for identity, digest in digests.items() if int(digest[:16], 16) < holdout * 2**64}
+
+
+def test_small_catalogues_hold_out_what_was_asked():
+    columns, far = columns_of(56), 0
+    for seed in range(30):
+        ours, theirs = held(columns, hold_out(columns, 0.1, seed, ALL)), hashed(columns, 0.1, seed)
+        near = 5.6 * 0.75 <= len(theirs) <= 5.6 * 1.25
+        assert len(ours) == (len(theirs) if near else 6)
+        assert ours <= theirs or theirs <= ours  # no more are moved than must be
+        far += not near
+    assert 5 < far < 25
+    for count in range(6, 60):
+        columns = columns_of(count, families=count // 6)
+        splits = hold_out(columns, 0.1, 0, ALL)
+        assert abs(splits.count("validation") - 0.1 * count) <= max(0.5, 0.025 * count), count
+        other = in_other_order(columns)
+        assert held(other, hold_out(other, 0.1, 0, ALL)) == held(columns, splits)
+    large = columns_of(4000)
+    assert held(large, hold_out(large, 0.1, 0, ALL)) == hashed(large, 0.1, 0)
+
+
+def test_a_group_too_large_for_the_share_is_for_training():
+    columns = columns_of(60) | {"group": ["g"] * 30 + [""] * 30}
+    for seed in range(10):
+        splits = hold_out(columns, 0.1, seed, ALL)
+        assert set(splits[:30]) == {"train"} and 5 <= splits.count("validation") <= 7
 
 
 def test_only_what_is_named_binds():
