@@ -8,6 +8,7 @@ Shapes: B patches, h x w pixels, D feature, T tokens of a transformer.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import inspect
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ from fashionbert_fast.errors import InputError
 
 DEFAULT = "resnet50"
 ALIASES = {"resnet50": "microsoft/resnet-50"}
+NAMES = (*ALIASES, "efficientnet-lite0", "random")
 # Measured with EfficientNet-Lite0 on 1,250 real photos: at 32 and 48 pixels 98% and 99% of the features are zero, since
 # its last stages see a 1 x 1 map; at 64 it is 72%, and a linear probe of the garment type gains 10 points (65 -> 75%).
 # A ResNet has the same stride of 32.
@@ -55,7 +57,21 @@ def load_backbone(name: str) -> Backbone:
         return _efficientnet_lite0()
     if name.split(":")[0] == "random":
         return _random_resnet(name)
+    _check_name(name)
     return _transformers_model(ALIASES.get(name, name))
+
+
+def _check_name(name: str) -> None:
+    """InputError where ``name`` is no alias, no directory and nothing the hub could have: those are owner/name."""
+    if name in ALIASES or Path(name).is_dir():
+        return
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(f"--encoder {name}: no such directory; {OFFLINE}")
+    if "/" not in name:
+        near = difflib.get_close_matches(name.lower().split(":")[0], NAMES, 1)
+        meant = f"; did you mean {near[0]}?" if near else ";"
+        raise InputError(f"--encoder {name}: no such encoder{meant} give {', '.join(NAMES)}, a local directory or a "
+                         "name of the Hugging Face hub (owner/name)")  # fmt: skip
 
 
 def weights_sha256(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
@@ -246,21 +262,19 @@ def _hub_answers(name: str) -> bool:
     from huggingface_hub import HfApi, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise InputError(f"--encoder {name}: no such directory; {OFFLINE}")
     try:
         HfApi().model_info(name, timeout=10)
         return True
     except HFValidationError as error:
         raise InputError(f"--encoder {name}: is neither a directory nor a name the hub can have; {OFFLINE}") from error
     except HfHubHTTPError as error:
-        raise InputError(f"--encoder {name}: the hub does not give it out "
+        raise InputError(f"--encoder {name}: is no directory here, and the hub does not give it out "
                          f"({' '.join(str(error).split())[:100]}); {OFFLINE}") from error  # fmt: skip
     except Exception as error:  # no network or told to stay offline: the HTTP client's errors share no class with ours
         if isinstance(try_to_load_from_cache(name, "config.json"), str):
             return False
-        raise InputError(f"--encoder {name}: the Hugging Face hub cannot be reached and no copy is on this machine; "
-                         f"{OFFLINE}") from error  # fmt: skip
+        raise InputError(f"--encoder {name}: is no directory here, the Hugging Face hub cannot be reached and no "
+                         f"copy is on this machine; {OFFLINE}") from error  # fmt: skip
 
 
 def _own_input_size(model: nn.Module) -> int | None:

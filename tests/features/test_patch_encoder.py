@@ -262,11 +262,30 @@ def test_directories_that_are_no_encoder(saved, name, message):
 def test_hub_out_of_reach(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(
-        InputError, match=r"microsoft/resnet-50: the Hugging Face hub cannot be reached.*efficientnet-lite0"
+        InputError,
+        match=r"microsoft/resnet-50: is no directory here, the Hugging Face hub cannot be reached.*efficientnet-lite0",
     ):
         load_backbone("resnet50")
     with pytest.raises(InputError, match="neither a directory nor a name the hub can have"):
-        load_backbone("no such name!")
+        load_backbone("no/such name!")
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("resnt50", "did you mean resnet50?"),
+        ("ResNet-50", "did you mean resnet50?"),
+        ("efficientnet_lite0", "did you mean efficientnet-lite0?"),
+        ("randm:3", "did you mean random?"),
+        ("my-own", "no such encoder; give"),
+    ],
+)
+def test_names_of_no_encoder_are_not_asked_of_the_hub(monkeypatch, name, near):
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: pytest.fail("the hub was asked"))
+    with pytest.raises(InputError, match="no such encoder") as raised:
+        load_backbone(name)
+    assert near in str(raised.value)
+    assert "give resnet50, efficientnet-lite0, random, a local directory or a name of the" in str(raised.value)
 
 
 def test_efficientnet_lite0_is_trained():
