@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import sys
+import warnings
 
 import torch
 import torch.distributed as dist
@@ -42,6 +43,9 @@ def init_distributed() -> torch.device:
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
+    # Old names of torch's collectives: DeepSpeed's to change, and said anew at every call of ZeRO-3.
+    renamed = r"`torch\.distributed\.(all_gather_into_tensor|reduce_scatter_tensor)` is deprecated"
+    warnings.filterwarnings("ignore", renamed, FutureWarning)
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

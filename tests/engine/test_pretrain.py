@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -246,6 +247,16 @@ def test_an_existing_run_is_not_overwritten(config, whole_run):
     before = (whole_run / "metrics.jsonl").read_text()
     _is_one_line_error(_pretrain(config, whole_run), "--resume")
     assert (whole_run / "metrics.jsonl").read_text() == before
+
+
+def test_zero_3_says_nothing_that_is_no_news(config, tmp_path, capfd):
+    with warnings.catch_warnings(record=True) as told:
+        warnings.resetwarnings()
+        warnings.simplefilter("ignore", DeprecationWarning)  # as outside of tests
+        done = _pretrain(config, tmp_path / "run", "train.zero_stage=3", "train.steps=4")
+    assert done.returncode == 0
+    lines = [str(warning.message) for warning in told] + done.stderr.splitlines() + capfd.readouterr().err.splitlines()
+    assert lines == []
 
 
 def test_bad_input_ends_every_process_at_once(config, whole_run):
