@@ -169,10 +169,10 @@ def _raise_interrupt(signum, frame):
 
 
 def _described(record: dict, validation: dict | None) -> str:
-    """The progress bar's words for a record and the last validation."""
+    """What stands below the progress bar, of a record and the last validation."""
     losses = "  ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
     held_out = "" if validation is None else f"  held out {validation['alignment_accuracy']:.3f}"
-    return f"pretrain  {losses}{held_out}  {record['samples_per_s']:.0f} pairs/s"
+    return f"{losses}{held_out}  {record['samples_per_s']:.0f} pairs/s"
 
 
 def train(run: Run, first_step: int) -> None:
@@ -205,7 +205,7 @@ def train(run: Run, first_step: int) -> None:
                     meter.restart()  # validating is not training
                 if writer is not None:
                     writer.write(record)
-                    bar.update(task, description=_described(record, validation.last))
+                    bar.update(task, detail=_described(record, validation.last))
                 if complaint:
                     raise TrainingStopped(complaint)
             bar.update(task, completed=step)
