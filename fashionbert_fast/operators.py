@@ -1,7 +1,7 @@
 """The operators, listed once: doctor, the benchmarks, the build tests and docs/operators.md derive from this list.
 
 The operator NAME is kernels/NAME.py, csrc/cpu/NAME.cpp, tests/kernels/test_NAME.py and benchmarks/bench_NAME.py; its
-GPU leg is csrc/cuda/NAME.cu, or Triton in kernels/NAME.py. `tests/test_operators.py` names what is missing.
+GPU leg is csrc/cuda/NAME.cu, or kernels/triton/NAME.py. `tests/test_operators.py` names what is missing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class Operator:
 
     @property
     def gpu_file(self) -> str:
-        return f"csrc/cuda/{self.name}.cu" if self.gpu == "CUDA C++" else f"fashionbert_fast/kernels/{self.name}.py"
+        folder, suffix = ("csrc/cuda", "cu") if self.gpu == "CUDA C++" else ("fashionbert_fast/kernels/triton", "py")
+        return f"{folder}/{self.name}.{suffix}"
 
 
 OPERATORS = (

@@ -53,7 +53,7 @@ MUTANTS = (
     ),
     Mutant(
         "triton-dropout-columns-in-another-order",
-        KERNELS + "dropout.py",
+        KERNELS + "triton/dropout.py",
         "tl.permute(draws, (0, 1, 4, 5, 3, 2))",
         "tl.permute(draws, (0, 1, 5, 4, 3, 2))",
         ("tests/kernels/test_dropout.py",),
@@ -67,14 +67,14 @@ MUTANTS = (
     ),
     Mutant(
         "triton-gelu-by-tanh",
-        KERNELS + "bias_gelu.py",
+        KERNELS + "triton/bias_gelu.py",
         "    tl.store(y + offsets, (u * cdf)",
         "    cdf = tl.sigmoid(1.702 * u)\n    tl.store(y + offsets, (u * cdf)",
         ("tests/kernels/test_bias_gelu.py::test_triton_in_the_interpreter",),
     ),
     Mutant(
         "triton-closing-forgets-the-residual",
-        KERNELS + "dropout_add_layer_norm.py",
+        KERNELS + "triton/dropout_add_layer_norm.py",
         "        s += tl.load(residual + offsets, mask=inside, other=0.0).to(tl.float32)\n        rstd",
         "        rstd",
         ("tests/kernels/test_dropout_add_layer_norm.py::test_triton_in_the_interpreter",),

@@ -1,4 +1,4 @@
-"""The operators: one file each, reading formula, reference, kernel, launch, registration, public function."""
+"""The operators: one file each, reading formula, reference, registration, public function."""
 
 from fashionbert_fast.kernels.adaptive_loss import adaptive_loss
 from fashionbert_fast.kernels.bias_gelu import bias_gelu

@@ -3,14 +3,12 @@
 Formula: Philox4x32 with 7 rounds (Salmon et al. 2011), key = seed, counter = (call, row, stream, plane). A call gives 8
 draws of 16 bits; column 128 b + 16 j + i is draw j of call 16 b + i. An element is kept where its draw is at least
 round(65536 p), and multiplied by 65536 / (65536 - round(65536 p)). The operators share it: csrc/common/dropout.h in C++
-and CUDA, `keep_tile` below in Triton; a stream is a place in the model, a plane a head of attention.
+and CUDA, kernels/triton/dropout.py in Triton; a stream is a place in the model, a plane a head of attention.
 """
 
 from __future__ import annotations
 
 import torch
-import triton
-import triton.language as tl
 
 BLOCK = 128  # columns that 16 calls cover
 ROUNDS = 7  # the fewest that pass BigCrush
@@ -72,19 +70,3 @@ def _product(a: int, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     low_part, high_part = (a & 0xFFFF) * b, (a >> 16) * b  # 48 bits each
     middle = (low_part >> 16) + high_part
     return middle >> 16, ((middle & 0xFFFF) << 16) | (low_part & 0xFFFF)
-
-
-# Triton --------------------------------------------------------------------------------------------------------------
-@triton.jit
-def keep_tile(seed, stream, plane, rows, first_block, threshold, ROWS: tl.constexpr, BLOCKS: tl.constexpr):
-    """(ROWS, 128 BLOCKS) bool tile: the columns from 128 ``first_block`` on, for the (ROWS,) row numbers ``rows``."""
-    call = first_block * 16 + tl.arange(0, BLOCKS * 16)
-    c0 = tl.broadcast_to(call[None, :], (ROWS, BLOCKS * 16)).to(tl.uint32)
-    c1 = tl.broadcast_to(rows[:, None], (ROWS, BLOCKS * 16)).to(tl.uint32)
-    zero = c0 * 0
-    w0, w1, w2, w3 = tl.philox(seed, c0, c1, zero + stream, zero + plane, 7)
-    even = tl.join(tl.join(w0 & 0xFFFF, w0 >> 16), tl.join(w2 & 0xFFFF, w2 >> 16))  # (.., half, word / 2)
-    odd = tl.join(tl.join(w1 & 0xFFFF, w1 >> 16), tl.join(w3 & 0xFFFF, w3 >> 16))
-    draws = tl.reshape(tl.join(even, odd), (ROWS, BLOCKS, 16, 2, 2, 2))  # (.., call, half, word / 2, word % 2)
-    draws = tl.reshape(tl.permute(draws, (0, 1, 4, 5, 3, 2)), (ROWS, BLOCKS * 128))
-    return draws >= threshold

@@ -182,7 +182,7 @@ def test_bad_arguments_are_named(x, bias, argument):
 
 # Triton, in its interpreter on this CPU: this file run as a program --------------------------------------------------
 def _launch(x_TF, bias_F, grad_TF):
-    from fashionbert_fast.kernels.bias_gelu import launch_backward, launch_forward
+    from fashionbert_fast.kernels.triton.bias_gelu import launch_backward, launch_forward
 
     grad_x_TF, grad_bias_F = launch_backward(grad_TF, x_TF, bias_F)
     assert bias_F is not None or grad_bias_F.shape == (0,)

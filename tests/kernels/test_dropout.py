@@ -13,7 +13,8 @@ from fashionbert_fast.kernels import dropout
 
 TRITON_CHECK = """
 import torch, triton, triton.language as tl
-from fashionbert_fast.kernels.dropout import keep_reference, keep_tile, threshold_of
+from fashionbert_fast.kernels.dropout import keep_reference, threshold_of
+from fashionbert_fast.kernels.triton.dropout import keep_tile
 
 @triton.jit
 def kernel(out, seed_pointer, stream, plane, threshold, ROWS: tl.constexpr, BLOCKS: tl.constexpr):

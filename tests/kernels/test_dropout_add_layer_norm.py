@@ -249,7 +249,7 @@ def test_bad_arguments_are_named(argument, value):
 
 # Triton, in its interpreter on this CPU: this file run as a program --------------------------------------------------
 def _launch(x_TH, residual_TH, weight_H, ln_bias_H, bias_H, grad_TH, *, dropout, eps, stream, seed):
-    from fashionbert_fast.kernels.dropout_add_layer_norm import launch_backward, launch_forward
+    from fashionbert_fast.kernels.triton.dropout_add_layer_norm import launch_backward, launch_forward
 
     y_TH, stats_T2 = launch_forward(x_TH, residual_TH, bias_H, weight_H, ln_bias_H, eps, dropout, seed, stream)
     grad_x_TH, grad_residual_TH, grad_bias_H, *grads = launch_backward(

@@ -275,10 +275,9 @@ def test_bad_offsets_are_refused(offsets):
 
 
 TRITON_CHECK = """
-import sys
 import torch
-from fashionbert_fast.kernels import packed_attention as _
-module = sys.modules["fashionbert_fast.kernels.packed_attention"]
+from fashionbert_fast.kernels.packed_attention import packed_attention_reference
+from fashionbert_fast.kernels.triton import packed_attention as on_gpu
 
 def check(dtype, lengths, N, E, dropout, bias, seed, spare=2):
     torch.manual_seed(seed)
@@ -288,12 +287,12 @@ def check(dtype, lengths, N, E, dropout, bias, seed, spare=2):
     b = torch.randn(3 * N * E).to(dtype).requires_grad_() if bias else None
     g = torch.randn(T, N * E).to(dtype)
     key = torch.tensor([2**61 + seed])
-    exact = module.packed_attention_reference(
+    exact = packed_attention_reference(
         qkv.double(), offsets, N, bias_3H=None if b is None else b.double(), dropout=dropout, seed=key, stream=7)
     gradients = torch.autograd.grad(exact, [qkv] + [b] * bias, g.double())
     rest = (N, longest, dropout, key if dropout else None, 7)
-    context, lse = module.launch_forward(qkv.detach(), b if b is None else b.detach(), offsets, *rest)
-    result = module.launch_backward(g, qkv.detach(), b if b is None else b.detach(), offsets, context, lse, *rest)
+    context, lse = on_gpu.launch_forward(qkv.detach(), b if b is None else b.detach(), offsets, *rest)
+    result = on_gpu.launch_backward(g, qkv.detach(), b if b is None else b.detach(), offsets, context, lse, *rest)
     ops = torch.ops.fashionbert_fast
     on_cpu = ops.packed_attention(qkv.detach(), b if b is None else b.detach(), offsets, *rest)
     tolerance = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
