@@ -88,13 +88,14 @@ def plain_dropout_add_layer_norm(
 
 
 def plain_patch_embed(
-    text_NH, text_row_N, patch_row_B, packed_rows, features_IPD, patch_mask_BP, weight_HD, position_PH, segment_H,
-    ln_weight_H, ln_bias_H, *, eps, image_index_B, feature_dropout=0.0, hidden_dropout=0.0, seed=None, stream=0,
+    features_IPD, patch_mask_BP, weight_HD, position_PH, segment_H, ln_weight_H, ln_bias_H, *, eps, image_index_B,
+    packed, feature_dropout=0.0, hidden_dropout=0.0, seed=None, stream=0,
 ):  # fmt: skip
     features_BPD = F.dropout(features_IPD[image_index_B].to(weight_HD.dtype), feature_dropout)
     projected_BPH = F.linear(features_BPD.masked_fill(patch_mask_BP[..., None], 0), weight_HD)
     summed_BPH = projected_BPH + position_PH + segment_H
     patches_BPH = F.dropout(F.layer_norm(summed_BPH, ln_weight_H.shape, ln_weight_H, ln_bias_H, eps), hidden_dropout)
+    text_NH, text_row_N, patch_row_B, packed_rows = packed
     rows = (patch_row_B[:, None] + torch.arange(position_PH.shape[0], device=patch_row_B.device)).flatten()
     out_TH = text_NH.new_zeros(packed_rows, text_NH.shape[1]).index_copy(0, text_row_N, text_NH)
     return out_TH.index_copy(0, rows, patches_BPH.flatten(0, 1))
@@ -109,7 +110,7 @@ REPLACEMENTS = {
     "packed_attention": [(encoder, "packed_attention", plain_attention)],
     "dropout_add_layer_norm": [(encoder, "dropout_add_layer_norm", plain_dropout_add_layer_norm)],
     "bias_gelu": [(encoder, "bias_gelu", bias_gelu_reference)],
-    "masked_patch_embed": [(embeddings, "masked_patch_embed_packed", plain_patch_embed)],
+    "masked_patch_embed": [(embeddings, "masked_patch_embed", plain_patch_embed)],
     "linear_cross_entropy": [(heads, "linear_cross_entropy", linear_cross_entropy_reference)],
     "linear_patch_kld": [(heads, "linear_patch_kld", plain_linear_patch_kld)],
 }

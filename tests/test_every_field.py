@@ -131,7 +131,7 @@ def observed_dropouts(run) -> dict[str, list[dict]]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("packed_attention", "dropout_add_layer_norm"):
             patch.setattr(encoder_module, name, noting(name, getattr(encoder_module, name)))
-        name = "masked_patch_embed_packed"
+        name = "masked_patch_embed"
         patch.setattr(embeddings_module, name, noting("patches", getattr(embeddings_module, name)))
         forward(run)
     return seen

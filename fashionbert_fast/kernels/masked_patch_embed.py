@@ -4,13 +4,15 @@ Formula (EasyTransfer's imagebert embedding): LayerNorm(masked(features) @ weigh
 projection has no bias, so a masked patch contributes exactly zero before position and segment: it is neither loaded nor
 multiplied. In training there is dropout on the feature and on the result; kernels/dropout.py has the mask, whose row is
 b P + p, whose column is the feature or the hidden unit, and which the backward draws again. Features may be stored in
-8 bits, times a scale a row.
+8 bits, times a scale a row. The result may be written into a packed sequence, beside the text.
 
 Shapes: B pairs, I distinct images, P patches, D patch feature, H hidden, N = B P rows (of text_NH: text tokens), R rows
 of the packed sequence.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,10 +24,24 @@ from fashionbert_fast.kernels.triton import masked_patch_embed as on_gpu
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
+class PackedRows(NamedTuple):
+    """A packed sequence (rows, H) to write patches into, and the text that lies beside them.
+
+    text_NH: (N, H) finished text embeddings, of the weight's dtype. text_row_N: (N,) int64, the row of each.
+    patch_row_B: (B,) int64: patch p of pair b goes to row ``patch_row_B[b] + p``. rows: R; those that nothing names are
+    zeros. A row that is out of range or given twice is a RuntimeError on CPU; on CUDA a patch out of range is left out.
+    """
+
+    text_NH: torch.Tensor
+    text_row_N: torch.Tensor
+    patch_row_B: torch.Tensor
+    rows: int
+
+
 # Reference -----------------------------------------------------------------------------------------------------------
 def masked_patch_embed_reference(
     features_IPD, patch_mask_BP, weight_HD, position_PH, segment_H, ln_weight_H, ln_bias_H, *, eps=1e-12,
-    image_index_B=None, scale_IP=None, feature_dropout=0.0, hidden_dropout=0.0, seed=None, stream=0,
+    image_index_B=None, scale_IP=None, feature_dropout=0.0, hidden_dropout=0.0, seed=None, stream=0, packed=None,
 ):  # fmt: skip
     """The formula in plain PyTorch: what tests and benchmarks compare with."""
     features_BPD = features_IPD if image_index_B is None else features_IPD[image_index_B]
@@ -37,14 +53,11 @@ def masked_patch_embed_reference(
     masked_BPD = features_BPD.masked_fill(patch_mask_BP[..., None], 0)
     embedded_BPH = F.linear(masked_BPD, weight_HD) + position_PH + segment_H
     normal_BPH = F.layer_norm(embedded_BPH, (weight_HD.shape[0],), ln_weight_H, ln_bias_H, eps)
-    return _dropout_reference(normal_BPH, hidden_dropout, seed, stream + 1)
-
-
-def masked_patch_embed_packed_reference(text_NH, text_row_N, patch_row_B, packed_rows, *args, **kwargs):
-    """The same into a packed sequence."""
-    patches_BPH = masked_patch_embed_reference(*args, **kwargs)
-    row_BP = patch_row_B[:, None] + torch.arange(patches_BPH.shape[1], device=patch_row_B.device)
-    out_RH = patches_BPH.new_zeros(packed_rows, patches_BPH.shape[2]).index_copy(0, text_row_N, text_NH)
+    patches_BPH = _dropout_reference(normal_BPH, hidden_dropout, seed, stream + 1)
+    if packed is None:
+        return patches_BPH
+    row_BP = packed.patch_row_B[:, None] + torch.arange(patches_BPH.shape[1], device=packed.patch_row_B.device)
+    out_RH = patches_BPH.new_zeros(packed.rows, patches_BPH.shape[2]).index_copy(0, packed.text_row_N, packed.text_NH)
     return out_RH.index_copy(0, row_BP.flatten(), patches_BPH.flatten(0, 1))
 
 
@@ -62,10 +75,8 @@ torch.library.impl("fashionbert_fast::masked_patch_embed_backward", "CUDA")(on_g
 
 
 @torch.library.register_fake("fashionbert_fast::masked_patch_embed")
-def _(
-    features_IPD, mask_BP, weight_HD, position_PH, segment_H, ln_weight_H, ln_bias_H, eps, image_index_B, scale_IP,
-    feature_dropout, hidden_dropout, seed, stream, text_NH, text_row_N, patch_row_B, packed_rows,
-):  # fmt: skip
+def _(features_IPD, mask_BP, weight_HD, *rest):
+    *_, text_NH, _text_row_N, _patch_row_B, packed_rows = rest
     (B, P), H = mask_BP.shape, weight_HD.shape[0]
     stats = torch.float64 if weight_HD.dtype == torch.float64 else torch.float32
     out = weight_HD.new_empty((B, P, H) if text_NH is None else (packed_rows, H))
@@ -73,11 +84,8 @@ def _(
 
 
 @torch.library.register_fake("fashionbert_fast::masked_patch_embed_backward")
-def _(
-    grad_out, features_IPD, mask_BP, weight_HD, position_PH, segment_H, ln_weight_H, image_index_B, scale_IP,
-    feature_dropout, hidden_dropout, seed, stream, patch_row_B, projection_NH, stats_N2, features_gradient,
-    weight_gradient,
-):  # fmt: skip
+def _(grad_out, features_IPD, mask_BP, weight_HD, position_PH, segment_H, *rest):
+    *_, features_gradient, weight_gradient = rest
     of_features = features_IPD.new_empty(features_IPD.shape if features_gradient else (0,))
     of_weight = weight_HD.new_empty(weight_HD.shape if weight_gradient else (0,))
     vectors = (weight_HD.new_empty(segment_H.shape) for _ in range(3))
@@ -93,7 +101,7 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad_out, _grad_projection, _grad_stats):
     if grad_out is None:
-        return (None,) * 18
+        return (None,) * len(ctx.needs_input_grad)
     *tensors, image_index_B, scale_IP, seed, text_row_N, patch_row_B, projection_NH, stats_N2 = ctx.saved_tensors
     features, weight = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
     of_features, of_weight, *of_rest = torch.ops.fashionbert_fast.masked_patch_embed_backward(
@@ -108,7 +116,7 @@ def _backward(ctx, grad_out, _grad_projection, _grad_stats):
 torch.library.register_autograd("fashionbert_fast::masked_patch_embed", _backward, setup_context=_setup_context)
 
 
-# Public functions ----------------------------------------------------------------------------------------------------
+# Public function -----------------------------------------------------------------------------------------------------
 @reverse_mode_only
 def masked_patch_embed(
     features_IPD: torch.Tensor,
@@ -126,8 +134,9 @@ def masked_patch_embed(
     hidden_dropout: float = 0.0,
     seed: torch.Tensor | None = None,
     stream: int = 0,
+    packed: PackedRows | None = None,
 ) -> torch.Tensor:
-    """Patch embeddings (B, P, H), in the dtype of ``weight_HD`` (of autocast, where that is on).
+    """Patch embeddings (B, P, H), or (R, H) where ``packed``, in the dtype of ``weight_HD`` (of autocast, where on).
 
     Sums are in float32 (float64 for float64); the same bits on every run. Gradients: of every floating tensor but the
     scale, of features of 16 bits and more.
@@ -144,67 +153,21 @@ def masked_patch_embed(
         feature_dropout, hidden_dropout: probabilities in [0, 1] of dropping a feature, an element of the result.
         seed: (1,) int64 on the device, needed for dropout. stream: where in the model this is, at most 2^32 - 2; it
             also takes ``stream + 1``.
+        packed: the packed sequence that is to hold the patches and the text; its text takes gradients as well.
 
     Raises:
         ValueError: naming the argument whose shape, dtype, device or value is wrong.
     """
-    return _embed(
-        features_IPD, patch_mask_BP, weight_HD, position_PH, segment_H, ln_weight_H, ln_bias_H, eps, image_index_B,
-        scale_IP, feature_dropout, hidden_dropout, seed, stream, None, None, None, 0,
-    )  # fmt: skip
-
-
-@reverse_mode_only
-def masked_patch_embed_packed(
-    text_NH: torch.Tensor,
-    text_row_N: torch.Tensor,
-    patch_row_B: torch.Tensor,
-    packed_rows: int,
-    features_IPD: torch.Tensor,
-    patch_mask_BP: torch.Tensor,
-    weight_HD: torch.Tensor,
-    position_PH: torch.Tensor,
-    segment_H: torch.Tensor,
-    ln_weight_H: torch.Tensor,
-    ln_bias_H: torch.Tensor,
-    *,
-    eps: float = 1e-12,
-    image_index_B: torch.Tensor | None = None,
-    scale_IP: torch.Tensor | None = None,
-    feature_dropout: float = 0.0,
-    hidden_dropout: float = 0.0,
-    seed: torch.Tensor | None = None,
-    stream: int = 0,
-) -> torch.Tensor:
-    """`masked_patch_embed` written straight into a packed sequence (packed_rows, H), beside the text.
-
-    Args:
-        text_NH: (N, H) finished text embeddings, of the weight's dtype. text_row_N: (N,) int64, the row of each.
-        patch_row_B: (B,) int64: patch p of pair b goes to row ``patch_row_B[b] + p``.
-        packed_rows: rows of the result; those that neither names are zeros. A row that is out of range or given twice
-            is a RuntimeError on CPU; on CUDA a patch out of range is left out.
-
-    Raises:
-        ValueError: naming the argument whose shape, dtype, device or value is wrong.
-    """
-    _check_packed(text_NH, text_row_N, patch_row_B, packed_rows, patch_mask_BP, weight_HD)
-    return _embed(
-        features_IPD, patch_mask_BP, weight_HD, position_PH, segment_H, ln_weight_H, ln_bias_H, eps, image_index_B,
-        scale_IP, feature_dropout, hidden_dropout, seed, stream, text_NH, text_row_N, patch_row_B, packed_rows,
-    )  # fmt: skip
-
-
-def _embed(
-    features_IPD, patch_mask_BP, weight_HD, position_PH, segment_H, ln_weight_H, ln_bias_H, eps, image_index_B,
-    scale_IP, feature_dropout, hidden_dropout, seed, stream, text_NH, *packing,
-) -> torch.Tensor:  # fmt: skip
     _check_features(features_IPD, scale_IP, weight_HD)
     _check_parameters(
         features_IPD, patch_mask_BP, image_index_B, weight_HD, position_PH, segment_H, ln_weight_H, ln_bias_H
     )
     _check_dropout(feature_dropout, hidden_dropout, seed, stream, weight_HD.device)
+    if packed is not None:
+        _check_packed(packed, patch_mask_BP, weight_HD)
     if weight_HD.dtype == torch.float64 and features_IPD.dtype != torch.float64:
         features_IPD = features_IPD.double()  # the kernels mix the narrower dtypes only
+    text_NH, *rows = packed or (None, None, None, 0)
     parameters = [weight_HD, position_PH, segment_H, ln_weight_H, ln_bias_H, text_NH]
     if torch.is_autocast_enabled(weight_HD.device.type):
         dtype = torch.get_autocast_dtype(weight_HD.device.type)
@@ -212,7 +175,7 @@ def _embed(
     *parameters, text_NH = parameters
     return torch.ops.fashionbert_fast.masked_patch_embed(
         features_IPD, patch_mask_BP, *parameters, eps, image_index_B, scale_IP, feature_dropout, hidden_dropout, seed,
-        stream, text_NH, *packing,
+        stream, text_NH, *rows,
     )[0]  # fmt: skip
 
 
@@ -278,14 +241,14 @@ def _check_dropout(feature_dropout, hidden_dropout, seed, stream, device) -> Non
         raise ValueError("seed is missing: dropout needs one, see fashionbert_fast.kernels.dropout.draw_seed")
 
 
-def _check_packed(text_NH, text_row_N, patch_row_B, packed_rows, patch_mask_BP, weight_HD) -> None:
+def _check_packed(packed: PackedRows, patch_mask_BP, weight_HD) -> None:
+    text_NH, text_row_N, patch_row_B, rows = packed
     check_floating("text_NH", text_NH)
-    check_floating("weight_HD", weight_HD)
     if text_NH.dim() != 2:
         raise ValueError(f"text_NH must have shape (N, H), got {tuple(text_NH.shape)}")
     check_same("text_NH", text_NH, "weight_HD", weight_HD)
     _check_tensor("text_NH", text_NH, (text_NH.shape[0], weight_HD.shape[0]), weight_HD.dtype, weight_HD.device)
     _check_tensor("text_row_N", text_row_N, text_NH.shape[:1], torch.int64, weight_HD.device)
     _check_tensor("patch_row_B", patch_row_B, patch_mask_BP.shape[:1], torch.int64, weight_HD.device)
-    if packed_rows < 0:
-        raise ValueError(f"packed_rows must not be negative, got {packed_rows}")
+    if rows < 0:
+        raise ValueError(f"packed.rows must not be negative, got {rows}")

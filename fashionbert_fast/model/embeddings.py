@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fashionbert_fast.data.batch import PackedPairs
-from fashionbert_fast.kernels import masked_patch_embed, masked_patch_embed_packed
+from fashionbert_fast.kernels import PackedRows, masked_patch_embed
 from fashionbert_fast.model.config import FashionBertConfig
 
 TEXT_SEGMENT, IMAGE_SEGMENT = 0, 1
@@ -55,12 +55,18 @@ class PatchEmbeddings(nn.Module):
     ) -> torch.Tensor:
         """(T, H): the finished text and the patches of every pair, each on its rows of the packed axis."""
         drops = self.training and seed is not None
-        return masked_patch_embed_packed(
-            text_NH, pairs.text_row_N, pairs.patch_row_B, pairs.rows, pairs.features_IPD, pairs.patch_mask_BP,
-            *self._weights(segment_H), eps=self.norm.eps, image_index_B=pairs.image_index_B,
+        return masked_patch_embed(
+            pairs.features_IPD,
+            pairs.patch_mask_BP,
+            *self._weights(segment_H),
+            eps=self.norm.eps,
+            image_index_B=pairs.image_index_B,
             feature_dropout=self.feature_dropout if drops else 0.0,
-            hidden_dropout=self.hidden_dropout if drops else 0.0, seed=seed, stream=self.stream,
-        )  # fmt: skip
+            hidden_dropout=self.hidden_dropout if drops else 0.0,
+            seed=seed,
+            stream=self.stream,
+            packed=PackedRows(text_NH, pairs.text_row_N, pairs.patch_row_B, pairs.rows),
+        )
 
     def images(self, features_IPD: torch.Tensor, segment_H: torch.Tensor) -> torch.Tensor:
         """(I, P, H): images without masks or dropout, for inference."""

@@ -16,12 +16,8 @@ import torch
 import torch.nn.functional as F
 from row_cases import allowed_error, at_thread_counts, check_as_exact, same_bits
 
-from fashionbert_fast.kernels import masked_patch_embed, masked_patch_embed_packed
-from fashionbert_fast.kernels.masked_patch_embed import (
-    FLOAT8,
-    masked_patch_embed_packed_reference,
-    masked_patch_embed_reference,
-)
+from fashionbert_fast.kernels import PackedRows, masked_patch_embed
+from fashionbert_fast.kernels.masked_patch_embed import FLOAT8, masked_patch_embed_reference
 
 OP = torch.ops.fashionbert_fast.masked_patch_embed.default
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
@@ -52,7 +48,7 @@ def _tensors(B, P, D, H, generator, dtype=torch.float32, images=None, feature_dt
 
 
 def _case(dtype, seed):
-    """A random problem: tensors, keywords, and the packing (or None)."""
+    """A random problem: tensors and keywords."""
     generator = torch.Generator().manual_seed(seed)
 
     def pick(options):
@@ -73,7 +69,6 @@ def _case(dtype, seed):
         keywords["image_index_B"] = torch.randint(images, (B,), generator=generator)
     if pick((True, False)):
         keywords |= {"feature_dropout": pick((0.0, 0.1, 0.9)), "hidden_dropout": pick((0.0, 0.1, 1.0)), "seed": SEED}
-    packing = None
     if pick((True, False)):
         N = pick((0, 1, 9))
         R = N + B * P + pick((0, 4))
@@ -82,11 +77,12 @@ def _case(dtype, seed):
         left[(starts[:, None] + torch.arange(P)).flatten()] = False
         rows = left.nonzero()[:, 0]
         rows = rows[torch.randperm(len(rows), generator=generator)[:N]]
-        packing = (torch.randn(N, H, generator=generator, dtype=torch.float64).to(dtype), rows, starts, R)
-    return tensors, keywords, packing
+        text_NH = torch.randn(N, H, generator=generator, dtype=torch.float64).to(dtype)
+        keywords["packed"] = PackedRows(text_NH, rows, starts, R)
+    return tensors, keywords
 
 
-def _run(function, packed_function, tensors, keywords, packing, dtype=None):
+def _run(function, tensors, keywords, dtype=None):
     """Output and gradients, the incoming gradient being fixed random numbers. ``dtype``: compute in that instead."""
     tensors = {name: x if x.dtype == torch.bool or dtype is None else x.to(dtype) for name, x in tensors.items()}
     keywords = dict(keywords)
@@ -99,12 +95,11 @@ def _run(function, packed_function, tensors, keywords, packing, dtype=None):
         next(replaced) if name != "mask" and x.is_floating_point() and x.dtype not in FLOAT8 else x
         for name, x in tensors.items()
     ]
-    if packing is None:
-        out = function(*arguments, **keywords)
-    else:
-        text = packing[0].to(dtype or packing[0].dtype).detach().requires_grad_()
-        leaves.append(text)
-        out = packed_function(text, *packing[1:], *arguments, **keywords)
+    if "packed" in keywords:
+        text_NH = keywords["packed"].text_NH
+        leaves.append(text_NH.to(dtype or text_NH.dtype).detach().requires_grad_())
+        keywords["packed"] = keywords["packed"]._replace(text_NH=leaves[-1])
+    out = function(*arguments, **keywords)
     incoming = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     gradients = torch.autograd.grad(out, leaves, incoming.to(tensors["weight"].dtype).to(out.dtype), allow_unused=True)
     return [out.detach(), *gradients]
@@ -141,14 +136,12 @@ def test_random_shapes_err_at_most_twice_as_much_as_plain_pytorch(dtype):
     packed, dropped."""
     ours, plain = [], []
     for seed in range(100):
-        tensors, keywords, packing = _case(dtype, seed)
-        pair = (masked_patch_embed, masked_patch_embed_packed)
-        references = (masked_patch_embed_reference, masked_patch_embed_packed_reference)
-        exact = _run(*references, tensors, keywords, packing, torch.float64)
+        tensors, keywords = _case(dtype, seed)
+        exact = _run(masked_patch_embed_reference, tensors, keywords, torch.float64)
         mask_BP, H = tensors["mask"], tensors["weight"].shape[0]
         _poison((mask_BP.numel(), H), (*mask_BP.shape, H), (H, tensors["weight"].shape[1]), dtype=dtype)
-        mine = _run(*pair, tensors, keywords, packing)
-        theirs = _run(*references, tensors, keywords, packing)
+        mine = _run(masked_patch_embed, tensors, keywords)
+        theirs = _run(masked_patch_embed_reference, tensors, keywords)
         for x, y in zip(mine, theirs, strict=True):
             assert x.dtype == y.dtype and x.shape == y.shape and x.isfinite().all()
         ours.append(_errors(_same_gradients(tensors, mine, exact))[:6])
@@ -162,9 +155,9 @@ def test_error_at_a_real_width_at_most_twice_plain_pytorch(dtype):
     """Output and every gradient on their own: several chunks of rows, several blocks of columns."""
     tensors = _tensors(40, 36, 600, 192, torch.Generator().manual_seed(5), dtype)
     tensors["mask"] = torch.rand(40, 36) < 0.1
-    none, references = (masked_patch_embed, None), (masked_patch_embed_reference, None)
-    exact = _run(*references, tensors, {}, None, torch.float64)
-    mine, theirs = (_errors(zip(_run(*f, tensors, {}, None), exact, strict=True)) for f in (none, references))
+    exact = _run(masked_patch_embed_reference, tensors, {}, torch.float64)
+    pair = (masked_patch_embed, masked_patch_embed_reference)
+    mine, theirs = (_errors(zip(_run(f, tensors, {}), exact, strict=True)) for f in pair)
     allowed = allowed_error(dtype, int((~tensors["mask"]).sum()))  # the weight gradient's sums are the longest
     assert (mine <= (2 * theirs).clamp_min(allowed)).all(), f"{mine} against {theirs}, {allowed}"
 
@@ -187,9 +180,9 @@ def test_a_masked_feature_is_not_looked_at(feature_dtype):
     """Neither forward nor backward."""
     x = _tensors(3, 5, 130, 16, torch.Generator().manual_seed(0), feature_dtype=feature_dtype)
     x["mask"] = torch.rand(3, 5) < 0.5
-    clean = _run(masked_patch_embed, None, x, {}, None)
+    clean = _run(masked_patch_embed, x, {})
     x["features"] = x["features"].float().masked_fill(x["mask"][..., None], float("nan")).to(feature_dtype)
-    assert all(torch.equal(a, b) for a, b in zip(_run(masked_patch_embed, None, x, {}, None), clean, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(_run(masked_patch_embed, x, {}), clean, strict=True))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -205,12 +198,12 @@ def test_large_means_and_constant_rows(dtype):
     """LayerNorm far from zero, and of rows without variance: as plain PyTorch has it, finite."""
     x = _tensors(4, 8, 64, 96, torch.Generator().manual_seed(0), dtype)
     x["segment"] = x["segment"] + 300
-    pair = (masked_patch_embed, None), (masked_patch_embed_reference, None)
-    exact = _run(*pair[1], x, {}, None, torch.float64)
-    mine, theirs = (_errors(zip(_run(*f, x, {}, None), exact, strict=True)) for f in pair)
+    exact = _run(masked_patch_embed_reference, x, {}, torch.float64)
+    pair = (masked_patch_embed, masked_patch_embed_reference)
+    mine, theirs = (_errors(zip(_run(f, x, {}), exact, strict=True)) for f in pair)
     assert (mine <= 2 * theirs + 1e-7).all()
     x["mask"][:], x["position"], x["segment"] = True, x["position"] * 0, torch.full_like(x["segment"], 0.5)
-    out = _run(*pair[0], x, {}, None)
+    out = _run(masked_patch_embed, x, {})
     assert torch.equal(out[0], x["ln_bias"].expand_as(out[0])) and all(g.isfinite().all() for g in out)
 
 
@@ -277,7 +270,7 @@ def test_same_bits_on_any_number_of_threads(dtype, library, pairs, monkeypatch):
     if not (_torch_takes_our_word() or _torch_keeps_its_bits(dtype)):
         pytest.skip("this torch multiplies on threads of its own, with other bits on another number of them")
     x, keywords = _for_threads(dtype, pairs)
-    assert same_bits(at_thread_counts(lambda: _run(masked_patch_embed, None, x, keywords, None)))
+    assert same_bits(at_thread_counts(lambda: _run(masked_patch_embed, x, keywords)))
 
 
 @pytest.mark.parametrize(("dtype", "library"), PRODUCTS)
@@ -289,7 +282,7 @@ def test_all_but_the_products_has_the_same_bits_whatever_the_library(dtype, libr
     x["features"], x["weight"] = (t.mul(2).round().clamp(-4, 4) for t in (x["features"], x["weight"] * 520**0.5))
     keywords["feature_dropout"] = 0.5  # its scale is 2
     kept = [0, *range(3, 7)]  # not the gradients of features and weight
-    assert same_bits(at_thread_counts(lambda: [_run(masked_patch_embed, None, x, keywords, None)[i] for i in kept]))
+    assert same_bits(at_thread_counts(lambda: [_run(masked_patch_embed, x, keywords)[i] for i in kept]))
 
 
 def _verbose(capfd, mode, run) -> str:
@@ -309,7 +302,7 @@ def test_mkl_multiplies_with_one_thread(pairs, monkeypatch, capfd):
     verbose = torch.backends.mkl.verbose(torch.backends.mkl.VERBOSE_ON)
 
     def run():
-        printed = _verbose(capfd, verbose, lambda: _run(masked_patch_embed, None, x, keywords, None))
+        printed = _verbose(capfd, verbose, lambda: _run(masked_patch_embed, x, keywords))
         threads = re.findall(r"SGEMM.* NThr:(\d+)", printed)
         assert len(threads) >= 7 and set(threads) == {"1"}, printed
         assert torch.get_num_threads() == 3
@@ -326,9 +319,7 @@ def test_onednn_is_asked_for_one_thread(dtype, pairs, monkeypatch, capfd):
     monkeypatch.setenv("FASHIONBERT_FLOAT32_PRODUCTS", "onednn")
     x, keywords = _for_threads(dtype, pairs, width=544)  # which no other test has had compiled
     verbose = torch.backends.mkldnn.verbose(torch.backends.mkldnn.VERBOSE_ON_CREATION)
-    printed = at_thread_counts(
-        lambda: [_verbose(capfd, verbose, lambda: _run(masked_patch_embed, None, x, keywords, None))]
-    )
+    printed = at_thread_counts(lambda: [_verbose(capfd, verbose, lambda: _run(masked_patch_embed, x, keywords))])
     assert re.search(r"create:cache_(hit|miss),cpu,(matmul|inner_product)", printed[0][0])
     for (more,) in printed[1:]:
         assert "create:cache_miss" not in more and "create:cache_hit" in more
@@ -342,7 +333,7 @@ def test_mkl_multiplies_where_onednn_is_kept_from_avx512(most, monkeypatch, capf
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", most)
     x, keywords = _for_threads(torch.float32, 1)
     verbose = torch.backends.mkl.verbose(torch.backends.mkl.VERBOSE_ON)
-    assert "SGEMM" in _verbose(capfd, verbose, lambda: _run(masked_patch_embed, None, x, keywords, None))
+    assert "SGEMM" in _verbose(capfd, verbose, lambda: _run(masked_patch_embed, x, keywords))
 
 
 def test_an_unknown_library_is_refused(monkeypatch):
@@ -361,7 +352,9 @@ def test_gradcheck(p):
     assert torch.autograd.gradcheck(lambda f, *rest: masked_patch_embed(f, mask_BP, *rest, **keywords), tensors)
     rows_N, rows_B = torch.tensor([4, 13]), torch.tensor([9, 0, 5])
     assert torch.autograd.gradcheck(
-        lambda text, f, *rest: masked_patch_embed_packed(text, rows_N, rows_B, 15, f, mask_BP, *rest, **keywords),
+        lambda text, f, *rest: masked_patch_embed(
+            f, mask_BP, *rest, **keywords, packed=PackedRows(text, rows_N, rows_B, 15)
+        ),
         [text_NH.requires_grad_(), *tensors],
     )
 
@@ -414,15 +407,14 @@ def test_full_graph_compile():
         return masked_patch_embed(features_IPD * 2, mask_BP, *parameters, hidden_dropout=0.5, seed=SEED) * 3
 
     def packed(features_IPD, mask_BP, *parameters):
-        text_NH = parameters[2][None]
-        rows = (torch.tensor([0]), torch.tensor([1, 6, 11]), 17)
-        return masked_patch_embed_packed(text_NH, *rows, features_IPD, mask_BP, *parameters)
+        rows = PackedRows(parameters[2][None], torch.tensor([0]), torch.tensor([1, 6, 11]), 17)
+        return masked_patch_embed(features_IPD, mask_BP, *parameters, packed=rows)
 
     for function in (step, packed):
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
         for dtype in (torch.float32, torch.bfloat16):
             x = _tensors(3, 5, 17, 8, torch.Generator().manual_seed(0), dtype)
-            for one, other in zip(_run(compiled, None, x, {}, None), _run(function, None, x, {}, None), strict=True):
+            for one, other in zip(_run(compiled, x, {}), _run(function, x, {}), strict=True):
                 assert torch.equal(one, other)
 
 
@@ -437,13 +429,12 @@ def check_triton_in_the_interpreter(cases_a_dtype: int) -> None:
     for dtype in NARROW:
         ours, plain, seen = [], [], 0
         for seed in range(1000):
-            tensors, keywords, packing = _case(dtype, seed)
+            tensors, keywords = _case(dtype, seed)
             if tensors["weight"].numel() > 64 * 130 or tensors["mask"].numel() > 80:
                 continue  # the interpreter is slow
-            references = (masked_patch_embed_reference, masked_patch_embed_packed_reference)
-            exact = _run(*references, tensors, keywords, packing, torch.float64)
-            mine = _run(masked_patch_embed, masked_patch_embed_packed, tensors, keywords, packing)
-            theirs = _run(*references, tensors, keywords, packing)
+            exact = _run(masked_patch_embed_reference, tensors, keywords, torch.float64)
+            mine = _run(masked_patch_embed, tensors, keywords)
+            theirs = _run(masked_patch_embed_reference, tensors, keywords)
             assert all(x.dtype == y.dtype and x.isfinite().all() for x, y in zip(mine, theirs, strict=True)), seed
             ours.append(_errors(_same_gradients(tensors, mine, exact))[:6])
             plain.append(_errors(_same_gradients(tensors, theirs, exact))[:6])
@@ -470,17 +461,17 @@ def test_cuda_matches_reference(dtype):
     """The CPU's cases, on the GPU: as exact, and the same bits twice."""
 
     def cuda(x):
+        if isinstance(x, PackedRows):
+            return PackedRows(*map(cuda, x))
         return x.cuda() if isinstance(x, torch.Tensor) else x
 
     ours, plain = [], []
     for seed in range(100):
-        tensors, keywords, packing = _case(dtype, seed)
-        references = (masked_patch_embed_reference, masked_patch_embed_packed_reference)
-        exact = _run(*references, tensors, keywords, packing, torch.float64)
-        theirs = _run(*references, tensors, keywords, packing)
+        tensors, keywords = _case(dtype, seed)
+        exact = _run(masked_patch_embed_reference, tensors, keywords, torch.float64)
+        theirs = _run(masked_patch_embed_reference, tensors, keywords)
         tensors, keywords = ({name: cuda(x) for name, x in values.items()} for values in (tensors, keywords))
-        packing = packing and tuple(cuda(x) for x in packing)
-        mine, again = (_run(masked_patch_embed, masked_patch_embed_packed, tensors, keywords, packing) for _ in "12")
+        mine, again = (_run(masked_patch_embed, tensors, keywords) for _ in "12")
         assert all(torch.equal(a, b) for a, b in zip(mine, again, strict=True))
         ours.append(_errors(_same_gradients(tensors, [x.cpu() for x in mine], exact))[:6])
         plain.append(_errors(_same_gradients(tensors, theirs, exact))[:6])
@@ -539,13 +530,8 @@ def test_wrong_keywords_are_named(keywords, wrong):
 
 def test_wrong_packing_is_named():
     x = _tensors(2, 4, 12, 8, torch.Generator().manual_seed(0))
-    good = {
-        "text_NH": torch.randn(2, 8),
-        "text_row_N": torch.tensor([0, 9]),
-        "patch_row_B": torch.tensor([1, 5]),
-        "R": 10,
-    }
-    masked_patch_embed_packed(*good.values(), *x.values())
+    good = PackedRows(torch.randn(2, 8), torch.tensor([0, 9]), torch.tensor([1, 5]), 10)
+    masked_patch_embed(*x.values(), packed=good)
     for bad in (
         {"text_NH": torch.randn(2, 7)},
         {"text_NH": torch.randn(8)},
@@ -555,9 +541,9 @@ def test_wrong_packing_is_named():
         {"patch_row_B": torch.tensor([1])},
     ):
         with pytest.raises(ValueError, match=next(iter(bad))):
-            masked_patch_embed_packed(*(good | bad).values(), *x.values())
-    with pytest.raises(ValueError, match="packed_rows"):
-        masked_patch_embed_packed(*(good | {"R": -1}).values(), *x.values())
+            masked_patch_embed(*x.values(), packed=good._replace(**bad))
+    with pytest.raises(ValueError, match=r"packed\.rows"):
+        masked_patch_embed(*x.values(), packed=good._replace(rows=-1))
     for bad, message in (
         ({"text_row_N": torch.tensor([0, 10])}, r"text_row\[1\] is 10"),
         ({"patch_row_B": torch.tensor([-1, 5])}, r"patch_row\[0\] is -1"),
@@ -565,7 +551,7 @@ def test_wrong_packing_is_named():
         ({"text_row_N": torch.tensor([0, 8])}, "row 8 of the packed sequence is given twice"),
     ):
         with pytest.raises(RuntimeError, match=message):
-            masked_patch_embed_packed(*(good | bad).values(), *x.values())
+            masked_patch_embed(*x.values(), packed=good._replace(**bad))
 
 
 @pytest.mark.parametrize("index", [-1, 2])
