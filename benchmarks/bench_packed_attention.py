@@ -62,7 +62,7 @@ def _row(peer: str, sequences: int, dtype, dropout: float, device, pairs: int) -
     seed = torch.tensor([5], device=device)
 
     def ours(p):
-        return lambda x, b: packed_attention(x, offsets, N, longest=longest, bias_3H=b, dropout=p, seed=seed)
+        return lambda x, b: packed_attention(x, offsets, N, max_seqlen=longest, bias_3H=b, dropout=p, seed=seed)
 
     def theirs(p):
         return lambda x, b: _sdpa(x + b, mask, p)

@@ -67,10 +67,10 @@ def with_dense_heads(batch: Batch) -> Batch:
     return Batch(inputs, dense)
 
 
-def plain_attention(qkv_T3H, offsets_S1, heads, *, longest, bias_3H, dropout=0.0, seed=None, stream=0):
+def plain_attention(qkv_T3H, cu_seqlens_S1, heads, *, max_seqlen, bias_3H, dropout=0.0, seed=None, site=0):
     """SDPA with a mask on sequences padded to the longest."""
-    lengths_S = offsets_S1.diff()
-    first_S, place_L = offsets_S1[:-1].long(), torch.arange(longest, device=qkv_T3H.device)
+    lengths_S = cu_seqlens_S1.diff()
+    first_S, place_L = cu_seqlens_S1[:-1].long(), torch.arange(max_seqlen, device=qkv_T3H.device)
     live_SL = place_L < lengths_S[:, None]
     rows_SL = torch.where(live_SL, first_S[:, None] + place_L, 0)
     padded = (qkv_T3H + bias_3H)[rows_SL].unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
@@ -81,7 +81,7 @@ def plain_attention(qkv_T3H, offsets_S1, heads, *, longest, bias_3H, dropout=0.0
 
 
 def plain_dropout_add_layer_norm(
-    x_TH, residual_TH, ln_weight_H, ln_bias_H, *, bias_H=None, eps=1e-12, dropout=0.0, seed=None, stream=0
+    x_TH, residual_TH, ln_weight_H, ln_bias_H, *, bias_H=None, eps=1e-12, dropout=0.0, seed=None, site=0
 ):
     summed_TH = residual_TH + F.dropout(x_TH + bias_H, dropout)
     return F.layer_norm(summed_TH, (x_TH.shape[1],), ln_weight_H, ln_bias_H, eps)
@@ -89,7 +89,7 @@ def plain_dropout_add_layer_norm(
 
 def plain_patch_embed(
     features_IPD, patch_mask_BP, weight_HD, position_PH, segment_H, ln_weight_H, ln_bias_H, *, eps, image_index_B,
-    packed, feature_dropout=0.0, hidden_dropout=0.0, seed=None, stream=0,
+    packed, feature_dropout=0.0, hidden_dropout=0.0, seed=None, site=0,
 ):  # fmt: skip
     features_BPD = F.dropout(features_IPD[image_index_B].to(weight_HD.dtype), feature_dropout)
     projected_BPH = F.linear(features_BPD.masked_fill(patch_mask_BP[..., None], 0), weight_HD)

@@ -461,9 +461,9 @@ def test_no_field_is_without_a_row():
 
 
 def test_every_layer_and_place_drops_by_itself(built):
-    """One stream a place: two layers that drew the same mask would drop the same units. The seed is the step's."""
+    """One site a place: two layers that drew the same mask would drop the same units. The seed is the step's."""
     calls = observed_dropouts(built(*DROPOUT, "model.layers=3"))
-    streams = [call["stream"] for name in ("packed_attention", "dropout_add_layer_norm") for call in calls[name]]
-    streams += [calls["patches"][0]["stream"], calls["patches"][0]["stream"] + 1]  # of features, of the embedding
-    assert len(streams) == 3 + 2 * 3 + 2 == len(set(streams))
+    sites = [call["site"] for name in ("packed_attention", "dropout_add_layer_norm") for call in calls[name]]
+    sites += [calls["patches"][0]["site"], calls["patches"][0]["site"] + 1]  # of features, of the embedding
+    assert len(sites) == 3 + 2 * 3 + 2 == len(set(sites))
     assert len({call["seed"].item() for found in calls.values() for call in found}) == 1

@@ -76,16 +76,16 @@ def dropout_add_layer_norm(dtype):
     op.launch_backward(x_TH, x_TH, x_TH, weight_H, weight_H, stats_T2, 0.1, SEED, 3)
 
 
-def packed_attention(dtype, longest: int = 128):
+def packed_attention(dtype, max_seqlen: int = 128):
     op = _module("packed_attention")
     qkv_T3H, bias_3H = torch.zeros(32, 3 * H, dtype=dtype), torch.zeros(3 * H, dtype=dtype)
-    offsets_S1, rest = torch.tensor([0, 20, 32], dtype=torch.int32), (HEADS, longest, 0.1, SEED, 3)
-    context_TH, lse_NT = op.launch_forward(qkv_T3H, bias_3H, offsets_S1, *rest)
-    op.launch_backward(context_TH, qkv_T3H, bias_3H, offsets_S1, context_TH, lse_NT, *rest)
+    cu_seqlens_S1, rest = torch.tensor([0, 20, 32], dtype=torch.int32), (HEADS, max_seqlen, 0.1, SEED, 3)
+    context_TH, lse_NT = op.launch_forward(qkv_T3H, bias_3H, cu_seqlens_S1, *rest)
+    op.launch_backward(context_TH, qkv_T3H, bias_3H, cu_seqlens_S1, context_TH, lse_NT, *rest)
 
 
 def packed_attention_of_long_sequences(dtype):
-    packed_attention(dtype, longest=512)
+    packed_attention(dtype, max_seqlen=512)
 
 
 def masked_patch_embed(dtype, features_dtype=None, scaled: bool = False):

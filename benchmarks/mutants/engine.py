@@ -273,7 +273,7 @@ MUTANTS = (
     Mutant(
         "graphs-shared-by-other-lengths",
         ENGINE + "graphs.py",
-        "return *shapes, hidden_TH.dtype, packing.longest, packing.seed is not None",
+        "return *shapes, hidden_TH.dtype, packing.max_seqlen, packing.seed is not None",
         "return *shapes, hidden_TH.dtype, packing.seed is not None",
         ("tests/engine/test_graphs.py",),
     ),

@@ -67,15 +67,15 @@ MUTANTS = (
     Mutant(
         "one-dropout-stream-for-all-layers",
         MODEL + "encoder.py",
-        "EncoderLayer(config, stream=STREAMS_A_LAYER * i)",
-        "EncoderLayer(config, stream=0)",
+        "EncoderLayer(config, site=SITES_A_LAYER * i)",
+        "EncoderLayer(config, site=0)",
         FIELDS,
     ),
     Mutant(
         "both-halves-of-a-layer-drop-alike",
         MODEL + "encoder.py",
-        "self.feed_forward_norm, self.stream + 2, packing",
-        "self.feed_forward_norm, self.stream + 1, packing",
+        "self.feed_forward_norm, self.site + 2, packing",
+        "self.feed_forward_norm, self.site + 1, packing",
         FIELDS,
     ),
     Mutant(

@@ -43,4 +43,4 @@ def convert_to_fp8(encoder: Encoder) -> None:
 
     Weights, gradients and optimizer keep their precision. Called once the parameters are final, after DeepSpeed.
     """
-    encoder.convert_products(_converter())
+    encoder.convert_matmuls(_converter())

@@ -65,20 +65,20 @@ class EncoderGraphs:
     @staticmethod
     def key(hidden_TH: torch.Tensor, packing: Packing) -> tuple:
         """All that a graph has fixed but the values of its inputs."""
-        shapes = tuple(hidden_TH.shape), tuple(packing.offsets_S1.shape)
-        return *shapes, hidden_TH.dtype, packing.longest, packing.seed is not None
+        shapes = tuple(hidden_TH.shape), tuple(packing.cu_seqlens_S1.shape)
+        return *shapes, hidden_TH.dtype, packing.max_seqlen, packing.seed is not None
 
     def __call__(self, hidden_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
         if not (self.encoder.training and torch.is_grad_enabled() and hidden_TH.requires_grad):
             return Encoder.forward(self.encoder, hidden_TH, packing)
         key = self.key(hidden_TH, packing)
-        inputs = (hidden_TH, packing.offsets_S1) + (() if packing.seed is None else (packing.seed,))
+        inputs = (hidden_TH, packing.cu_seqlens_S1) + (() if packing.seed is None else (packing.seed,))
         if key not in self.graphs:
             if len(self.graphs) == MOST_GRAPHS:
                 return Encoder.forward(self.encoder, hidden_TH, packing)
             # The graph's own inputs, filled before each replay. They start as this batch's: offsets must make sense.
             samples = tuple(tensor.detach().clone().requires_grad_(tensor.requires_grad) for tensor in inputs)
-            self.graphs[key] = self.capture(_OfTensors(self.encoder, packing.longest), samples)
+            self.graphs[key] = self.capture(_OfTensors(self.encoder, packing.max_seqlen), samples)
         return self.graphs[key](*inputs)
 
     def _capture(self, module: nn.Module, samples: tuple[torch.Tensor, ...]) -> Callable:

@@ -1,12 +1,12 @@
-"""A linear layer and its loss as three matrix products and one pass, for `linear_patch_kld` and `linear_cross_entropy`.
+"""A linear layer and its loss as three matmuls and one pass, for `linear_patch_kld` and `linear_cross_entropy`.
 
 The forward multiplies a block of rows, and while that block of logits is in the cache a native operator turns it, in
 place, into the gradient of the row losses (in the dtype of the input; float32 logits or probabilities are never in
-memory). The backward is two products of that gradient, scaled by what arrives at the loss:
+memory). The backward is two matmuls of that gradient, scaled by what arrives at the loss:
 
     grad_hidden = s residual @ weight,    grad_weight = s residual.T @ hidden,    grad_bias = s residual.sum(0)
 
-The products are the library's (oneDNN, cuBLAS): a tile kernel that fused the pass into them would have to see a whole
+The matmuls are the library's (oneDNN, cuBLAS): a tile kernel that fused the pass into them would have to see a whole
 row before its first gradient, so read or multiply every logit twice.
 
 Shapes: M rows, H hidden, D columns of the logits (patch feature or vocabulary).
@@ -63,9 +63,9 @@ def fake_forward(hidden_MH, weight_DH, save):
 def _backward(grad_loss, residual_MD, hidden_MH, weight_DH, bias):
     grad_hidden_MH, grad_weight_DH = hidden_MH.new_empty(hidden_MH.shape), weight_DH.new_empty(weight_DH.shape)
     for out, left, right in ((grad_hidden_MH, residual_MD, weight_DH), (grad_weight_DH, residual_MD.t(), hidden_MH)):
-        if out.device.type == "cpu":  # where the product takes the scale as a number, for nothing
+        if out.device.type == "cpu":  # where the matmul takes the scale as a number, for nothing
             scale = float(grad_loss)
-            if scale == 0:  # a task whose preference is 0; a bfloat16 product scaled by 0 takes a second
+            if scale == 0:  # a task whose preference is 0; a bfloat16 matmul scaled by 0 takes a second
                 out.zero_()
             else:
                 torch.addmm(out, left, right, beta=0, alpha=scale, out=out)

@@ -1,4 +1,4 @@
-"""bias_gelu: the feed-forward's activation with the bias of the product before it.
+"""bias_gelu: the feed-forward's activation with the bias of the matmul before it.
 
 Formula, with Phi and phi the distribution and density of the normal law, exact (by erf) as in BERT:
 

@@ -1,9 +1,9 @@
-"""Dropout by a counter: the mask is a function of (seed, stream, plane, row, column), so a backward draws it again.
+"""Dropout by a counter: the mask is a function of (seed, site, plane, row, column), so a backward draws it again.
 
-Formula: Philox4x32 with 7 rounds (Salmon et al. 2011), key = seed, counter = (call, row, stream, plane). A call gives 8
+Formula: Philox4x32 with 7 rounds (Salmon et al. 2011), key = seed, counter = (call, row, site, plane). A call gives 8
 draws of 16 bits; column 128 b + 16 j + i is draw j of call 16 b + i. An element is kept where its draw is at least
 round(65536 p), and multiplied by 65536 / (65536 - round(65536 p)). The operators share it: csrc/common/dropout.h in C++
-and CUDA, kernels/triton/dropout.py in Triton; a stream is a place in the model, a plane a head of attention.
+and CUDA, kernels/triton/dropout.py in Triton; a site is a place in the model that drops, a plane a head of attention.
 """
 
 from __future__ import annotations
@@ -30,16 +30,23 @@ def draw_seed(device: torch.device | str) -> torch.Tensor:
     return torch.randint(0, 2**62, (1,), device=device)
 
 
-def check_dropout(dropout: float, seed: torch.Tensor | None, stream: int, device: torch.device) -> None:
-    """ValueError naming the argument unless an operator on ``device`` can drop with these."""
-    if not 0 <= dropout <= 1:
-        raise ValueError(f"dropout must be a probability from 0 to 1, got {dropout}")
-    if not 0 <= stream < 2**31:
-        raise ValueError(f"stream must be from 0 to 2^31 - 1, got {stream}")
-    if dropout == 0:
+def check_dropout(
+    seed: torch.Tensor | None, site: int, device: torch.device, *, sites: int = 1, **dropouts: float
+) -> None:
+    """ValueError naming the argument unless an operator on ``device`` can drop.
+
+    Args:
+        site: the first of ``sites`` of the operator. dropouts: its probabilities, by the names of its arguments.
+    """
+    for name, p in dropouts.items():
+        if not 0 <= p <= 1:
+            raise ValueError(f"{name} must be a probability from 0 to 1, got {p}")
+    if not 0 <= site <= 2**31 - sites:
+        raise ValueError(f"site must be from 0 to 2^31 - {sites}, got {site}")
+    if seed is None and not any(dropouts.values()):
         return
     if not isinstance(seed, torch.Tensor):
-        raise ValueError("seed is required where dropout > 0: kernels.dropout.draw_seed gives one")
+        raise ValueError("seed is required where something drops: kernels.dropout.draw_seed gives one")
     if seed.shape != (1,) or seed.dtype != torch.int64 or seed.device != device:
         got = f"{seed.dtype} {tuple(seed.shape)} on {seed.device}"
         raise ValueError(f"seed must be int64 of shape (1,) on {device}, got {got}")
@@ -47,13 +54,13 @@ def check_dropout(dropout: float, seed: torch.Tensor | None, stream: int, device
 
 # Reference -----------------------------------------------------------------------------------------------------------
 def keep_reference(
-    seed: int, stream: int, rows: torch.Tensor, columns: int, p: float, plane: torch.Tensor | int = 0
+    seed: int, site: int, rows: torch.Tensor, columns: int, p: float, plane: torch.Tensor | int = 0
 ) -> torch.Tensor:
     """True where an element is kept, (*rows.shape, columns) bool, for row numbers ``rows`` (and planes like them)."""
     blocks = -(-columns // BLOCK)
     c0 = torch.arange(blocks * 16).expand(*rows.shape, -1)
     c1 = rows[..., None].expand_as(c0)
-    c2 = torch.full_like(c0, stream)
+    c2 = torch.full_like(c0, site)
     c3 = torch.as_tensor(plane)[..., None].expand_as(c0)
     k0, k1, low = seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF, 0xFFFFFFFF
     for _ in range(ROUNDS):

@@ -10,7 +10,7 @@ and backwards, g being the gradient of y times ln_weight:
 
 The gradients of the three parameters are sums over rows, taken in the same pass, in a fixed order. Dropout is
 kernels/dropout.py's: row t of x is row t of plane 0. The backward draws the mask again and forms s again from x and
-residual, so nothing is stored but the mean and 1 / sqrt(var + eps) of each row: the residual is kept for the products
+residual, so nothing is stored but the mean and 1 / sqrt(var + eps) of each row: the residual is kept for the matmuls
 it feeds, and x takes the place that s would.
 
 Shapes: T tokens, H hidden.
@@ -30,13 +30,13 @@ MAX_CUDA_WIDTH = 16384  # a row is one block
 
 # Reference -----------------------------------------------------------------------------------------------------------
 def dropout_add_layer_norm_reference(
-    x_TH, residual_TH, ln_weight_H, ln_bias_H, *, bias_H=None, eps=1e-12, dropout=0.0, seed=None, stream=0
+    x_TH, residual_TH, ln_weight_H, ln_bias_H, *, bias_H=None, eps=1e-12, dropout=0.0, seed=None, site=0
 ):
     """The formula in plain PyTorch, with the operator's own mask."""
     biased_TH = x_TH if bias_H is None else x_TH + bias_H
     if dropout > 0:
         T, H = x_TH.shape
-        keep_TH = keep_reference(int(seed), stream, torch.arange(T), H, dropout).to(x_TH.device)
+        keep_TH = keep_reference(int(seed), site, torch.arange(T), H, dropout).to(x_TH.device)
         biased_TH = biased_TH * (keep_TH * scale_of(dropout)).to(x_TH.dtype)
     return F.layer_norm(residual_TH + biased_TH, ln_weight_H.shape, ln_weight_H, ln_bias_H, eps)
 
@@ -47,13 +47,13 @@ torch.library.impl("fashionbert_fast::dropout_add_layer_norm_backward", "CUDA")(
 
 
 @torch.library.register_fake("fashionbert_fast::dropout_add_layer_norm")
-def _(x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H, eps, dropout, seed, stream):
+def _(x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H, eps, dropout, seed, site):
     dtype = torch.float64 if x_TH.dtype == torch.float64 else torch.float32
     return x_TH.new_empty(x_TH.shape), x_TH.new_empty((x_TH.shape[0], 2), dtype=dtype)
 
 
 @torch.library.register_fake("fashionbert_fast::dropout_add_layer_norm_backward")
-def _(grad_TH, x_TH, residual_TH, bias_H, ln_weight_H, stats_T2, dropout, seed, stream):
+def _(grad_TH, x_TH, residual_TH, bias_H, ln_weight_H, stats_T2, dropout, seed, site):
     T, H = x_TH.shape
     grad_x = x_TH.new_empty((T, H)) if threshold_of(dropout) else x_TH.new_empty((0,))
     grad_bias = x_TH.new_empty((0,) if bias_H is None else (H,))
@@ -61,7 +61,7 @@ def _(grad_TH, x_TH, residual_TH, bias_H, ln_weight_H, stats_T2, dropout, seed, 
 
 
 def _setup_context(ctx, inputs, output):
-    x_TH, residual_TH, bias_H, ln_weight_H, _ln_bias_H, _eps, ctx.dropout, seed, ctx.stream = inputs
+    x_TH, residual_TH, bias_H, ln_weight_H, _ln_bias_H, _eps, ctx.dropout, seed, ctx.site = inputs
     ctx.save_for_backward(x_TH, residual_TH, bias_H, ln_weight_H, output[1], seed)
     ctx.set_materialize_grads(False)
 
@@ -72,7 +72,7 @@ def _backward(ctx, grad_TH, _grad_stats_T2):
     x_TH, residual_TH, bias_H, ln_weight_H, stats_T2, seed = ctx.saved_tensors
     grad_x_TH, grad_residual_TH, grad_bias_H, grad_weight_H, grad_ln_bias_H = (
         torch.ops.fashionbert_fast.dropout_add_layer_norm_backward(
-            grad_TH, x_TH, residual_TH, bias_H, ln_weight_H, stats_T2, ctx.dropout, seed, ctx.stream
+            grad_TH, x_TH, residual_TH, bias_H, ln_weight_H, stats_T2, ctx.dropout, seed, ctx.site
         )
     )
     if not threshold_of(ctx.dropout):
@@ -97,7 +97,7 @@ def dropout_add_layer_norm(
     eps: float = 1e-12,
     dropout: float = 0.0,
     seed: torch.Tensor | None = None,
-    stream: int = 0,
+    site: int = 0,
 ) -> torch.Tensor:
     """LayerNorm(residual + dropout(x + bias)): (T, H) in the dtype of ``x_TH``, computed in float32 (float64 for
     float64).
@@ -112,7 +112,7 @@ def dropout_add_layer_norm(
         eps: LayerNorm's, >= 0.
         dropout: probability of dropping, 0 to 1, rounded to a multiple of 1 / 65536.
         seed: (1,) int64 on the device of ``x_TH``, required where ``dropout`` > 0 (`dropout.draw_seed`).
-        stream: the place in the model that drops, 0 <= stream < 2^31: places with one seed drop independently.
+        site: the place in the model that drops, 0 <= site < 2^31: places with one seed drop independently.
 
     Raises:
         ValueError: naming the argument whose shape, dtype, device or value is wrong.
@@ -130,9 +130,9 @@ def dropout_add_layer_norm(
         _check("bias_H", bias_H, H, x_TH)
     if not eps >= 0:
         raise ValueError(f"eps must be at least 0, got {eps}")
-    check_dropout(dropout, seed, stream, x_TH.device)
+    check_dropout(seed, site, x_TH.device, dropout=dropout)
     return torch.ops.fashionbert_fast.dropout_add_layer_norm(
-        x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H, eps, dropout, seed if dropout > 0 else None, stream
+        x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H, eps, dropout, seed if dropout > 0 else None, site
     )[0]
 
 

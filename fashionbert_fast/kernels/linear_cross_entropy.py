@@ -23,7 +23,7 @@ from fashionbert_fast.kernels._library import IGNORED, check_floating, check_sam
 def linear_cross_entropy_reference(
     hidden_MH: torch.Tensor, weight_VH: torch.Tensor, bias_V: torch.Tensor | None, labels_M: torch.Tensor
 ) -> torch.Tensor:
-    """The formula in plain PyTorch: the product in the input's dtype, the loss in float32 (float64 for float64)."""
+    """The formula in plain PyTorch: the matmul in the input's dtype, the loss in float32 (float64 for float64)."""
     logits_MV = F.linear(hidden_MH, weight_VH, bias_V)
     wide = torch.promote_types(logits_MV.dtype, torch.float32)
     return F.cross_entropy(logits_MV.to(wide), labels_M, reduction="sum", ignore_index=IGNORED)

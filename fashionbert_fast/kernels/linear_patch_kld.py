@@ -23,7 +23,7 @@ from fashionbert_fast.kernels.patch_kld import check_target, patch_kld_reference
 def linear_patch_kld_reference(
     hidden_MH: torch.Tensor, weight_DH: torch.Tensor, target: torch.Tensor, target_rows_M: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The formula in plain PyTorch: the product in the input's dtype, the loss in float32 (float64 for float64)."""
+    """The formula in plain PyTorch: the matmul in the input's dtype, the loss in float32 (float64 for float64)."""
     if target_rows_M is None:
         return patch_kld_reference(hidden_MH @ weight_DH.T, target)
     kept_K = (target_rows_M != IGNORED).nonzero()[:, 0]

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from fashionbert_fast.kernels._library import check_floating, check_same, reverse_mode_only
-from fashionbert_fast.kernels.dropout import keep_reference, scale_of
+from fashionbert_fast.kernels.dropout import check_dropout, keep_reference, scale_of
 from fashionbert_fast.kernels.triton import masked_patch_embed as on_gpu
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -41,7 +41,7 @@ class PackedRows(NamedTuple):
 # Reference -----------------------------------------------------------------------------------------------------------
 def masked_patch_embed_reference(
     features_IPD, patch_mask_BP, weight_HD, position_PH, segment_H, ln_weight_H, ln_bias_H, *, eps=1e-12,
-    image_index_B=None, scale_IP=None, feature_dropout=0.0, hidden_dropout=0.0, seed=None, stream=0, packed=None,
+    image_index_B=None, scale_IP=None, feature_dropout=0.0, hidden_dropout=0.0, seed=None, site=0, packed=None,
 ):  # fmt: skip
     """The formula in plain PyTorch: what tests and benchmarks compare with."""
     features_BPD = features_IPD if image_index_B is None else features_IPD[image_index_B]
@@ -49,11 +49,11 @@ def masked_patch_embed_reference(
         scale_BP = scale_IP if image_index_B is None else scale_IP[image_index_B]
         features_BPD = features_BPD.to(torch.promote_types(weight_HD.dtype, torch.float32)) * scale_BP[..., None]
     features_BPD = features_BPD.to(weight_HD.dtype)
-    features_BPD = _dropout_reference(features_BPD, feature_dropout, seed, stream)
+    features_BPD = _dropout_reference(features_BPD, feature_dropout, seed, site)
     masked_BPD = features_BPD.masked_fill(patch_mask_BP[..., None], 0)
     embedded_BPH = F.linear(masked_BPD, weight_HD) + position_PH + segment_H
     normal_BPH = F.layer_norm(embedded_BPH, (weight_HD.shape[0],), ln_weight_H, ln_bias_H, eps)
-    patches_BPH = _dropout_reference(normal_BPH, hidden_dropout, seed, stream + 1)
+    patches_BPH = _dropout_reference(normal_BPH, hidden_dropout, seed, site + 1)
     if packed is None:
         return patches_BPH
     row_BP = packed.patch_row_B[:, None] + torch.arange(patches_BPH.shape[1], device=packed.patch_row_B.device)
@@ -61,11 +61,11 @@ def masked_patch_embed_reference(
     return out_RH.index_copy(0, row_BP.flatten(), patches_BPH.flatten(0, 1))
 
 
-def _dropout_reference(x_BPC, p, seed, stream):
+def _dropout_reference(x_BPC, p, seed, site):
     if p == 0:
         return x_BPC
     rows_BP = torch.arange(x_BPC.shape[0] * x_BPC.shape[1]).view(x_BPC.shape[:2])
-    keep_BPC = keep_reference(int(seed), stream, rows_BP, x_BPC.shape[2], p).to(x_BPC.device)
+    keep_BPC = keep_reference(int(seed), site, rows_BP, x_BPC.shape[2], p).to(x_BPC.device)
     return torch.where(keep_BPC, x_BPC * scale_of(p), 0)
 
 
@@ -93,7 +93,7 @@ def _(grad_out, features_IPD, mask_BP, weight_HD, position_PH, segment_H, *rest)
 
 
 def _setup_context(ctx, inputs, output):
-    (*tensors, _ln_bias_H, _eps, image_index_B, scale_IP, ctx.feature_dropout, ctx.hidden_dropout, seed, ctx.stream,
+    (*tensors, _ln_bias_H, _eps, image_index_B, scale_IP, ctx.feature_dropout, ctx.hidden_dropout, seed, ctx.site,
      _text_NH, text_row_N, patch_row_B, _packed_rows) = inputs  # fmt: skip
     ctx.save_for_backward(*tensors, image_index_B, scale_IP, seed, text_row_N, patch_row_B, *output[1:])
     ctx.set_materialize_grads(False)
@@ -105,7 +105,7 @@ def _backward(ctx, grad_out, _grad_projection, _grad_stats):
     *tensors, image_index_B, scale_IP, seed, text_row_N, patch_row_B, projection_NH, stats_N2 = ctx.saved_tensors
     features, weight = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
     of_features, of_weight, *of_rest = torch.ops.fashionbert_fast.masked_patch_embed_backward(
-        grad_out, *tensors, image_index_B, scale_IP, ctx.feature_dropout, ctx.hidden_dropout, seed, ctx.stream,
+        grad_out, *tensors, image_index_B, scale_IP, ctx.feature_dropout, ctx.hidden_dropout, seed, ctx.site,
         patch_row_B, projection_NH, stats_N2, features, weight,
     )  # fmt: skip
     of_text = grad_out.index_select(0, text_row_N) if ctx.needs_input_grad[14] else None
@@ -133,7 +133,7 @@ def masked_patch_embed(
     feature_dropout: float = 0.0,
     hidden_dropout: float = 0.0,
     seed: torch.Tensor | None = None,
-    stream: int = 0,
+    site: int = 0,
     packed: PackedRows | None = None,
 ) -> torch.Tensor:
     """Patch embeddings (B, P, H), or (R, H) where ``packed``, in the dtype of ``weight_HD`` (of autocast, where on).
@@ -151,8 +151,8 @@ def masked_patch_embed(
             is a RuntimeError on CPU and NaN on CUDA, where nothing could raise in time.
         scale_IP: (I, P) float32, what int8 or float8 features are multiplied by.
         feature_dropout, hidden_dropout: probabilities in [0, 1] of dropping a feature, an element of the result.
-        seed: (1,) int64 on the device, needed for dropout. stream: where in the model this is, at most 2^32 - 2; it
-            also takes ``stream + 1``.
+        seed: (1,) int64 on the device, needed for dropout. site: where in the model this is, at most 2^31 - 2; it
+            also takes ``site + 1``.
         packed: the packed sequence that is to hold the patches and the text; its text takes gradients as well.
 
     Raises:
@@ -162,7 +162,8 @@ def masked_patch_embed(
     _check_parameters(
         features_IPD, patch_mask_BP, image_index_B, weight_HD, position_PH, segment_H, ln_weight_H, ln_bias_H
     )
-    _check_dropout(feature_dropout, hidden_dropout, seed, stream, weight_HD.device)
+    rates = {"feature_dropout": feature_dropout, "hidden_dropout": hidden_dropout}
+    check_dropout(seed, site, weight_HD.device, sites=2, **rates)
     if packed is not None:
         _check_packed(packed, patch_mask_BP, weight_HD)
     if weight_HD.dtype == torch.float64 and features_IPD.dtype != torch.float64:
@@ -175,7 +176,7 @@ def masked_patch_embed(
     *parameters, text_NH = parameters
     return torch.ops.fashionbert_fast.masked_patch_embed(
         features_IPD, patch_mask_BP, *parameters, eps, image_index_B, scale_IP, feature_dropout, hidden_dropout, seed,
-        stream, text_NH, *rows,
+        site, text_NH, *rows,
     )[0]  # fmt: skip
 
 
@@ -227,18 +228,6 @@ def _check_parameters(
         check_floating(name, tensor)
         check_same(name, tensor, "weight_HD", weight_HD)
         _check_tensor(name, tensor, (P, H) if name == "position_PH" else (H,), weight_HD.dtype, device)
-
-
-def _check_dropout(feature_dropout, hidden_dropout, seed, stream, device) -> None:
-    for name, p in (("feature_dropout", feature_dropout), ("hidden_dropout", hidden_dropout)):
-        if not 0 <= p <= 1:
-            raise ValueError(f"{name} must be a probability in [0, 1], got {p}")
-    if not 0 <= stream <= 2**32 - 2:
-        raise ValueError(f"stream must be 0 to 2^32 - 2, got {stream}")
-    if seed is not None:
-        _check_tensor("seed", seed, (1,), torch.int64, device)
-    elif feature_dropout > 0 or hidden_dropout > 0:
-        raise ValueError("seed is missing: dropout needs one, see fashionbert_fast.kernels.dropout.draw_seed")
 
 
 def _check_packed(packed: PackedRows, patch_mask_BP, weight_HD) -> None:

@@ -36,12 +36,12 @@ class TextEmbeddings(nn.Module):
 class PatchEmbeddings(nn.Module):
     """Dropout on the feature -> masked bias-free projection + position + image segment -> LayerNorm -> dropout."""
 
-    def __init__(self, config: FashionBertConfig, stream: int) -> None:
+    def __init__(self, config: FashionBertConfig, site: int) -> None:
         super().__init__()
         H = config.hidden_size
         self.feature_dropout = config.patch_dropout_prob
         self.hidden_dropout = config.hidden_dropout_prob
-        self.stream = stream
+        self.site = site
         self.projection = nn.Linear(config.patch_feature_size, H, bias=False)
         self.position = nn.Embedding(config.patches, H)
         self.norm = nn.LayerNorm(H, eps=config.layer_norm_eps)
@@ -64,7 +64,7 @@ class PatchEmbeddings(nn.Module):
             feature_dropout=self.feature_dropout if drops else 0.0,
             hidden_dropout=self.hidden_dropout if drops else 0.0,
             seed=seed,
-            stream=self.stream,
+            site=self.site,
             packed=PackedRows(text_NH, pairs.text_row_N, pairs.patch_row_B, pairs.rows),
         )
 

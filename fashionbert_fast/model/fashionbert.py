@@ -18,7 +18,7 @@ from fashionbert_fast.kernels.dropout import draw_seed
 from fashionbert_fast.model import checkpoint
 from fashionbert_fast.model.config import FashionBertConfig
 from fashionbert_fast.model.embeddings import IMAGE_SEGMENT, PatchEmbeddings, TextEmbeddings
-from fashionbert_fast.model.encoder import Encoder, Packing, dropout_streams
+from fashionbert_fast.model.encoder import Encoder, Packing, dropout_sites
 
 
 class FashionBert(nn.Module):
@@ -28,7 +28,7 @@ class FashionBert(nn.Module):
         super().__init__()
         self.config = config
         self.text_embeddings = TextEmbeddings(config)
-        self.patch_embeddings = PatchEmbeddings(config, stream=dropout_streams(config))
+        self.patch_embeddings = PatchEmbeddings(config, site=dropout_sites(config))
         self.encoder = Encoder(config)
         self.feature_manifest: dict | None = None  # of the feature store it was trained on, kept in its checkpoints
         self.build_heads()
@@ -100,10 +100,10 @@ class FashionBert(nn.Module):
         """
         B, L = input_ids_BL.shape
         live_BL = torch.ones_like(input_ids_BL, dtype=torch.bool) if text_mask_BL is None else text_mask_BL.bool()
-        offsets_S1 = F.pad(live_BL.sum(1).cumsum(0), (1, 0)).int()
+        cu_seqlens_S1 = F.pad(live_BL.sum(1).cumsum(0), (1, 0)).int()
         place_BL = torch.arange(L, device=input_ids_BL.device).expand(B, L)
         text_NH = self.text_embeddings(input_ids_BL[live_BL], place_BL[live_BL])
-        hidden_NH = self.encoder(text_NH, Packing(offsets_S1, L, self._seed(text_NH.device)))
+        hidden_NH = self.encoder(text_NH, Packing(cu_seqlens_S1, L, self._seed(text_NH.device)))
         return hidden_NH.new_zeros(B, L, hidden_NH.shape[1]).masked_scatter(live_BL[..., None], hidden_NH)
 
     def encode(self, pairs: PackedPairs) -> torch.Tensor:

@@ -38,7 +38,7 @@ class MaskedTokenHead(nn.Module):
 
 
 class MaskedPatchHead(nn.Module):
-    """One bias-free product H -> D on the hidden states of the masked patches."""
+    """One bias-free matmul H -> D on the hidden states of the masked patches."""
 
     def __init__(self, config: FashionBertConfig) -> None:
         super().__init__()

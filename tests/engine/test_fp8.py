@@ -11,7 +11,7 @@ import torch
 from fashionbert_fast.engine.fp8 import check_fp8, convert_to_fp8
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.model.config import FashionBertConfig
-from fashionbert_fast.model.encoder import PRODUCTS
+from fashionbert_fast.model.encoder import MATMULS
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 
 SIZES = {"vocab_size": 10, "num_hidden_layers": 2, "num_attention_heads": 2, "patches": 4, "patch_feature_size": 24}
@@ -33,8 +33,8 @@ def fake_torchao(monkeypatch):
 def test_torchao_converts_the_encoders_products_alone(fake_torchao):
     model = FashionBertForPreTraining(_config())
     convert_to_fp8(model.encoder)
-    assert len(fake_torchao) == 2 * len(PRODUCTS)
-    for linear, (layer, name) in zip(fake_torchao, [(i, n) for i in range(2) for n in PRODUCTS], strict=True):
+    assert len(fake_torchao) == 2 * len(MATMULS)
+    for linear, (layer, name) in zip(fake_torchao, [(i, n) for i in range(2) for n in MATMULS], strict=True):
         assert linear.bias is None
         assert linear.weight is getattr(model.encoder.layers[layer], name).weight
 

@@ -17,9 +17,9 @@ from fashionbert_fast.kernels.dropout import keep_reference, threshold_of
 from fashionbert_fast.kernels.triton.dropout import keep_tile
 
 @triton.jit
-def kernel(out, seed_pointer, stream, plane, threshold, ROWS: tl.constexpr, BLOCKS: tl.constexpr):
+def kernel(out, seed_pointer, site, plane, threshold, ROWS: tl.constexpr, BLOCKS: tl.constexpr):
     rows = 5 + tl.arange(0, ROWS)
-    keep = keep_tile(tl.load(seed_pointer), stream, plane, rows, 1, threshold, ROWS, BLOCKS)
+    keep = keep_tile(tl.load(seed_pointer), site, plane, rows, 1, threshold, ROWS, BLOCKS)
     place = tl.arange(0, ROWS)[:, None] * (BLOCKS * 128) + tl.arange(0, BLOCKS * 128)[None, :]
     tl.store(out + place, keep.to(tl.int8))
 

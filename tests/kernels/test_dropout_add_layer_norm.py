@@ -33,7 +33,7 @@ def _case(dtype: torch.dtype, seed: int):
     weight_H, ln_bias_H = (pick.vector(H, dtype) for _ in range(2))
     bias_H = pick.vector(H, dtype, scale) if pick((False, True, True)) else None
     grad_TH = pick.matrix(T, H, dtype, pick((1e-2, 1.0)))
-    options = {"dropout": pick(DROPOUTS), "eps": pick((1e-12, 1e-5)), "stream": pick((0, 5, 2**31 - 1))}
+    options = {"dropout": pick(DROPOUTS), "eps": pick((1e-12, 1e-5)), "site": pick((0, 5, 2**31 - 1))}
     options["seed"] = torch.tensor([pick((1, 2**61 + 987654321987, -3))])
     return (x_TH, residual_TH, weight_H, ln_bias_H, bias_H, grad_TH), options
 
@@ -105,7 +105,7 @@ def test_mask_is_the_generators_and_the_gradient_has_its_holes():
     T, H, seed = 40, 300, torch.tensor([987654321])
     x_TH = torch.rand(T, H) + 1
     result = _run(dropout_add_layer_norm, x_TH, torch.zeros(T, H), torch.ones(H), torch.zeros(H), None,
-                  torch.randn(T, H), dropout=0.25, seed=seed, stream=7)  # fmt: skip
+                  torch.randn(T, H), dropout=0.25, seed=seed, site=7)  # fmt: skip
     keep_TH = keep_reference(987654321, 7, torch.arange(T), H, 0.25)
     assert torch.equal(result[0] > result[0].amin(1, keepdim=True), keep_TH)
     assert torch.equal(result[1] != 0, keep_TH)
@@ -135,7 +135,7 @@ def test_shared_gradient_survives_accumulation():
             for _ in range(2):
                 middle = function(x * 2, y, ones_H, zeros_H, dropout=dropout, seed=seed)
                 (
-                    function(middle, middle, ones_H, zeros_H, dropout=dropout, seed=seed, stream=1) ** 3 + x
+                    function(middle, middle, ones_H, zeros_H, dropout=dropout, seed=seed, site=1) ** 3 + x
                 ).sum().backward()
         torch.testing.assert_close(one.grad.double(), twin.grad, atol=1e-3, rtol=1e-4)
         torch.testing.assert_close(other.grad.double(), twin_other.grad, atol=1e-3, rtol=1e-4)
@@ -179,7 +179,7 @@ def test_gradcheck():
     ]
     for count in (4, 5):
         assert torch.autograd.gradcheck(_bound(), tensors[:count])
-        assert torch.autograd.gradcheck(_bound(torch.tensor([3]), dropout=0.4, stream=2), tensors[:count])
+        assert torch.autograd.gradcheck(_bound(torch.tensor([3]), dropout=0.4, site=2), tensors[:count])
 
 
 def test_opcheck():
@@ -238,8 +238,8 @@ GOOD = {
         ("seed", torch.tensor(1)),
         ("seed", torch.tensor([1.0])),
         ("seed", torch.ones(1, dtype=torch.int64, device="meta")),
-        ("stream", -1),
-        ("stream", 2**31),
+        ("site", -1),
+        ("site", 2**31),
     ],
 )
 def test_bad_arguments_are_named(argument, value):
@@ -248,12 +248,12 @@ def test_bad_arguments_are_named(argument, value):
 
 
 # Triton, in its interpreter on this CPU: this file run as a program --------------------------------------------------
-def _launch(x_TH, residual_TH, weight_H, ln_bias_H, bias_H, grad_TH, *, dropout, eps, stream, seed):
+def _launch(x_TH, residual_TH, weight_H, ln_bias_H, bias_H, grad_TH, *, dropout, eps, site, seed):
     from fashionbert_fast.kernels.triton.dropout_add_layer_norm import launch_backward, launch_forward
 
-    y_TH, stats_T2 = launch_forward(x_TH, residual_TH, bias_H, weight_H, ln_bias_H, eps, dropout, seed, stream)
+    y_TH, stats_T2 = launch_forward(x_TH, residual_TH, bias_H, weight_H, ln_bias_H, eps, dropout, seed, site)
     grad_x_TH, grad_residual_TH, grad_bias_H, *grads = launch_backward(
-        grad_TH, x_TH, residual_TH, bias_H, weight_H, stats_T2, dropout, seed, stream
+        grad_TH, x_TH, residual_TH, bias_H, weight_H, stats_T2, dropout, seed, site
     )
     if dropout == 0:
         assert grad_x_TH.shape == (0,)

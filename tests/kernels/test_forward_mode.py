@@ -27,7 +27,7 @@ FUNCTIONS = {  # of (8, 24) numbers
         x[None], UNMASKED, _normal(4, 24), _normal(8, 4), ONES[:4], ONES[:4], ZEROS[:4]
     ),
     "min_norm_weights": lambda x: kernels.min_norm_weights(x[:3] @ x[:3].T),
-    "packed_attention": lambda x: kernels.packed_attention(x, OFFSETS, 2, longest=5),
+    "packed_attention": lambda x: kernels.packed_attention(x, OFFSETS, 2, max_seqlen=5),
     "patch_kld": lambda x: kernels.patch_kld(x, torch.ones_like(x)),
     "task_gradients": lambda x: task_gram((x, x, x)),
     "task_gradients, mixed": lambda x: task_mix((x, x, x), torch.ones(3)),

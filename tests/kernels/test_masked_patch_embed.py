@@ -59,7 +59,7 @@ def _case(dtype, seed):
     images = pick((None, None, 1, 3))
     feature_dtype = dtype if dtype == torch.float64 else pick((*NARROW, torch.int8, *FLOAT8))
     tensors = _tensors(B, P, D, H, generator, dtype, images, strided=pick((False, "gaps", "transposed")))
-    keywords = {"stream": pick((0, 7))}
+    keywords = {"site": pick((0, 7))}
     if feature_dtype == torch.int8:
         tensors["features"] = torch.randint(-127, 128, tensors["features"].shape, generator=generator).to(torch.int8)
     tensors["features"] = tensors["features"].to(feature_dtype)
@@ -208,17 +208,17 @@ def test_large_means_and_constant_rows(dtype):
 
 
 def test_dropout_is_the_generators():
-    """The result is dropped by stream + 1, the feature by stream; rate and scale are right."""
+    """The result is dropped by site + 1, the feature by site; rate and scale are right."""
     x = _tensors(8, 16, 256, 64, torch.Generator().manual_seed(0))
     x["ln_bias"] = x["ln_bias"] + 5
-    out = masked_patch_embed(*x.values(), hidden_dropout=0.25, seed=SEED, stream=3)
+    out = masked_patch_embed(*x.values(), hidden_dropout=0.25, seed=SEED, site=3)
     plain = masked_patch_embed(*x.values())
     kept = out != 0
     torch.testing.assert_close(out[kept], plain[kept] / 0.75)
     assert abs(kept.double().mean() - 0.75) < 0.02
-    again = masked_patch_embed(*x.values(), hidden_dropout=0.25, seed=SEED, stream=3)
+    again = masked_patch_embed(*x.values(), hidden_dropout=0.25, seed=SEED, site=3)
     assert torch.equal(out, again)
-    other = masked_patch_embed(*x.values(), hidden_dropout=0.25, seed=SEED, stream=4)
+    other = masked_patch_embed(*x.values(), hidden_dropout=0.25, seed=SEED, site=4)
     assert abs(((other != 0) == kept).double().mean() - (0.75**2 + 0.25**2)) < 0.02
     everything = masked_patch_embed(*x.values(), feature_dropout=1.0, seed=SEED)
     x["mask"][:] = True
@@ -515,8 +515,8 @@ def test_wrong_dtypes_are_named():
         ({"hidden_dropout": float("nan"), "seed": SEED}, "hidden_dropout"),
         ({"seed": torch.tensor([1, 2])}, "seed"),
         ({"seed": torch.tensor([1.0])}, "seed"),
-        ({"stream": -1}, "stream"),
-        ({"stream": 2**32 - 1}, "stream"),
+        ({"site": -1}, "site"),
+        ({"site": 2**31 - 1}, "site"),
         ({"image_index_B": torch.zeros(2, dtype=torch.int32)}, "image_index_B"),
         ({"image_index_B": torch.zeros(3, dtype=torch.int64)}, "patch_mask_BP"),
         ({"scale_IP": torch.ones(2, 4)}, "scale_IP"),

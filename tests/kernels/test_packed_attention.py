@@ -47,8 +47,9 @@ def _case(dtype: torch.dtype, seed: int):
            "columns": wide[:, : 6 * N * E : 2]}[layout]  # fmt: skip
     qkv[:, : N * E] *= factor
     bias = torch.randn(3 * N * E, generator=generator, dtype=torch.float64).to(dtype) if pick((True, False)) else None
-    keywords = {"bias_3H": bias, "longest": max([*lengths, 0]) + pick((0, 0, 7)), "dropout": pick((0.0, 0.0, 0.1, 0.5)),
-                "seed": torch.tensor([2**61 + seed]), "stream": seed}  # fmt: skip
+    max_seqlen, dropout = max([*lengths, 0]) + pick((0, 0, 7)), pick((0.0, 0.0, 0.1, 0.5))
+    key = torch.tensor([2**61 + seed])
+    keywords = {"bias_3H": bias, "max_seqlen": max_seqlen, "dropout": dropout, "seed": key, "site": seed}
     return qkv, _offsets(lengths), N, keywords
 
 
@@ -63,7 +64,7 @@ def _run(function, qkv, offsets, heads, keywords):
     return [context.detach(), *torch.autograd.grad(context, leaves, grad)]
 
 
-def _plain(qkv, offsets, heads, *, longest, bias_3H=None, dropout=0.0, seed=None, stream=0):
+def _plain(qkv, offsets, heads, *, max_seqlen, bias_3H=None, dropout=0.0, seed=None, site=0):
     """Plain PyTorch in the dtype of qkv: SDPA a sequence at a time; its products and softmax where dropout asks."""
     rows = qkv if bias_3H is None else qkv + bias_3H
     H = qkv.shape[1] // 3
@@ -76,7 +77,7 @@ def _plain(qkv, offsets, heads, *, longest, bias_3H=None, dropout=0.0, seed=None
             p = torch.softmax(q @ k.transpose(1, 2) / (H // heads) ** 0.5, dim=-1)
             tokens = torch.arange(first, last).expand(heads, -1)
             planes = torch.arange(heads)[:, None].expand_as(tokens)
-            keep = keep_reference(int(seed), stream, tokens, last - first, dropout, planes)
+            keep = keep_reference(int(seed), site, tokens, last - first, dropout, planes)
             context = (p * keep * scale_of(dropout)).to(qkv.dtype) @ v
         parts.append(context.transpose(0, 1).reshape(last - first, H))
     return torch.cat([*parts, qkv.new_zeros(qkv.shape[0] - int(offsets[-1]), H)])
@@ -126,7 +127,7 @@ def test_random_shapes_err_at_most_twice_as_much_as_plain_pytorch(dtype):
 def test_error_at_our_size_at_most_twice_sdpa(dtype):
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(3 * 89, 3 * 256, generator=generator, dtype=torch.float64).to(dtype)
-    keywords = {"bias_3H": torch.randn(3 * 256, generator=generator, dtype=torch.float64).to(dtype), "longest": 89}
+    keywords = {"bias_3H": torch.randn(3 * 256, generator=generator, dtype=torch.float64).to(dtype), "max_seqlen": 89}
     offsets = _offsets([89, 89, 89])
     exact = _run(packed_attention_reference, qkv.double(), offsets, 4, _double(keywords))
     mine, plain = (_run(function, qkv, offsets, 4, keywords) for function in (packed_attention, _plain))
@@ -146,7 +147,7 @@ def test_equals_sdpa_over_padded_sequences_with_a_mask(dtype):
     expected = expected.transpose(1, 2).reshape(4, 128, N * E)[mask]
     rounding = torch.finfo(dtype).eps
     torch.testing.assert_close(
-        packed_attention(qkv, offsets, N, longest=128), expected, atol=4 * rounding, rtol=4 * rounding
+        packed_attention(qkv, offsets, N, max_seqlen=128), expected, atol=4 * rounding, rtol=4 * rounding
     )
 
 
@@ -156,13 +157,13 @@ def test_dropout_is_that_of_the_counter():
     qkv = torch.zeros(2 * L, 3, N, L)
     qkv[:, 2] = torch.eye(L).repeat(2, 1)[:, None]
     context = packed_attention(
-        qkv.view(2 * L, -1), _offsets([L, L]), N, longest=L, dropout=0.3, seed=torch.tensor([5]), stream=9
+        qkv.view(2 * L, -1), _offsets([L, L]), N, max_seqlen=L, dropout=0.3, seed=torch.tensor([5]), site=9
     ).view(2 * L, N, L)
     tokens = torch.arange(2 * L)[:, None].expand(-1, N)
     keep = keep_reference(5, 9, tokens, L, 0.3, torch.arange(N).expand(2 * L, -1))
     torch.testing.assert_close(context, keep * scale_of(0.3) / L)
     everything = packed_attention(
-        qkv.view(2 * L, -1), _offsets([L, L]), N, longest=L, dropout=1.0, seed=torch.tensor([5])
+        qkv.view(2 * L, -1), _offsets([L, L]), N, max_seqlen=L, dropout=1.0, seed=torch.tensor([5])
     )
     assert not everything.any()
 
@@ -171,9 +172,11 @@ def test_large_scores_stay_exact():
     """Scores of 1e4, whose float32 log-sum-exp is rounded by 1e-3: the gradient must not be."""
     qkv = torch.randn(40, 3 * 16, dtype=torch.float64)
     qkv[:, 0], qkv[:, 16] = 100.0, 400.0
-    result = _run(packed_attention, qkv.float(), _offsets([40]), 1, {"bias_3H": None, "longest": 40})
-    exact = _run(packed_attention_reference, qkv.float().double(), _offsets([40]), 1, {"bias_3H": None, "longest": 40})
-    plain = _run(_plain, qkv.float(), _offsets([40]), 1, {"bias_3H": None, "longest": 40})
+    result = _run(packed_attention, qkv.float(), _offsets([40]), 1, {"bias_3H": None, "max_seqlen": 40})
+    exact = _run(
+        packed_attention_reference, qkv.float().double(), _offsets([40]), 1, {"bias_3H": None, "max_seqlen": 40}
+    )
+    plain = _run(_plain, qkv.float(), _offsets([40]), 1, {"bias_3H": None, "max_seqlen": 40})
     for mine, theirs in zip(_errors(result, exact), _errors(plain, exact), strict=True):
         assert mine <= 2 * theirs
 
@@ -182,7 +185,7 @@ def test_large_scores_stay_exact():
 def test_nan_stays_in_its_sequence_and_head(dtype):
     qkv = torch.randn(50, 3 * 2 * 8).to(dtype)
     qkv[20, 0] = float("nan")  # a query of the first head of the second sequence
-    context, grad_qkv = _run(packed_attention, qkv, _offsets([17, 30]), 2, {"bias_3H": None, "longest": 30})
+    context, grad_qkv = _run(packed_attention, qkv, _offsets([17, 30]), 2, {"bias_3H": None, "max_seqlen": 30})
     assert context[20, :8].isnan().all()
     context[20, :8] = 0
     assert context.isfinite().all()
@@ -194,7 +197,7 @@ def test_nan_stays_in_its_sequence_and_head(dtype):
 def test_same_bits_on_any_number_of_threads():
     before, results = torch.get_num_threads(), []
     qkv, bias = torch.randn(400, 3 * 3 * 64).bfloat16(), torch.randn(3 * 3 * 64).bfloat16()
-    keywords = {"bias_3H": bias, "longest": 200, "dropout": 0.1, "seed": torch.tensor([3])}
+    keywords = {"bias_3H": bias, "max_seqlen": 200, "dropout": 0.1, "seed": torch.tensor([3])}
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
@@ -210,7 +213,7 @@ def test_gradcheck():
     for dropout in (0.0, 0.4):
         assert torch.autograd.gradcheck(
             lambda x, b, p=dropout: packed_attention(
-                x, _offsets([3, 0, 5]), 2, longest=5, bias_3H=b, dropout=p, seed=torch.tensor([1])
+                x, _offsets([3, 0, 5]), 2, max_seqlen=5, bias_3H=b, dropout=p, seed=torch.tensor([1])
             ), (qkv, bias),
         )  # fmt: skip
 
@@ -227,7 +230,7 @@ def test_opcheck():
 
 def test_full_graph_compile():
     def step(qkv, bias, offsets, seed):
-        return packed_attention(qkv * 2, offsets, 2, longest=9, bias_3H=bias, dropout=0.2, seed=seed, stream=1) * 3
+        return packed_attention(qkv * 2, offsets, 2, max_seqlen=9, bias_3H=bias, dropout=0.2, seed=seed, site=1) * 3
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     for dtype in (torch.float32, torch.bfloat16):
@@ -248,10 +251,10 @@ def test_full_graph_compile():
         ({"qkv_T3H": torch.ones(4, 24, dtype=torch.int64)}, "qkv_T3H"),
         ({"heads": 0}, "heads"),
         ({"heads": 3}, "qkv_T3H"),
-        ({"longest": -1}, "longest"),
-        ({"offsets_S1": torch.tensor([0, 4])}, "offsets_S1"),
-        ({"offsets_S1": torch.zeros(0, dtype=torch.int32)}, "offsets_S1"),
-        ({"offsets_S1": torch.zeros(2, dtype=torch.int32, device="meta")}, "offsets_S1"),
+        ({"max_seqlen": -1}, "max_seqlen"),
+        ({"cu_seqlens_S1": torch.tensor([0, 4])}, "cu_seqlens_S1"),
+        ({"cu_seqlens_S1": torch.zeros(0, dtype=torch.int32)}, "cu_seqlens_S1"),
+        ({"cu_seqlens_S1": torch.zeros(2, dtype=torch.int32, device="meta")}, "cu_seqlens_S1"),
         ({"bias_3H": torch.randn(23)}, "bias_3H"),
         ({"bias_3H": torch.randn(24).double()}, "bias_3H"),
         ({"bias_3H": torch.randn(24, device="meta")}, "bias_3H"),
@@ -259,11 +262,11 @@ def test_full_graph_compile():
         ({"dropout": 0.5, "seed": None}, "seed"),
         ({"dropout": 0.5, "seed": torch.tensor([1.0])}, "seed"),
         ({"dropout": 0.5, "seed": torch.ones(1, dtype=torch.int64, device="meta")}, "seed"),
-        ({"stream": -1}, "stream"),
+        ({"site": -1}, "site"),
     ],
 )
 def test_bad_arguments_are_named(change, argument):
-    arguments = {"qkv_T3H": torch.randn(4, 24), "offsets_S1": _offsets([4]), "heads": 2, "longest": 4}
+    arguments = {"qkv_T3H": torch.randn(4, 24), "cu_seqlens_S1": _offsets([4]), "heads": 2, "max_seqlen": 4}
     with pytest.raises(ValueError, match=argument):
         packed_attention(**arguments | change)
 
@@ -271,7 +274,7 @@ def test_bad_arguments_are_named(change, argument):
 @pytest.mark.parametrize("offsets", [[1, 4], [0, 3, 2], [0, 5], [0, 4]])
 def test_bad_offsets_are_refused(offsets):
     with pytest.raises(RuntimeError, match="offsets"):
-        packed_attention(torch.randn(4, 24), torch.tensor(offsets, dtype=torch.int32), 2, longest=3)
+        packed_attention(torch.randn(4, 24), torch.tensor(offsets, dtype=torch.int32), 2, max_seqlen=3)
 
 
 TRITON_CHECK = """
@@ -282,15 +285,15 @@ from fashionbert_fast.kernels.triton import packed_attention as on_gpu
 def check(dtype, lengths, N, E, dropout, bias, seed, spare=2):
     torch.manual_seed(seed)
     offsets = torch.tensor([0, *lengths]).cumsum(0).int()
-    T, longest = int(offsets[-1]) + spare, max([*lengths, 0])
+    T, max_seqlen = int(offsets[-1]) + spare, max([*lengths, 0])
     qkv = torch.randn(T, 3 * N * E + 2).to(dtype)[:, 2:].requires_grad_()
     b = torch.randn(3 * N * E).to(dtype).requires_grad_() if bias else None
     g = torch.randn(T, N * E).to(dtype)
     key = torch.tensor([2**61 + seed])
     exact = packed_attention_reference(
-        qkv.double(), offsets, N, bias_3H=None if b is None else b.double(), dropout=dropout, seed=key, stream=7)
+        qkv.double(), offsets, N, bias_3H=None if b is None else b.double(), dropout=dropout, seed=key, site=7)
     gradients = torch.autograd.grad(exact, [qkv] + [b] * bias, g.double())
-    rest = (N, longest, dropout, key if dropout else None, 7)
+    rest = (N, max_seqlen, dropout, key if dropout else None, 7)
     context, lse = on_gpu.launch_forward(qkv.detach(), b if b is None else b.detach(), offsets, *rest)
     result = on_gpu.launch_backward(g, qkv.detach(), b if b is None else b.detach(), offsets, context, lse, *rest)
     ops = torch.ops.fashionbert_fast

@@ -101,7 +101,7 @@ def test_converted_products_are_called_and_nothing_else(monkeypatch, hidden_TH, 
             calls.append((x.shape[1], self.weight.shape[0]))
             return x @ self.weight.t()
 
-    encoder.convert_products(Converted)
+    encoder.convert_matmuls(Converted)
     assert list(encoder.state_dict()) == names
     assert len(list(encoder.parameters())) == len(list(plain.parameters()))
     expected = _gradients(plain, hidden_TH)

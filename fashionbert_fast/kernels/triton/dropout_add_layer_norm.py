@@ -18,15 +18,15 @@ PROGRAMS = 256  # of the backward, at most: two a multiprocessor of the largest 
 
 # Kernels -------------------------------------------------------------------------------------------------------------
 @triton.jit
-def _factors(seed, stream, row, threshold, scale, BLOCK: tl.constexpr):
+def _factors(seed, site, row, threshold, scale, BLOCK: tl.constexpr):
     """What dropout multiplies row ``row`` by, (BLOCK,) float32."""
-    keep = keep_tile(tl.load(seed), stream, 0, row + tl.arange(0, 1), 0, threshold, 1, BLOCK // 128)
+    keep = keep_tile(tl.load(seed), site, 0, row + tl.arange(0, 1), 0, threshold, 1, BLOCK // 128)
     return tl.reshape(keep, (BLOCK,)).to(tl.float32) * scale
 
 
 @triton.jit
 def _forward_kernel(
-    x, residual, bias, weight, ln_bias, y, stats, seed, width, eps, stream, threshold, scale,
+    x, residual, bias, weight, ln_bias, y, stats, seed, width, eps, site, threshold, scale,
     HAS_BIAS: tl.constexpr, DROPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0)
@@ -37,7 +37,7 @@ def _forward_kernel(
     if HAS_BIAS:
         s += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
     if DROPS:
-        s *= _factors(seed, stream, row, threshold, scale, BLOCK)
+        s *= _factors(seed, site, row, threshold, scale, BLOCK)
     s += tl.load(residual + offsets, mask=inside, other=0.0).to(tl.float32)
     rough = tl.sum(s, axis=0) / width
     mean = rough + tl.sum(tl.where(inside, s - rough, 0.0), axis=0) / width  # without the rounding of the large sum
@@ -53,7 +53,7 @@ def _forward_kernel(
 @triton.jit
 def _backward_kernel(
     grad, x, residual, bias, weight, stats, grad_x, grad_residual, sums, seed, height, width, rows_each,
-    stream, threshold, scale, HAS_BIAS: tl.constexpr, DROPS: tl.constexpr, BLOCK: tl.constexpr,
+    site, threshold, scale, HAS_BIAS: tl.constexpr, DROPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
@@ -70,7 +70,7 @@ def _backward_kernel(
         offsets = place * width + columns
         s = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32) + b
         if DROPS:
-            factors = _factors(seed, stream, row, threshold, scale, BLOCK)
+            factors = _factors(seed, site, row, threshold, scale, BLOCK)
             s *= factors
         s += tl.load(residual + offsets, mask=inside, other=0.0).to(tl.float32)
         rstd = tl.load(stats + 2 * place + 1)
@@ -103,7 +103,7 @@ def _contiguous(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
 
 
 @on_device_of_first
-def launch_forward(x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H, eps, dropout, seed, stream):
+def launch_forward(x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H, eps, dropout, seed, site):
     """``(y_TH, stats_T2)`` by the Triton kernel."""
     x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H = (
         None if tensor is None else tensor.contiguous()
@@ -115,14 +115,14 @@ def launch_forward(x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H, eps, dropo
         block, warps = _block(H)
         threshold = threshold_of(dropout)
         _forward_kernel[(T,)](
-            x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H, y_TH, stats_T2, seed, H, eps, stream, threshold,
+            x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H, y_TH, stats_T2, seed, H, eps, site, threshold,
             scale_of(dropout), bias_H is not None, threshold > 0, block, num_warps=warps,
         )  # fmt: skip
     return y_TH, stats_T2
 
 
 @on_device_of_first
-def launch_backward(grad_TH, x_TH, residual_TH, bias_H, ln_weight_H, stats_T2, dropout, seed, stream):
+def launch_backward(grad_TH, x_TH, residual_TH, bias_H, ln_weight_H, stats_T2, dropout, seed, site):
     """The gradients of x (empty where nothing drops: then residual's), residual, bias (empty without one), ln_weight
     and ln_bias by the Triton kernel."""
     grad_TH, x_TH, residual_TH, bias_H, ln_weight_H = _contiguous(grad_TH, x_TH, residual_TH, bias_H, ln_weight_H)
@@ -136,7 +136,7 @@ def launch_backward(grad_TH, x_TH, residual_TH, bias_H, ln_weight_H, stats_T2, d
         block, warps = _block(H)
         _backward_kernel[(sums.shape[0],)](
             grad_TH, x_TH, residual_TH, bias_H, ln_weight_H, stats_T2, grad_x_TH, grad_residual_TH, sums, seed, T, H,
-            rows_each, stream, threshold, scale_of(dropout), bias_H is not None, threshold > 0, block, num_warps=warps,
+            rows_each, site, threshold, scale_of(dropout), bias_H is not None, threshold > 0, block, num_warps=warps,
         )  # fmt: skip
     # three tensors, not views of one: an operator's outputs must not share memory
     grad_bias_H, grad_weight_H, grad_ln_bias_H = (total_H.to(x_TH.dtype, copy=True) for total_H in sums.sum(0))

@@ -1,6 +1,6 @@
 """masked_patch_embed on a GPU: kernels/masked_patch_embed.py has the formula.
 
-The unmasked rows are counted and listed on the GPU, the products visit no others, and one program a row does the rest.
+The unmasked rows are counted and listed on the GPU, the matmuls visit no others, and one program a row does the rest.
 
 Shapes: B pairs, I distinct images, P patches, D patch feature, H hidden, N = B P rows (of text_NH: text tokens), R rows
 of the packed sequence.
@@ -33,9 +33,9 @@ def _unmasked_rows(mask_N, rows_N, count, N, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _keep_bits(rows_N, count, bits, seed, stream, threshold, ROWS: tl.constexpr):
+def _keep_bits(rows_N, count, bits, seed, site, threshold, ROWS: tl.constexpr):
     """Of ROWS unmasked rows and 128 columns a bit each, 1: kept; eight columns a byte. Drawn here once, because every
-    tile of the products would draw it again, and run out of registers doing so."""
+    tile of the matmuls would draw it again, and run out of registers doing so."""
     slot = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     unmasked = tl.load(count)
     if tl.program_id(0) * ROWS >= unmasked:
@@ -43,7 +43,7 @@ def _keep_bits(rows_N, count, bits, seed, stream, threshold, ROWS: tl.constexpr)
     valid = slot < unmasked
     row = tl.load(rows_N + slot, mask=valid, other=0)
     block, blocks = tl.program_id(1), tl.num_programs(1)
-    keep = keep_tile(tl.load(seed), stream, 0, row, block, threshold, ROWS, 1)
+    keep = keep_tile(tl.load(seed), site, 0, row, block, threshold, ROWS, 1)
     byte = tl.sum(tl.reshape(keep.to(tl.int32), (ROWS, 16, 8)) << tl.arange(0, 8)[None, None, :], 2)
     place = slot.to(tl.int64)[:, None] * (16 * blocks) + 16 * block + tl.arange(0, 16)[None, :]
     tl.store(bits + place, byte.to(tl.uint8), mask=valid[:, None])
@@ -65,7 +65,7 @@ def _feature_tile(
     inside = (valid & known)[:, None] & (column < D)[None, :]
     where = features + place[:, None] + column[None, :]
     if features.dtype.element_ty == TYPE and not SCALE and not DROPOUT:
-        x = tl.load(where, mask=inside, other=0.0)  # nothing in the way of an asynchronous copy to the product
+        x = tl.load(where, mask=inside, other=0.0)  # nothing in the way of an asynchronous copy to the matmul
     else:
         x = tl.where(inside, tl.load(where, mask=inside).to(tl.float32), 0.0)
         if SCALE:
@@ -110,15 +110,15 @@ def _project(
 
 
 @triton.jit
-def _hidden_keep(seed, stream, row, threshold, BLOCKS: tl.constexpr):
-    keep = keep_tile(tl.load(seed), stream, 0, row + tl.arange(0, 1), 0, threshold, 1, BLOCKS)
+def _hidden_keep(seed, site, row, threshold, BLOCKS: tl.constexpr):
+    keep = keep_tile(tl.load(seed), site, 0, row + tl.arange(0, 1), 0, threshold, 1, BLOCKS)
     return tl.reshape(keep, (BLOCKS * 128,))
 
 
 @triton.jit
 def _finish(
     projection_NH, mask_N, position_PH, segment_H, ln_weight_H, ln_bias_H, patch_row_B, out, stats_N2, P, H, size, eps,
-    seed, stream, threshold, factor, PACKED: tl.constexpr, DROPOUT: tl.constexpr, BLOCKS: tl.constexpr,
+    seed, site, threshold, factor, PACKED: tl.constexpr, DROPOUT: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Position, segment, LayerNorm and dropout of one row, to its place."""
     row, column = tl.program_id(0), tl.arange(0, BLOCKS * 128)
@@ -136,7 +136,7 @@ def _finish(
     y = centred * rstd * tl.load(ln_weight_H + column, mask=inside, other=0.0).to(tl.float32)
     y += tl.load(ln_bias_H + column, mask=inside, other=0.0).to(tl.float32)
     if DROPOUT:
-        y = tl.where(_hidden_keep(seed, stream, row, threshold, BLOCKS), y * factor, 0.0)
+        y = tl.where(_hidden_keep(seed, site, row, threshold, BLOCKS), y * factor, 0.0)
     place = row.to(tl.int64)
     if PACKED:
         place = tl.load(patch_row_B + row // P) + row % P
@@ -147,7 +147,7 @@ def _finish(
 @triton.jit
 def _finish_backward(
     grad_out, projection_NH, mask_N, position_PH, segment_H, ln_weight_H, patch_row_B, stats_N2, grad_NH, sums_3PSH,
-    B, P, H, size, seed, stream, threshold, factor, PACKED: tl.constexpr, DROPOUT: tl.constexpr, SPLITS: tl.constexpr,
+    B, P, H, size, seed, site, threshold, factor, PACKED: tl.constexpr, DROPOUT: tl.constexpr, SPLITS: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Every SPLITS-th pair's row of one position: its gradient before LayerNorm, and the parameters' sums over them."""
@@ -168,7 +168,7 @@ def _finish_backward(
         place = place * H + column
         g = tl.load(grad_out + place, mask=inside & (place >= 0) & (place < size), other=0.0).to(tl.float32)
         if DROPOUT:
-            g = tl.where(_hidden_keep(seed, stream, row, threshold, BLOCKS), g * factor, 0.0)
+            g = tl.where(_hidden_keep(seed, site, row, threshold, BLOCKS), g * factor, 0.0)
         x = start + tl.load(projection_NH + row * H + column, mask=inside, other=0.0).to(tl.float32)
         rstd = tl.load(stats_N2 + 2 * row + 1)
         normal = tl.where(inside, (x - tl.load(stats_N2 + 2 * row)) * rstd, 0.0)
@@ -215,7 +215,7 @@ def _weight_gradient(
 
 @triton.jit
 def _feature_gradient(
-    product_ND, mask_N, image_index, out_IPD, B, P, D, seed, stream, threshold, factor, INDEX: tl.constexpr,
+    grad_ND, mask_N, image_index, out_IPD, B, P, D, seed, site, threshold, factor, INDEX: tl.constexpr,
     DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """128 columns of the gradient of one feature row: the sum over the pairs that use it, in their order."""
@@ -231,9 +231,9 @@ def _feature_gradient(
         if INDEX:
             used = used & (tl.load(image_index + pair) == image)
         if used:
-            g = tl.load(product_ND + row.to(tl.int64) * D + column, mask=column < D, other=0.0).to(tl.float32)
+            g = tl.load(grad_ND + row.to(tl.int64) * D + column, mask=column < D, other=0.0).to(tl.float32)
             if DROPOUT:
-                keep = keep_tile(tl.load(seed), stream, 0, row + tl.arange(0, 1), block, threshold, 1, 1)
+                keep = keep_tile(tl.load(seed), site, 0, row + tl.arange(0, 1), block, threshold, 1, 1)
                 g = tl.where(tl.reshape(keep, (128,)), g * factor, 0.0)
             total += g
     place = tl.program_id(0).to(tl.int64) * D + column
@@ -244,17 +244,17 @@ def _feature_gradient(
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
 
-def _dropout_arguments(p: float, stream: int) -> tuple[int, int, float]:
-    return stream, threshold_of(p), scale_of(p)
+def _dropout_arguments(p: float, site: int) -> tuple[int, int, float]:
+    return site, threshold_of(p), scale_of(p)
 
 
-def _feature_arguments(features_IPD, image_index_B, scale_IP, rows_N, count, p, seed, stream):
-    """What the products take first, and their switches. Draws the features' dropout for the rows in ``rows_N``."""
+def _feature_arguments(features_IPD, image_index_B, scale_IP, rows_N, count, p, seed, site):
+    """What the matmuls take first, and their switches. Draws the features' dropout for the rows in ``rows_N``."""
     blocks, bits = triton.cdiv(features_IPD.shape[2], 128), None
     if p > 0:
         bits = torch.empty(rows_N.shape[0], 16 * blocks, dtype=torch.uint8, device=rows_N.device)
         grid = (triton.cdiv(rows_N.shape[0], 16), blocks)
-        _keep_bits[grid](rows_N, count, bits, seed, stream, threshold_of(p), ROWS=16)
+        _keep_bits[grid](rows_N, count, bits, seed, site, threshold_of(p), ROWS=16)
     arguments = (
         features_IPD, scale_IP, image_index_B, features_IPD.stride(0), features_IPD.stride(1), *features_IPD.shape,
         bits, scale_of(p), rows_N, count,
@@ -262,15 +262,15 @@ def _feature_arguments(features_IPD, image_index_B, scale_IP, rows_N, count, p, 
     return arguments, {"INDEX": image_index_B is not None, "SCALE": scale_IP is not None, "DROPOUT": p > 0}
 
 
-def _product_arguments(weight_HD: torch.Tensor) -> dict:
-    """The type of the products and how float32 is multiplied. The interpreter multiplies nothing narrower."""
+def _matmul_arguments(weight_HD: torch.Tensor) -> dict:
+    """The type of the matmuls and how float32 is multiplied. The interpreter multiplies nothing narrower."""
     exact = torch.get_float32_matmul_precision() == "highest"
     kind = tl.float32 if isinstance(_project, InterpretedFunction) else TYPES[weight_HD.dtype]
     return {"TYPE": kind, "PRECISION": "ieee" if exact else "tf32"}
 
 
 def _tile(weight_HD: torch.Tensor) -> dict:
-    """Tile of the forward's product."""
+    """Tile of the forward's matmul."""
     wide = weight_HD.dtype == torch.float32
     side = 64 if wide else 128
     return {"ROWS": side, "HIDDEN": side, "COLUMNS": side // 2, "num_warps": 4 if wide else 8, "num_stages": 3}
@@ -290,7 +290,7 @@ def _blocks(width: int) -> int:
 @on_device_of_first
 def launch_forward(
     features_IPD, mask_BP, weight_HD, position_PH, segment_H, ln_weight_H, ln_bias_H, eps, image_index_B, scale_IP,
-    feature_dropout, hidden_dropout, seed, stream, text_NH, text_row_N, patch_row_B, packed_rows,
+    feature_dropout, hidden_dropout, seed, site, text_NH, text_row_N, patch_row_B, packed_rows,
 ):  # fmt: skip
     """The forward: `_unmasked_rows`, `_project`, `_finish`."""
     (B, P), (H, _) = mask_BP.shape, weight_HD.shape
@@ -304,14 +304,14 @@ def launch_forward(
         return out, projection_NH, stats_N2
     mask_BP, weight_HD, features_IPD = mask_BP.contiguous(), weight_HD.contiguous(), _rows_contiguous(features_IPD)
     rows_N, count = _unmasked(mask_BP)
-    tile, drop = _tile(weight_HD), (feature_dropout, seed, stream)
+    tile, drop = _tile(weight_HD), (feature_dropout, seed, site)
     arguments, switches = _feature_arguments(features_IPD, image_index_B, scale_IP, rows_N, count, *drop)
     grid = (triton.cdiv(B * P, tile["ROWS"]) * triton.cdiv(H, tile["HIDDEN"]),)
-    _project[grid](*arguments, weight_HD, projection_NH, H, **switches, **tile, **_product_arguments(weight_HD))
+    _project[grid](*arguments, weight_HD, projection_NH, H, **switches, **tile, **_matmul_arguments(weight_HD))
     _finish[(B * P,)](
         projection_NH, mask_BP.view(torch.uint8), position_PH.contiguous(), segment_H.contiguous(),
         ln_weight_H.contiguous(), ln_bias_H.contiguous(), patch_row_B, out, stats_N2, P, H, out.numel(), eps, seed,
-        *_dropout_arguments(hidden_dropout, stream + 1), PACKED=text_NH is not None, DROPOUT=hidden_dropout > 0,
+        *_dropout_arguments(hidden_dropout, site + 1), PACKED=text_NH is not None, DROPOUT=hidden_dropout > 0,
         BLOCKS=_blocks(H),
     )  # fmt: skip
     return out, projection_NH, stats_N2
@@ -324,10 +324,10 @@ def _rows_contiguous(features_IPD: torch.Tensor) -> torch.Tensor:
 @on_device_of_first
 def launch_backward(
     grad_out, features_IPD, mask_BP, weight_HD, position_PH, segment_H, ln_weight_H, image_index_B, scale_IP,
-    feature_dropout, hidden_dropout, seed, stream, patch_row_B, projection_NH, stats_N2, features_gradient,
+    feature_dropout, hidden_dropout, seed, site, patch_row_B, projection_NH, stats_N2, features_gradient,
     weight_gradient,
 ):  # fmt: skip
-    """The backward: `_finish_backward`, then the products of the gradients asked for."""
+    """The backward: `_finish_backward`, then the matmuls of the gradients asked for."""
     (B, P), (H, D) = mask_BP.shape, weight_HD.shape
     splits = max(1, min(B, 1024 // max(P, 1)))  # by the shapes alone: the sums are the same on every GPU
     grad_NH = torch.empty_like(projection_NH)
@@ -338,39 +338,39 @@ def launch_backward(
         _finish_backward[(P, splits)](
             grad_out, projection_NH, mask_N, position_PH.contiguous(), segment_H.contiguous(),
             ln_weight_H.contiguous(), patch_row_B, stats_N2, grad_NH, sums_3PSH, B, P, H, grad_out.numel(), seed,
-            *_dropout_arguments(hidden_dropout, stream + 1), PACKED=patch_row_B is not None,
+            *_dropout_arguments(hidden_dropout, site + 1), PACKED=patch_row_B is not None,
             DROPOUT=hidden_dropout > 0, SPLITS=splits, BLOCKS=_blocks(H),
         )  # fmt: skip
     of_3PH = sums_3PSH.sum(2)
     of_segment_H, of_ln_weight_H, of_ln_bias_H = of_3PH.sum(1).to(weight_HD.dtype).unbind()
     of_features, of_weight = features_IPD.new_empty(0), weight_HD.new_empty(0)
     if weight_gradient:
-        drop = (feature_dropout, seed, stream)
+        drop = (feature_dropout, seed, site)
         of_weight = _launch_weight_gradient(features_IPD, image_index_B, scale_IP, mask_BP, weight_HD, grad_NH, *drop)
     if features_gradient:
         of_features = torch.zeros(features_IPD.shape, dtype=features_IPD.dtype, device=features_IPD.device)
         if of_features.numel() and grad_NH.numel():
             _feature_gradient[(of_features.shape[0] * P, triton.cdiv(D, 128))](
                 grad_NH @ weight_HD, mask_N, image_index_B, of_features, B, P, D, seed,
-                *_dropout_arguments(feature_dropout, stream), INDEX=image_index_B is not None,
+                *_dropout_arguments(feature_dropout, site), INDEX=image_index_B is not None,
                 DROPOUT=feature_dropout > 0,
             )  # fmt: skip
     of_position_PH = of_3PH[0].to(weight_HD.dtype, copy=True)
     return of_features, of_weight, of_position_PH, of_segment_H.clone(), of_ln_weight_H.clone(), of_ln_bias_H.clone()
 
 
-def _launch_weight_gradient(features_IPD, image_index_B, scale_IP, mask_BP, weight_HD, grad_NH, p, seed, stream):
+def _launch_weight_gradient(features_IPD, image_index_B, scale_IP, mask_BP, weight_HD, grad_NH, p, seed, site):
     (H, D), N = weight_HD.shape, mask_BP.numel()
     if N * H * D == 0:
         return torch.zeros_like(weight_HD)
     rows_N, count = _unmasked(mask_BP)
-    arguments, switches = _feature_arguments(features_IPD, image_index_B, scale_IP, rows_N, count, p, seed, stream)
+    arguments, switches = _feature_arguments(features_IPD, image_index_B, scale_IP, rows_N, count, p, seed, site)
     hidden = 64 if weight_HD.dtype == torch.float32 else 128
     tiles = triton.cdiv(H, hidden) * triton.cdiv(D, 128)
     splits = max(1, min(triton.cdiv(N, 1024), 512 // tiles))  # enough programs for a GPU, by the shapes alone
     sums_SHD = weight_HD.new_empty((splits, H, D), dtype=torch.float32)
     _weight_gradient[(triton.cdiv(H, hidden), triton.cdiv(D, 128), splits)](
         *arguments, grad_NH, sums_SHD, H, SPLITS=splits, ROWS=16 if hidden == 64 else 64, HIDDEN=hidden, COLUMNS=128,
-        num_warps=8, num_stages=3, **switches, **_product_arguments(weight_HD),
+        num_warps=8, num_stages=3, **switches, **_matmul_arguments(weight_HD),
     )  # fmt: skip
     return sums_SHD.sum(0).to(weight_HD.dtype)

@@ -61,14 +61,14 @@ def _dot(a, b, DOT: tl.constexpr):
 
 @triton.jit
 def _forward_kernel(
-    qkv, bias, offsets, seed, context, lse, row_stride, T, stream, threshold, keep_scale, scale,
+    qkv, bias, cu_seqlens, seed, context, lse, row_stride, T, site, threshold, keep_scale, scale,
     N: tl.constexpr, E: tl.constexpr, M: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr,
     HAS_BIAS: tl.constexpr, DROPS: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """M queries of one head of one sequence; program (sequence and head, block of queries)."""
     sequence, head = tl.program_id(0) // N, tl.program_id(0) % N
-    first = tl.load(offsets + sequence)
-    length = tl.load(offsets + sequence + 1) - first
+    first = tl.load(cu_seqlens + sequence)
+    length = tl.load(cu_seqlens + sequence + 1) - first
     start = tl.program_id(1) * M
     if start >= length:
         return
@@ -90,7 +90,7 @@ def _forward_kernel(
         shrink_M = tl.exp(maximum_M - new_maximum_M)
         sum_M = sum_M * shrink_M + tl.sum(weights_MK, 1)
         if DROPS:
-            keep_MK = keep_tile(tl.load(seed), stream, head, tokens_M, from_key // 128, threshold, M, K // 128)
+            keep_MK = keep_tile(tl.load(seed), site, head, tokens_M, from_key // 128, threshold, M, K // 128)
             weights_MK = tl.where(keep_MK, weights_MK * keep_scale, 0.0)
         context_ME = context_ME * shrink_M[:, None] + _dot(weights_MK.to(q_ME.dtype), v_KE, DOT)
         maximum_M = new_maximum_M
@@ -104,7 +104,7 @@ def _forward_kernel(
 
 @triton.jit
 def _gradients(
-    q_ME, k_KE, v_KE, g_ME, mean_M, lse_M, live_MK, seed, stream, head, tokens_M, from_key, threshold, keep_scale,
+    q_ME, k_KE, v_KE, g_ME, mean_M, lse_M, live_MK, seed, site, head, tokens_M, from_key, threshold, keep_scale,
     scale, M: tl.constexpr, K: tl.constexpr, DROPS: tl.constexpr, SINGLE: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Probabilities after dropout and gradients of the scaled scores, (M, K), of a block of queries and one of keys.
@@ -117,7 +117,7 @@ def _gradients(
     slopes_MK = _dot(g_ME, tl.trans(v_KE), DOT)
     dropped_MK = p_MK
     if DROPS:
-        keep_MK = keep_tile(tl.load(seed), stream, head, tokens_M, from_key // 128, threshold, M, K // 128)
+        keep_MK = keep_tile(tl.load(seed), site, head, tokens_M, from_key // 128, threshold, M, K // 128)
         slopes_MK = tl.where(keep_MK, slopes_MK * keep_scale, 0.0)
         dropped_MK = tl.where(keep_MK, p_MK * keep_scale, 0.0)
     if SINGLE:
@@ -127,14 +127,14 @@ def _gradients(
 
 @triton.jit
 def _key_backward_kernel(
-    grad_context, qkv, bias, offsets, seed, context, lse, grad_qkv, row_stride, T, stream, threshold, keep_scale, scale,
-    N: tl.constexpr, E: tl.constexpr, M: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr,
+    grad_context, qkv, bias, cu_seqlens, seed, context, lse, grad_qkv, row_stride, T, site, threshold, keep_scale,
+    scale, N: tl.constexpr, E: tl.constexpr, M: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr,
     HAS_BIAS: tl.constexpr, DROPS: tl.constexpr, DOT: tl.constexpr, SINGLE: tl.constexpr,
 ):  # fmt: skip
     """Gradients of K keys and values of one head of one sequence; where they are all its keys, of its queries too."""
     sequence, head = tl.program_id(0) // N, tl.program_id(0) % N
-    first = tl.load(offsets + sequence)
-    length = tl.load(offsets + sequence + 1) - first
+    first = tl.load(cu_seqlens + sequence)
+    length = tl.load(cu_seqlens + sequence + 1) - first
     from_key = tl.program_id(1) * K
     if from_key >= length:
         return
@@ -154,7 +154,7 @@ def _key_backward_kernel(
             grad_context, context, lse, T, head, tokens_M, live_M, columns_E, N, E, SINGLE
         )
         dropped_MK, ds_MK = _gradients(
-            q_ME, k_KE, v_KE, g_ME, mean_M, lse_M, live_M[:, None] & live_K[None, :], seed, stream, head,
+            q_ME, k_KE, v_KE, g_ME, mean_M, lse_M, live_M[:, None] & live_K[None, :], seed, site, head,
             tokens_M, from_key, threshold, keep_scale, scale, M, K, DROPS, SINGLE, DOT,
         )  # fmt: skip
         grad_v_KE += _dot(tl.trans(dropped_MK), g_ME, DOT)
@@ -173,14 +173,14 @@ def _key_backward_kernel(
 
 @triton.jit
 def _query_backward_kernel(
-    grad_context, qkv, bias, offsets, seed, context, lse, grad_qkv, row_stride, T, stream, threshold, keep_scale, scale,
-    N: tl.constexpr, E: tl.constexpr, M: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr,
+    grad_context, qkv, bias, cu_seqlens, seed, context, lse, grad_qkv, row_stride, T, site, threshold, keep_scale,
+    scale, N: tl.constexpr, E: tl.constexpr, M: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr,
     HAS_BIAS: tl.constexpr, DROPS: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
     """Gradients of M queries of one head of one sequence whose keys take more than one block."""
     sequence, head = tl.program_id(0) // N, tl.program_id(0) % N
-    first = tl.load(offsets + sequence)
-    length = tl.load(offsets + sequence + 1) - first
+    first = tl.load(cu_seqlens + sequence)
+    length = tl.load(cu_seqlens + sequence + 1) - first
     start = tl.program_id(1) * M
     if start >= length:
         return
@@ -197,7 +197,7 @@ def _query_backward_kernel(
         k_KE = _load_part(at, bias_at, keys_K, live_K, row_stride, columns_E, 1, N, E, HAS_BIAS)
         v_KE = _load_part(at, bias_at, keys_K, live_K, row_stride, columns_E, 2, N, E, HAS_BIAS)
         _dropped_MK, ds_MK = _gradients(
-            q_ME, k_KE, v_KE, g_ME, mean_M, lse_M, live_M[:, None] & live_K[None, :], seed, stream, head,
+            q_ME, k_KE, v_KE, g_ME, mean_M, lse_M, live_M[:, None] & live_K[None, :], seed, site, head,
             tokens_M, from_key, threshold, keep_scale, scale, M, K, DROPS, False, DOT,
         )  # fmt: skip
         grad_q_ME += _dot(ds_MK, k_KE, DOT)
@@ -225,10 +225,10 @@ def _launch_options(qkv_T3H, bias_3H, heads: int, dropout: float, *, backward: b
     }  # fmt: skip
 
 
-def _numbers(qkv_T3H, heads: int, dropout: float, stream: int) -> tuple:
+def _numbers(qkv_T3H, heads: int, dropout: float, site: int) -> tuple:
     """Run-time numbers both directions share, from the row stride on."""
     E = qkv_T3H.shape[1] // (3 * heads)
-    drop = (stream, dropouts.threshold_of(dropout), dropouts.scale_of(dropout))
+    drop = (site, dropouts.threshold_of(dropout), dropouts.scale_of(dropout))
     return (qkv_T3H.stride(0), qkv_T3H.shape[0], *drop, E**-0.5)
 
 
@@ -238,44 +238,44 @@ def _dense_rows(x: torch.Tensor) -> torch.Tensor:
 
 @on_device_of_first
 def launch_forward(
-    qkv_T3H, bias_3H, offsets_S1, heads: int, longest: int, dropout: float, seed, stream: int
+    qkv_T3H, bias_3H, cu_seqlens_S1, heads: int, max_seqlen: int, dropout: float, seed, site: int
 ) -> Saved:  # fmt: skip
     """Context (T, H) and log-sum-exp (N, T) by Triton."""
-    qkv_T3H, offsets_S1 = _dense_rows(qkv_T3H), offsets_S1.contiguous()
-    T, S, H = qkv_T3H.shape[0], offsets_S1.shape[0] - 1, qkv_T3H.shape[1] // 3
+    qkv_T3H, cu_seqlens_S1 = _dense_rows(qkv_T3H), cu_seqlens_S1.contiguous()
+    T, S, H = qkv_T3H.shape[0], cu_seqlens_S1.shape[0] - 1, qkv_T3H.shape[1] // 3
     context_TH = qkv_T3H.new_zeros(T, H)  # rows past the last sequence stay so
     lse_NT = qkv_T3H.new_zeros(heads, T, dtype=torch.float32)
-    if S == 0 or longest == 0:
+    if S == 0 or max_seqlen == 0:
         return context_TH, lse_NT
     options = _launch_options(qkv_T3H, bias_3H, heads, dropout, backward=False)
     bias = qkv_T3H if bias_3H is None else bias_3H.contiguous()
-    _forward_kernel[(S * heads, triton.cdiv(longest, options["M"]))](
-        qkv_T3H, bias, offsets_S1, offsets_S1 if seed is None else seed, context_TH, lse_NT,
-        *_numbers(qkv_T3H, heads, dropout, stream), **options,
+    _forward_kernel[(S * heads, triton.cdiv(max_seqlen, options["M"]))](
+        qkv_T3H, bias, cu_seqlens_S1, cu_seqlens_S1 if seed is None else seed, context_TH, lse_NT,
+        *_numbers(qkv_T3H, heads, dropout, site), **options,
     )  # fmt: skip
     return context_TH, lse_NT
 
 
 @on_device_of_first
 def launch_backward(
-    grad_context_TH, qkv_T3H, bias_3H, offsets_S1, context_TH, lse_NT, heads: int, longest: int, dropout: float, seed,
-    stream: int,
+    grad_context_TH, qkv_T3H, bias_3H, cu_seqlens_S1, context_TH, lse_NT, heads: int, max_seqlen: int, dropout: float,
+    seed, site: int,
 ) -> Saved:  # fmt: skip
     """Gradients of qkv (T, 3H) and bias ((3H,), or (0,) without one) by Triton."""
-    qkv_T3H, offsets_S1 = _dense_rows(qkv_T3H), offsets_S1.contiguous()
-    T, S, H3 = qkv_T3H.shape[0], offsets_S1.shape[0] - 1, qkv_T3H.shape[1]
+    qkv_T3H, cu_seqlens_S1 = _dense_rows(qkv_T3H), cu_seqlens_S1.contiguous()
+    T, S, H3 = qkv_T3H.shape[0], cu_seqlens_S1.shape[0] - 1, qkv_T3H.shape[1]
     grad_qkv_T3H = qkv_T3H.new_zeros(T, H3)
-    if S > 0 and longest > 0:
+    if S > 0 and max_seqlen > 0:
         options = _launch_options(qkv_T3H, bias_3H, heads, dropout, backward=True)
         bias = qkv_T3H if bias_3H is None else bias_3H.contiguous()
         arguments = (
-            grad_context_TH.contiguous(), qkv_T3H, bias, offsets_S1, offsets_S1 if seed is None else seed,
-            context_TH.contiguous(), lse_NT, grad_qkv_T3H, *_numbers(qkv_T3H, heads, dropout, stream),
+            grad_context_TH.contiguous(), qkv_T3H, bias, cu_seqlens_S1, cu_seqlens_S1 if seed is None else seed,
+            context_TH.contiguous(), lse_NT, grad_qkv_T3H, *_numbers(qkv_T3H, heads, dropout, site),
         )  # fmt: skip
-        single = longest <= KEY_BLOCK
-        _key_backward_kernel[(S * heads, triton.cdiv(longest, KEY_BLOCK))](*arguments, **options, SINGLE=single)
+        single = max_seqlen <= KEY_BLOCK
+        _key_backward_kernel[(S * heads, triton.cdiv(max_seqlen, KEY_BLOCK))](*arguments, **options, SINGLE=single)
         if not single:
-            _query_backward_kernel[(S * heads, triton.cdiv(longest, options["M"]))](*arguments, **options)
+            _query_backward_kernel[(S * heads, triton.cdiv(max_seqlen, options["M"]))](*arguments, **options)
     if bias_3H is None:
         return grad_qkv_T3H, grad_qkv_T3H.new_empty(0)
     return grad_qkv_T3H, grad_qkv_T3H.sum(0, dtype=torch.float32).to(bias_3H.dtype)
