@@ -101,10 +101,6 @@ def plain_patch_embed(
     return out_TH.index_copy(0, rows, patches_BPH.flatten(0, 1))
 
 
-def plain_linear_patch_kld(hidden_KH, weight_DH, features_RD, target_row_K):
-    return linear_patch_kld_reference(hidden_KH, weight_DH, features_RD, target_row_K)
-
-
 # technique -> what stands in for it: (module, name, plain function)
 REPLACEMENTS = {
     "packed_attention": [(encoder, "packed_attention", plain_attention)],
@@ -112,6 +108,6 @@ REPLACEMENTS = {
     "bias_gelu": [(encoder, "bias_gelu", bias_gelu_reference)],
     "masked_patch_embed": [(embeddings, "masked_patch_embed", plain_patch_embed)],
     "linear_cross_entropy": [(heads, "linear_cross_entropy", linear_cross_entropy_reference)],
-    "linear_patch_kld": [(heads, "linear_patch_kld", plain_linear_patch_kld)],
+    "linear_patch_kld": [(heads, "linear_patch_kld", linear_patch_kld_reference)],
 }
 TECHNIQUES = ("packing", "masked-only heads", "kept memory", *REPLACEMENTS)

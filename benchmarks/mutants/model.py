@@ -137,7 +137,7 @@ MUTANTS = (
     Mutant(
         "patch-loss-not-a-sum",
         MODEL + "heads.py",
-        "features_RD, target_row_K) * len(hidden_KH)",
+        'features_RD, target_row_K, reduction="sum")',
         "features_RD, target_row_K)",
         (*PEERS, *WEIGHTING),
     ),

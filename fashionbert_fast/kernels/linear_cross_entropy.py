@@ -1,6 +1,7 @@
 """linear_cross_entropy: the decoder of masked language modelling and its loss in one.
 
-Formula: with logits z = hidden @ weight.T + bias and q = softmax(z), the sum over rows of -log q[label]:
+Formula: with logits z = hidden @ weight.T + bias and q = softmax(z), the sum over rows of -log q[label], or their mean.
+Of the sum
 
     residual = q - onehot(label),    dloss/dhidden = residual @ weight,    dloss/dweight = residual.T @ hidden
 
@@ -17,16 +18,23 @@ import torch.nn.functional as F
 
 from fashionbert_fast.kernels import _linear_residual
 from fashionbert_fast.kernels._library import IGNORED, check_floating, check_same, reverse_mode_only
+from fashionbert_fast.kernels._reduction import check_reduction, rows_that_count
 
 
 # Reference -----------------------------------------------------------------------------------------------------------
 def linear_cross_entropy_reference(
-    hidden_MH: torch.Tensor, weight_VH: torch.Tensor, bias_V: torch.Tensor | None, labels_M: torch.Tensor
+    hidden_MH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    labels_M: torch.Tensor,
+    *,
+    reduction: str = "mean",
 ) -> torch.Tensor:
     """The formula in plain PyTorch: the matmul in the input's dtype, the loss in float32 (float64 for float64)."""
     logits_MV = F.linear(hidden_MH, weight_VH, bias_V)
     wide = torch.promote_types(logits_MV.dtype, torch.float32)
-    return F.cross_entropy(logits_MV.to(wide), labels_M, reduction="sum", ignore_index=IGNORED)
+    total = F.cross_entropy(logits_MV.to(wide), labels_M, reduction="sum", ignore_index=IGNORED)
+    return total if reduction == "sum" else total / (labels_M != IGNORED).sum().clamp_min(1)
 
 
 # Registration; the row kernels are csrc/cpu/linear_cross_entropy.cpp and csrc/cuda/linear_cross_entropy.cu -----------
@@ -72,19 +80,26 @@ torch.library.register_autograd("fashionbert_fast::linear_cross_entropy", _backw
 # Public function -----------------------------------------------------------------------------------------------------
 @reverse_mode_only
 def linear_cross_entropy(
-    hidden_MH: torch.Tensor, weight_VH: torch.Tensor, bias_V: torch.Tensor | None, labels_M: torch.Tensor
+    hidden_MH: torch.Tensor,
+    weight_VH: torch.Tensor,
+    bias_V: torch.Tensor | None,
+    labels_M: torch.Tensor,
+    *,
+    reduction: str = "mean",
 ) -> torch.Tensor:
-    """Sum over rows of the cross-entropy of hidden @ weight.T + bias: a scalar, float32 (float64 for float64).
+    """Cross-entropy of hidden @ weight.T + bias over rows: a scalar, float32 (float64 for float64).
 
     Args:
         hidden_MH: (M, H) float32, bfloat16 or float16 hidden states, on CPU or CUDA; float64 on CPU.
         weight_VH: (V, H) decoder, bias_V: (V,) or None; of the same dtype.
         labels_M: (M,) int64 token ids, 0 <= id < V, or -100: that row counts for nothing. Out of range: RuntimeError on
             CPU, a NaN loss on CUDA.
+        reduction: "mean" over the rows that count (0 where none does), or "sum".
 
     Raises:
-        ValueError: naming the argument whose shape, dtype or device is wrong.
+        ValueError: naming the argument whose shape, dtype, device or value is wrong.
     """
+    check_reduction(reduction)
     check_floating("hidden_MH", hidden_MH)
     if hidden_MH.dim() != 2:
         raise ValueError(f"hidden_MH must have shape (M, H), got {tuple(hidden_MH.shape)}")
@@ -105,4 +120,6 @@ def linear_cross_entropy(
         raise ValueError(f"labels_M is on {labels_M.device} but hidden_MH is on {hidden_MH.device}: move one of them")
     parameters = [hidden_MH, weight_VH] + ([] if bias_V is None else [bias_V])
     save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in parameters)
-    return torch.ops.fashionbert_fast.linear_cross_entropy(hidden_MH, weight_VH, bias_V, labels_M.contiguous(), save)[0]
+    labels_M = labels_M.contiguous()
+    total = torch.ops.fashionbert_fast.linear_cross_entropy(hidden_MH, weight_VH, bias_V, labels_M, save)[0]
+    return total if reduction == "sum" else total / rows_that_count(labels_M, total.dtype)

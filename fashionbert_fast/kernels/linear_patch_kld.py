@@ -1,6 +1,7 @@
 """linear_patch_kld: the head of masked patch modelling and its loss in one, `patch_kld(hidden @ weight.T, target)`.
 
-Formula: with logits z = hidden @ weight.T, p = softmax(target), q = softmax(z), the mean over the M rows of KL(p || q):
+Formula: with logits z = hidden @ weight.T, p = softmax(target), q = softmax(z), the mean over the M rows of KL(p || q),
+or their sum. Of the mean
 
     residual = q - p,    dloss/dhidden = residual @ weight / M,    dloss/dweight = residual.T @ hidden / M
 
@@ -16,19 +17,24 @@ import torch
 
 from fashionbert_fast.kernels import _linear_residual
 from fashionbert_fast.kernels._library import IGNORED, check_floating, check_same, reverse_mode_only
+from fashionbert_fast.kernels._reduction import check_reduction, rows_that_count
 from fashionbert_fast.kernels.patch_kld import check_target, patch_kld_reference, target_gradient
 
 
 # Reference -----------------------------------------------------------------------------------------------------------
 def linear_patch_kld_reference(
-    hidden_MH: torch.Tensor, weight_DH: torch.Tensor, target: torch.Tensor, target_rows_M: torch.Tensor | None = None
+    hidden_MH: torch.Tensor,
+    weight_DH: torch.Tensor,
+    target: torch.Tensor,
+    target_rows_M: torch.Tensor | None = None,
+    *,
+    reduction: str = "mean",
 ) -> torch.Tensor:
     """The formula in plain PyTorch: the matmul in the input's dtype, the loss in float32 (float64 for float64)."""
     if target_rows_M is None:
-        return patch_kld_reference(hidden_MH @ weight_DH.T, target)
+        return patch_kld_reference(hidden_MH @ weight_DH.T, target, reduction=reduction)
     kept_K = (target_rows_M != IGNORED).nonzero()[:, 0]
-    loss = patch_kld_reference(hidden_MH[kept_K] @ weight_DH.T, target, target_rows_M[kept_K])
-    return loss * (len(kept_K) / max(len(target_rows_M), 1))
+    return patch_kld_reference(hidden_MH[kept_K] @ weight_DH.T, target, target_rows_M[kept_K], reduction=reduction)
 
 
 # Registration; the row kernels are csrc/cpu/linear_patch_kld.cpp and csrc/cuda/linear_patch_kld.cu -------------------
@@ -80,20 +86,27 @@ torch.library.register_autograd("fashionbert_fast::linear_patch_kld", _backward,
 # Public function -----------------------------------------------------------------------------------------------------
 @reverse_mode_only
 def linear_patch_kld(
-    hidden_MH: torch.Tensor, weight_DH: torch.Tensor, target: torch.Tensor, target_rows_M: torch.Tensor | None = None
+    hidden_MH: torch.Tensor,
+    weight_DH: torch.Tensor,
+    target: torch.Tensor,
+    target_rows_M: torch.Tensor | None = None,
+    *,
+    reduction: str = "mean",
 ) -> torch.Tensor:
-    """Mean over rows of KL(softmax(target) || softmax(hidden @ weight.T)): a scalar, float32 (float64 for float64).
+    """KL(softmax(target) || softmax(hidden @ weight.T)) over rows: a scalar, float32 (float64 for float64).
 
     Args:
         hidden_MH: (M, H) float32, bfloat16 or float16 hidden states, on CPU or CUDA; float64 on CPU.
         weight_DH: (D, H) projection without bias, of the same dtype.
         target: (M, D) raw features of any floating dtype; with ``target_rows_M`` any (R, D) matrix that holds them.
         target_rows_M: (M,) int64, the row of ``target`` that each row aims at, 0 <= row < R, or -100: that row counts
-            for nothing (the mean still divides by M). Out of range: RuntimeError on CPU, a NaN loss on CUDA.
+            for nothing. Out of range: RuntimeError on CPU, a NaN loss on CUDA.
+        reduction: "mean" over the rows that count (0 where none does), or "sum".
 
     Raises:
-        ValueError: naming the argument whose shape, dtype or device is wrong.
+        ValueError: naming the argument whose shape, dtype, device or value is wrong.
     """
+    check_reduction(reduction)
     check_floating("hidden_MH", hidden_MH)
     check_floating("target", target)
     if hidden_MH.dim() != 2:
@@ -108,4 +121,8 @@ def linear_patch_kld(
     if (hidden_MH.dtype == torch.float64) != (target.dtype == torch.float64):
         target = target.to(hidden_MH.dtype)  # the kernels mix the narrower dtypes only
     save = torch.is_grad_enabled() and (hidden_MH.requires_grad or weight_DH.requires_grad)
-    return torch.ops.fashionbert_fast.linear_patch_kld(hidden_MH, weight_DH, target, target_rows_M, save)[0]
+    # the sum / M, M being all rows
+    loss = torch.ops.fashionbert_fast.linear_patch_kld(hidden_MH, weight_DH, target, target_rows_M, save)[0]
+    if reduction == "sum":
+        return loss * shape[0]
+    return loss if target_rows_M is None else loss * (shape[0] / rows_that_count(target_rows_M, loss.dtype))

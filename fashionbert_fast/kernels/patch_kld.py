@@ -1,7 +1,8 @@
 """patch_kld: the loss of masked patch modelling.
 
-Formula: mean over the M masked patches of KL(softmax(target) || softmax(logits)) over the D feature dimensions; the
-target is the raw, unmasked feature. M = 0 gives 0. With p = softmax(target) and q = softmax(logits):
+Formula: mean over the M masked patches of KL(softmax(target) || softmax(logits)) over the D feature dimensions, or
+their sum; the target is the raw, unmasked feature. M = 0 gives 0. Of the mean, with p = softmax(target) and
+q = softmax(logits):
 
     dloss/dlogits = (q - p) / M,    dloss/dtarget = p (log p - log q - KL) / M
 
@@ -13,11 +14,16 @@ from __future__ import annotations
 import torch
 
 from fashionbert_fast.kernels._library import check_floating, reverse_mode_only
+from fashionbert_fast.kernels._reduction import check_reduction
 
 
 # Reference -----------------------------------------------------------------------------------------------------------
 def patch_kld_reference(
-    logits_MD: torch.Tensor, target_MD: torch.Tensor, target_rows_M: torch.Tensor | None = None
+    logits_MD: torch.Tensor,
+    target_MD: torch.Tensor,
+    target_rows_M: torch.Tensor | None = None,
+    *,
+    reduction: str = "mean",
 ) -> torch.Tensor:
     """The formula in plain PyTorch, in float32 (float64 for float64 input)."""
     dtype = torch.float64 if logits_MD.dtype == torch.float64 else torch.float32
@@ -25,7 +31,8 @@ def patch_kld_reference(
         target_MD = target_MD.index_select(0, target_rows_M)
     log_p_MD = torch.log_softmax(target_MD.to(dtype), dim=-1)
     log_q_MD = torch.log_softmax(logits_MD.to(dtype), dim=-1)
-    return (log_p_MD.exp() * (log_p_MD - log_q_MD)).sum() / max(logits_MD.shape[0], 1)
+    total = (log_p_MD.exp() * (log_p_MD - log_q_MD)).sum()
+    return total if reduction == "sum" else total / max(logits_MD.shape[0], 1)
 
 
 # Registration; the kernels are csrc/cpu/patch_kld.cpp and csrc/cuda/patch_kld.cu -------------------------------------
@@ -79,9 +86,13 @@ torch.library.register_autograd("fashionbert_fast::patch_kld", _backward, setup_
 # Public function -----------------------------------------------------------------------------------------------------
 @reverse_mode_only
 def patch_kld(
-    logits_MD: torch.Tensor, target_MD: torch.Tensor, target_rows_M: torch.Tensor | None = None
+    logits_MD: torch.Tensor,
+    target_MD: torch.Tensor,
+    target_rows_M: torch.Tensor | None = None,
+    *,
+    reduction: str = "mean",
 ) -> torch.Tensor:
-    """Mean over rows of KL(softmax(target) || softmax(logits)): a scalar, computed in float32 (float64 for float64).
+    """KL(softmax(target) || softmax(logits)) over rows: a scalar, computed in float32 (float64 for float64).
 
     Forward and backward each read every input once; no host synchronisation, the same bits on every run. The
     gradient of the logits has their dtype.
@@ -92,10 +103,12 @@ def patch_kld(
             that holds them: the targets are then read where they lie instead of being copied out.
         target_rows_M: (M,) int64, the row of ``target_MD`` that is the target of each row of logits, 0 <= row < R. A
             row out of range is a RuntimeError on CPU and a NaN loss on CUDA, where nothing could raise in time.
+        reduction: "mean" (`torch.nn.functional.kl_div` calls it "batchmean"; 0 of no rows), or "sum".
 
     Raises:
-        ValueError: naming the argument whose shape, dtype or device is wrong.
+        ValueError: naming the argument whose shape, dtype, device or value is wrong.
     """
+    check_reduction(reduction)
     check_floating("logits_MD", logits_MD)
     check_floating("target_MD", target_MD)
     if logits_MD.dim() != 2:
@@ -105,7 +118,8 @@ def patch_kld(
     check_target(logits_MD.shape, logits_MD.device, "logits_MD", target_MD, target_rows_M)
     if (logits_MD.dtype == torch.float64) != (target_MD.dtype == torch.float64):
         target_MD = target_MD.to(logits_MD.dtype)  # the kernels mix the narrower dtypes only
-    return torch.ops.fashionbert_fast.patch_kld(logits_MD, target_MD, target_rows_M)[0]
+    loss = torch.ops.fashionbert_fast.patch_kld(logits_MD, target_MD, target_rows_M)[0]
+    return loss * logits_MD.shape[0] if reduction == "sum" else loss
 
 
 def check_target(shape, device, of, target, rows_M, names=("target_MD", "target_rows_M")) -> None:

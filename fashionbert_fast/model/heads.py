@@ -26,7 +26,7 @@ class MaskedTokenHead(nn.Module):
 
     def forward(self, hidden_MH: torch.Tensor, word_VH: torch.Tensor, label_M: torch.Tensor) -> torch.Tensor:
         """Sum of the rows' cross-entropies, float32; the logits never exist in float32."""
-        return linear_cross_entropy(self.transformed(hidden_MH), word_VH, self.bias, label_M)
+        return linear_cross_entropy(self.transformed(hidden_MH), word_VH, self.bias, label_M, reduction="sum")
 
     def transformed(self, hidden_MH: torch.Tensor) -> torch.Tensor:
         """What the decoder multiplies, (M, H)."""
@@ -47,7 +47,7 @@ class MaskedPatchHead(nn.Module):
     def forward(self, hidden_KH: torch.Tensor, features_RD: torch.Tensor, target_row_K: torch.Tensor) -> torch.Tensor:
         """Sum of the rows' divergences from the raw features ``features_RD[target_row_K]``, float32."""
         # Under ZeRO-3 a weight is gathered by the module whose forward first reads it: this one.
-        return linear_patch_kld(hidden_KH, self.projection.weight, features_RD, target_row_K) * len(hidden_KH)
+        return linear_patch_kld(hidden_KH, self.projection.weight, features_RD, target_row_K, reduction="sum")
 
 
 class AlignmentHead(nn.Module):

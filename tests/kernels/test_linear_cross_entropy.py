@@ -54,12 +54,23 @@ def test_without_bias_and_in_blocks(monkeypatch):
         return linear_cross_entropy(hidden_MH, weight_VH, None, labels_M)
 
     whole = loss_and_gradients(run, parameters)
-    torch.testing.assert_close(whole[0], F.cross_entropy(parameters[0] @ parameters[1].T, labels_M, reduction="sum"))
+    torch.testing.assert_close(whole[0], F.cross_entropy(parameters[0] @ parameters[1].T, labels_M))
     monkeypatch.setitem(_linear_residual.BLOCK_ROWS, "cpu", 8)
     for a, b in zip(whole, loss_and_gradients(run, parameters), strict=True):
         torch.testing.assert_close(a, b)
     with torch.no_grad():
         torch.testing.assert_close(run(*parameters), whole[0])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_reduction_is_torchs(reduction):
+    """Ignored rows count for nothing in the mean either; where none counts it is 0, torch's NaN."""
+    hidden_MH, weight_VH, labels_M = torch.randn(5, 8), torch.randn(12, 8), torch.tensor([4, -100, 0, -100, 6])
+    expected = F.cross_entropy(hidden_MH @ weight_VH.T, labels_M, reduction=reduction)
+    for function in (linear_cross_entropy, linear_cross_entropy_reference):
+        torch.testing.assert_close(function(hidden_MH, weight_VH, None, labels_M, reduction=reduction), expected)
+        assert function(hidden_MH, weight_VH, None, labels_M.clamp_max(-100), reduction=reduction) == 0
+        assert function(hidden_MH[:0], weight_VH, None, labels_M[:0], reduction=reduction) == 0
 
 
 def test_logits_as_wide_as_a_vocabulary_go_in_blocks_of_their_own(monkeypatch):
@@ -123,6 +134,7 @@ def test_full_graph_compile():
         ({"bias_V": torch.randn(5).half()}, "bias_V"),
         ({"labels_M": torch.zeros(2, dtype=torch.int64)}, "labels_M"),
         ({"labels_M": torch.zeros(3)}, "labels_M"),
+        ({"reduction": "none"}, "reduction"),
     ],
 )
 def test_bad_arguments_are_named(change, argument):

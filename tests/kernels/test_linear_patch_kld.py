@@ -42,10 +42,11 @@ def test_random_shapes_err_at_most_twice_as_much_as_plain_pytorch(dtype):
     for seed in range(100):
         parameters, (target, rows_M) = _case(dtype, seed)
         exact = loss_and_gradients(
-            linear_patch_kld_reference, [p.double() for p in parameters], target.double(), rows_M
+            linear_patch_kld_reference, [p.double() for p in parameters], target.double(), rows_M, scale=1.0
         )
-        mine = loss_and_gradients(linear_patch_kld, parameters, target, rows_M)
-        plain = loss_and_gradients(linear_patch_kld_reference, parameters, target, rows_M)
+        # times more than 1, hidden states of 1e4 have gradients that float16 cannot hold
+        mine = loss_and_gradients(linear_patch_kld, parameters, target, rows_M, scale=1.0)
+        plain = loss_and_gradients(linear_patch_kld_reference, parameters, target, rows_M, scale=1.0)
         for result, parameter in zip(mine[1:], parameters, strict=True):
             assert result.dtype == dtype and result.shape == parameter.shape and result.isfinite().all()
         results.append((mine, plain, exact))
@@ -99,11 +100,27 @@ def test_ignored_rows_count_for_nothing_even_when_they_hold_nan():
     loss, grad_hidden_MH, grad_weight_DH = loss_and_gradients(
         linear_patch_kld, (hidden_MH.nan_to_num(), weight_DH), features_RD, rows_M
     )
-    expected = loss_and_gradients(linear_patch_kld, (hidden_MH[kept], weight_DH), features_RD, rows_M[kept], scale=2.0)
-    torch.testing.assert_close(loss * 3, expected[0] * 2)
+    expected = loss_and_gradients(linear_patch_kld, (hidden_MH[kept], weight_DH), features_RD, rows_M[kept])
+    torch.testing.assert_close(loss, expected[0])
     torch.testing.assert_close(grad_hidden_MH[kept], expected[1])
     torch.testing.assert_close(grad_weight_DH, expected[2])
     assert (grad_hidden_MH[1] == 0).all() and linear_patch_kld(hidden_MH, weight_DH, features_RD, rows_M).isfinite()
+
+
+def test_reduction():
+    """The sum is what the mean over the rows that count makes of as many; of no rows both are 0."""
+    hidden_MH, weight_DH, features_RD = torch.randn(5, 8), torch.randn(12, 8), torch.randn(7, 12)
+    for rows_M in (torch.tensor([4, -100, 0, -100, 6]), torch.tensor([4, 1, 0, 3, 6]), torch.full((5,), -100)):
+        kept = int((rows_M != -100).sum())
+        for function in (linear_patch_kld, linear_patch_kld_reference):
+            mean = function(hidden_MH, weight_DH, features_RD, rows_M)
+            total = function(hidden_MH, weight_DH, features_RD, rows_M, reduction="sum")
+            torch.testing.assert_close(total, mean * kept)
+    torch.testing.assert_close(
+        linear_patch_kld(hidden_MH, weight_DH, features_RD[:5], reduction="sum"),
+        5 * linear_patch_kld(hidden_MH, weight_DH, features_RD[:5]),
+    )
+    assert linear_patch_kld(hidden_MH[:0], weight_DH, features_RD, rows_M[:0]) == 0
 
 
 @pytest.mark.parametrize("dtype", NARROW)
@@ -161,6 +178,7 @@ def test_full_graph_compile():
         ({"target": torch.ones(3, 5, dtype=torch.int64)}, "target"),
         ({"target_rows_M": torch.zeros(3, dtype=torch.int32)}, "target_rows_M"),
         ({"target": torch.randn(3, 5, device="meta")}, "target"),
+        ({"reduction": "none"}, "reduction"),
     ],
 )
 def test_bad_arguments_are_named(change, argument):
@@ -181,11 +199,11 @@ def test_cuda_matches_reference(dtype):
     for seed in range(100):
         parameters, (target, rows_M) = _case(dtype, seed)
         exact = loss_and_gradients(
-            linear_patch_kld_reference, [p.double() for p in parameters], target.double(), rows_M
+            linear_patch_kld_reference, [p.double() for p in parameters], target.double(), rows_M, scale=1.0
         )
         parameters, target = [p.cuda() for p in parameters], target.cuda()
         rows_M = None if rows_M is None else rows_M.cuda()
-        mine = loss_and_gradients(linear_patch_kld, parameters, target, rows_M)
-        plain = loss_and_gradients(linear_patch_kld_reference, parameters, target, rows_M)
+        mine = loss_and_gradients(linear_patch_kld, parameters, target, rows_M, scale=1.0)
+        plain = loss_and_gradients(linear_patch_kld_reference, parameters, target, rows_M, scale=1.0)
         results.append(([x.cpu() for x in mine], [x.cpu() for x in plain], exact))
     assert_errs_at_most_twice(results, floor=1e-6)

@@ -101,8 +101,10 @@ def test_matches_the_definition():
     for function in (patch_kld, patch_kld_reference):
         loss = function(logits_MD, target_MD)
         torch.testing.assert_close(loss, (p * (p / q).log()).sum(1).mean(), rtol=1e-5, atol=1e-6)
-        kl_div = F.kl_div(torch.log_softmax(logits_MD, 1), p, reduction="batchmean")
-        torch.testing.assert_close(loss, kl_div, rtol=1e-5, atol=1e-6)
+        for reduction, theirs in (("mean", "batchmean"), ("sum", "sum")):
+            kl_div = F.kl_div(torch.log_softmax(logits_MD, 1), p, reduction=theirs)
+            loss = function(logits_MD, target_MD, reduction=reduction)
+            torch.testing.assert_close(loss, kl_div, rtol=1e-5, atol=1e-6)
 
 
 def test_no_rows_give_zero_with_a_gradient():
@@ -211,6 +213,11 @@ def test_full_graph_compile():
 def test_bad_arguments_are_named(logits, target, rows, argument):
     with pytest.raises(ValueError, match=argument):
         patch_kld(logits, target, rows)
+
+
+def test_a_reduction_to_rows_is_refused():
+    with pytest.raises(ValueError, match="reduction must be 'mean' or 'sum', got 'none'"):
+        patch_kld(torch.randn(3, 4), torch.randn(3, 4), reduction="none")
 
 
 @pytest.mark.parametrize("row", [-1, 9])
