@@ -20,9 +20,9 @@ class Budget:
     predictions: int = 1  # masked tokens
 
     @classmethod
-    def of(cls, pairs: int, longest: int) -> Budget:
-        """For batches of ``pairs`` pairs of up to ``longest`` tokens: fill stays near 1% of the tokens."""
-        tokens = max(16, 2 ** int(np.log2(max(1, pairs * longest / 64))))
+    def of(cls, pairs: int, max_seqlen: int) -> Budget:
+        """For batches of ``pairs`` pairs of up to ``max_seqlen`` tokens: fill stays near 1% of the tokens."""
+        tokens = max(16, 2 ** int(np.log2(max(1, pairs * max_seqlen / 64))))
         return cls(tokens, max(1, tokens // 4))
 
 

@@ -60,7 +60,7 @@ class PairDataset(Dataset):
         self.micro_batch_size, self.micro_batches = micro_batch_size, micro_batches
         self.rank, self.world_size, self.steps = rank, world_size, steps
         self.global_batch = micro_batch_size * micro_batches * world_size
-        self.budget = budget or Budget.of(micro_batch_size, titles.longest + store.manifest.patches)
+        self.budget = budget or Budget.of(micro_batch_size, titles.max_text_tokens + store.manifest.patches)
         self.steps_per_epoch = len(self.rows) * (2 if config.pairs == "both" else 1) // self.global_batch
         if self.steps_per_epoch == 0:
             raise InputError(
@@ -134,7 +134,7 @@ class PairDataset(Dataset):
             features_IPD=features_IPD,
             image_index_B=image_index_B,
             patch_mask_BP=torch.from_numpy(patch_mask_BP),
-            max_seqlen=self.titles.longest + P,
+            max_seqlen=self.titles.max_text_tokens + P,
         )
         targets = Targets(
             mlm_row_M=torch.from_numpy(np.pad(row_M, (0, fill))),

@@ -29,7 +29,7 @@ class TokenizedTitles:
         self.mask_id = tokenizer.mask_token_id
         self.pad_id = tokenizer.pad_token_id
         self.vocabulary = len(tokenizer)
-        self.longest = max_text_tokens
+        self.max_text_tokens = max_text_tokens
 
     def title(self, row: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, word of each token) of a product's title, special tokens included."""

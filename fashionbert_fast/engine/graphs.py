@@ -30,13 +30,13 @@ def check_cuda_graphs(device: torch.device) -> None:
 class _OfTensors(nn.Module):
     """The encoder as a function of tensors alone, which is all a capture takes."""
 
-    def __init__(self, encoder: Encoder, longest: int) -> None:
+    def __init__(self, encoder: Encoder, max_seqlen: int) -> None:
         super().__init__()
-        self.encoder, self.longest = encoder, longest
+        self.encoder, self.max_seqlen = encoder, max_seqlen
 
-    def forward(self, hidden_TH, offsets_S1, *seed) -> torch.Tensor:
+    def forward(self, hidden_TH, cu_seqlens_S1, *seed) -> torch.Tensor:
         # Not by calling it: the encoder's forward has become that of `EncoderGraphs`.
-        return Encoder.forward(self.encoder, hidden_TH, Packing(offsets_S1, self.longest, *seed))
+        return Encoder.forward(self.encoder, hidden_TH, Packing(cu_seqlens_S1, self.max_seqlen, *seed))
 
 
 def _own(grad: torch.Tensor) -> torch.Tensor:
