@@ -25,19 +25,21 @@ class CMakeBuild(build_ext):
         package = (
             ROOT / "fashionbert_fast" if self.editable_mode else Path(self.get_ext_fullpath(ext.name)).resolve().parent
         )
-        build = ROOT / "build"
-        build.mkdir(exist_ok=True)
+        wheel = "bdist_wheel" in self.distribution.commands  # for processors that are not known yet
+        build = Path(self.build_temp).resolve() if wheel else ROOT / "build"
+        build.mkdir(parents=True, exist_ok=True)
         configure = [
             "cmake",
             "-G",
             "Ninja",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DTORCH_ROOT={Path(torch.__file__).parent}",
+            f"-DTORCH_VERSION={torch.__version__}",
             f"-DTORCH_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DFASHIONBERT_OUTPUT_DIR={package}",
             f"-DFASHIONBERT_CUDA={os.environ.get('FASHIONBERT_CUDA', 'AUTO')}",
-            f"-DFASHIONBERT_MARCH={os.environ.get('FASHIONBERT_MARCH', 'native')}",
+            f"-DFASHIONBERT_LEVELS={os.environ.get('FASHIONBERT_LEVELS', 'portable' if wheel else 'native')}",
             "-DCMAKE_BUILD_TYPE=Release",
             str(ROOT),
         ]

@@ -16,11 +16,15 @@ from pathlib import Path
 
 import torch
 
+from fashionbert_fast import cpu
 from fashionbert_fast.commands.doctor import installed_versions
 from fashionbert_fast.progress import progress
 
 # What keeps a library from some of the processor's instructions.
-LIMITS = ("ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY", "FASHIONBERT_FLOAT32_PRODUCTS")
+LIMITS = (
+    "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS", "ATEN_CPU_CAPABILITY", "FASHIONBERT_FLOAT32_PRODUCTS",
+    "FASHIONBERT_CPU_LEVEL",
+)  # fmt: skip
 
 
 @dataclass
@@ -185,16 +189,14 @@ def device_name(device: torch.device) -> str:
     """A GPU's name, or the CPU's with its generation, how many threads are used, and its instructions."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    info = Path("/proc/cpuinfo")
-    pairs = [line.split(":", 1) for line in info.read_text().splitlines() if ":" in line] if info.exists() else []
-    said = {name.strip(): value.strip() for name, value in reversed(pairs)}
-    model = said.get("model name", platform.processor() or platform.machine())
-    if "cpu family" in said:  # a vendor sells several generations under one name
-        model += f" (family {said['cpu family']}, model {said['model']})"
-    matrix = [name for name in ("amx_bf16", "avx512_bf16") if name in said.get("flags", "").split()]
+    info = cpu.cpu_info()
+    model = info.get("model name", platform.processor() or platform.machine())
+    if "cpu family" in info:  # a vendor sells several generations under one name
+        model += f" (family {info['cpu family']}, model {info['model']})"
+    matrix = [name for name in ("amx_bf16", "avx512_bf16") if name in cpu.flags()]
     limits = [f"{name}={os.environ[name]}" for name in LIMITS if name in os.environ]
-    cpu = [f"{torch.get_num_threads()} threads", torch.backends.cpu.get_cpu_capability()]
-    return ", ".join([model, *cpu, *matrix[:1], *limits])
+    used = [f"{torch.get_num_threads()} threads", torch.backends.cpu.get_cpu_capability()]
+    return ", ".join([model, *used, *matrix[:1], *limits])
 
 
 def report(rows: list[Row], device: torch.device) -> dict:

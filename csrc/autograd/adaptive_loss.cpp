@@ -1,5 +1,6 @@
 // adaptive_loss's autograd, in C++: torch.library.register_autograd was two fifths of a forward and backward.
-// The stable ABI has no autograd, so this small library alone is bound to the torch it was built with.
+// The stable ABI has no autograd, so this small library alone is bound to the torch it was built with; beside another
+// torch, kernels/adaptive_loss.py registers the same backward in Python.
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 

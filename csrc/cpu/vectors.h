@@ -1,8 +1,6 @@
 // Vectors of the width this processor has: loads and stores that convert, and what loops over rows need of them.
 #pragma once
 
-// Vectors stay inside the file that includes this, so how a processor without AVX-512 passes them does not matter.
-#pragma GCC diagnostic ignored "-Wpsabi"
 #if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wuninitialized"  // of the compiler's own AVX-512 header (GCC bug 105593)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"

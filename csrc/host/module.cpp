@@ -29,11 +29,14 @@ PYBIND11_MODULE(_host, m) {
       [] {
         py::dict info;
         info["compiler"] = FASHIONBERT_COMPILER;
-        info["march"] = FASHIONBERT_MARCH;
+        info["torch"] = FASHIONBERT_TORCH;
+        info["levels"] = FASHIONBERT_LEVELS;
+        info["native_needs"] = FASHIONBERT_NATIVE_NEEDS;
         info["cuda"] = FASHIONBERT_CUDA_STATE;
         return info;
       },
-      "How the native code was built: compiler, -march and what became of the CUDA sources.");
+      "How the native code was built: compiler, torch, levels of processors, what `native` needs "
+      "of one (flags of /proc/cpuinfo), and what became of the CUDA sources.");
   m.def("keep_freed_memory", &keep_freed_memory,
         "Have the C library keep what is freed, for the next request; False where it cannot be told.");
 }

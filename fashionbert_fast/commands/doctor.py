@@ -8,15 +8,16 @@ import importlib.util
 import platform
 import shutil
 import subprocess
-from pathlib import Path
+from types import ModuleType
 
-from fashionbert_fast import __version__
+from fashionbert_fast import __version__, cpu
 from fashionbert_fast.operators import OPERATORS
 
 EPILOG = """examples:
   fashionbert doctor
   fashionbert doctor --json doctor.json"""
 
+# Those that matrix products and the operators choose by.
 INSTRUCTIONS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
 PACKAGES = ("torch", "triton", "deepspeed", "transformers", "tokenizers", "safetensors", "pybind11", "ninja", "nvtx")
 
@@ -45,14 +46,6 @@ def _nvcc() -> str:
     return next((line.strip() for line in lines if "release" in line), path)
 
 
-def _instructions() -> list[str]:
-    """Those of the processor that matrix products and the operators choose by."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    flags = next((line for line in lines if line.startswith("flags")), "").split()
-    return [name for name in INSTRUCTIONS if name in flags]
-
-
 def diagnose() -> dict:
     """Everything the command prints, as plain values."""
     import torch
@@ -63,14 +56,14 @@ def diagnose() -> dict:
     report["apex"] = "installed" if has_apex() else "not installed (optional: fused LAMB and Adam on CUDA)"
     cuda = torch.cuda.is_available()
     uses = torch.backends.cpu.get_cpu_capability()
-    instructions = ", ".join(_instructions()) or "unknown"
+    instructions = ", ".join(name for name in INSTRUCTIONS if name in cpu.flags()) or "unknown"
     report["devices"] = [f"cpu: {platform.machine()}, instructions: {instructions}; torch uses {uses}"]
     if cuda:
         report["devices"] += [f"cuda:{i}: {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     try:
-        from fashionbert_fast import _host, kernels  # noqa: F401 - loads the operators
+        from fashionbert_fast.kernels import _library
 
-        report["build"] = _host.build_info()
+        report["build"] = _build(_library)
         report["operators"] = {
             schema: _implementations(schema, operator.gpu, cuda)
             for operator in OPERATORS
@@ -80,6 +73,18 @@ def diagnose() -> dict:
     except ImportError as error:
         report["build"], report["operators"] = {"error": str(error)}, {}
     return report
+
+
+def _build(library: ModuleType) -> dict[str, str]:
+    """How the native code was built, and what of it was loaded into this process."""
+    build = library.BUILD
+    backwards = "C++" if library.NATIVE_AUTOGRAD else "Python, slower for small tensors: this is another torch"
+    return {
+        "compiler": build["compiler"],
+        "cpu levels": f"{build['levels']}; {library.LEVEL} is used",
+        "backwards": f"C++ for torch {build['torch']}; {backwards} is used",
+        "cuda": build["cuda"],
+    }
 
 
 def _implementations(name: str, gpu: str, cuda_here: bool) -> str:

@@ -1,27 +1,69 @@
-"""Loads the native operators (``_C.so``) and their C++ backwards (``_autograd.so``) once.
+"""Loads the native operators once: the CPU's built for the best level of processor that this one is (``_C.LEVEL.so``),
+the GPU's (``_cuda.so``), and the C++ backwards (``_autograd.so``) beside the torch that they were built with.
 
-What cannot load raises and says what to do: there is no fallback.
+What cannot load raises and says what to do: there is no fallback to slower operators. FASHIONBERT_CPU_LEVEL chooses
+among the levels that were built.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch.autograd import forward_ad
 
-LIBRARIES = [Path(__file__).parent.parent / name for name in ("_C.so", "_autograd.so")]
+from fashionbert_fast import cpu
 
-for library in LIBRARIES:
+PACKAGE = Path(__file__).parent.parent
+REMEDY = (
+    "build it here with `make setup`, or `pip install --no-build-isolation -e .` in the environment whose torch you use"
+)
+
+
+def _level() -> str:
+    """The level whose library is loaded. ImportError where this processor runs none of those built, or not the one
+    that FASHIONBERT_CPU_LEVEL asks for."""
+    built = {path.name.split(".")[1] for path in PACKAGE.glob("_C.*.so")}
+    if not built:
+        raise ImportError(f"there is no {PACKAGE}/_C.*.so: {REMEDY}")
+    needs = {level: set(flags) for level, flags in cpu.LEVELS.items() if level in built}
+    if "native" in built:
+        needs = {"native": set(BUILD["native_needs"].split())} | needs
+    wanted = os.environ.get("FASHIONBERT_CPU_LEVEL")
+    if wanted is not None and wanted not in needs:
+        raise ImportError(f"FASHIONBERT_CPU_LEVEL={wanted}: this build has {', '.join(needs)}")
+    for level in needs if wanted is None else [wanted]:
+        missing = needs[level] - cpu.flags()
+        if not missing:
+            return level
+    raise ImportError(f"{PACKAGE}/_C.{level}.so: this processor lacks {', '.join(sorted(missing))}: {REMEDY}")
+
+
+def _load(library: Path) -> None:
     try:
         torch.ops.load_library(str(library))
     except OSError as error:
-        raise ImportError(
-            f"{library} could not be loaded ({error.__cause__ or error}): build it with `make setup`, or "
-            "`pip install --no-build-isolation -e .` in the environment whose torch you use"
-        ) from error
+        raise ImportError(f"{library} could not be loaded ({error.__cause__ or error}): {REMEDY}") from error
+
+
+try:
+    from fashionbert_fast import _host
+except ImportError as error:
+    raise ImportError(f"{PACKAGE}/_host could not be loaded ({error}): {REMEDY}") from error
+
+BUILD = _host.build_info()
+LEVEL = _level()
+# Without it, the same backwards are registered in Python, which takes longer than their work.
+NATIVE_AUTOGRAD = torch.__version__.split("+")[0] == BUILD["torch"].split("+")[0]
+
+_load(PACKAGE / f"_C.{LEVEL}.so")
+if (PACKAGE / "_cuda.so").exists():
+    _load(PACKAGE / "_cuda.so")
+if NATIVE_AUTOGRAD:
+    _load(PACKAGE / "_autograd.so")
 
 IGNORED = -100  # a label or target row that counts for nothing, as in torch; csrc/common/tensor.h has it too
 FLOATING = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import torch
 
-from fashionbert_fast.kernels._library import check_floating, reverse_mode_only
+from fashionbert_fast.kernels._library import NATIVE_AUTOGRAD, check_floating, reverse_mode_only
 
 MAX_TASKS = 8  # csrc/common/adaptive_loss.h
 
@@ -46,6 +46,26 @@ def _(losses_T, alpha, detach_weights):
 @torch.library.register_fake("fashionbert_fast::adaptive_loss_backward")
 def _(grad_loss, grad_weights_T, losses_T, alpha, detach_weights):
     return losses_T.new_empty(losses_T.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    losses_T, ctx.alpha, ctx.detach_weights = inputs
+    ctx.save_for_backward(losses_T)
+    ctx.set_materialize_grads(False)
+    if ctx.detach_weights:
+        ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx, grad_loss, grad_weights_T):
+    (losses_T,) = ctx.saved_tensors
+    grad_losses_T = torch.ops.fashionbert_fast.adaptive_loss_backward(
+        grad_loss, grad_weights_T, losses_T, ctx.alpha, ctx.detach_weights
+    )
+    return grad_losses_T, None, None
+
+
+if not NATIVE_AUTOGRAD:
+    torch.library.register_autograd("fashionbert_fast::adaptive_loss", _backward, setup_context=_setup_context)
 
 
 # Public function -----------------------------------------------------------------------------------------------------

@@ -13,8 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from fashionbert_fast import cpu
+
 ROOT = Path(__file__).parent.parent.parent
-V3 = "FASHIONBERT_MARCH=x86-64-v3"
+LEVEL = "FASHIONBERT_CPU_LEVEL="
+AVX2 = "ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 ATEN_CPU_CAPABILITY=avx2"
 # Settings, and the flags of /proc/cpuinfo that they need.
 SETTINGS = {
     "ONEDNN_MAX_CPU_ISA=AVX2": ("avx2",),
@@ -29,32 +32,27 @@ SETTINGS = {
     "ATEN_CPU_CAPABILITY=avx512": ("avx512f",),
     "FASHIONBERT_FLOAT32_PRODUCTS=matmul": (),
     "FASHIONBERT_FLOAT32_PRODUCTS=onednn": (),
-    "ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 ATEN_CPU_CAPABILITY=avx2": ("avx2",),
-    V3: ("avx2", "fma", "f16c"),
-    f"{V3} ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 ATEN_CPU_CAPABILITY=avx2": ("avx2", "fma", "f16c"),
+    AVX2: ("avx2",),
+    **{LEVEL + level: needs for level, needs in cpu.LEVELS.items()},
+    f"{LEVEL}x86-64-v3 {AVX2}": cpu.LEVELS["x86-64-v3"],
 }
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
-def _flags() -> set[str]:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return set(next((line for line in lines if line.startswith("flags")), "").split())
-
-
 @pytest.fixture(scope="module")
-def v3_package(tmp_path_factory) -> Path:
-    """A folder with a copy of the package whose libraries are built for x86-64-v3; the installed one stays as it is."""
+def portable_package(tmp_path_factory) -> Path:
+    """A folder with a copy of the package and a library for each level, as in a wheel; the installed one stays as it
+    is."""
     import pybind11
 
-    root = tmp_path_factory.mktemp("v3")
+    root = tmp_path_factory.mktemp("portable")
     skip = shutil.ignore_patterns("*.so", "__pycache__")
     package = shutil.copytree(ROOT / "fashionbert_fast", root / "fashionbert_fast", ignore=skip)
     configure = [
         "cmake", "-G", "Ninja", "-S", ROOT, "-B", root / "build", f"-DPython_EXECUTABLE={sys.executable}",
         f"-DTORCH_ROOT={Path(torch.__file__).parent}", f"-DTORCH_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
         f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DFASHIONBERT_OUTPUT_DIR={package}", "-DFASHIONBERT_CUDA=OFF",
-        "-DFASHIONBERT_MARCH=x86-64-v3", "-DCMAKE_BUILD_TYPE=Release",
+        "-DFASHIONBERT_LEVELS=portable", f"-DTORCH_VERSION={torch.__version__}", "-DCMAKE_BUILD_TYPE=Release",
     ]  # fmt: skip
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     for command in (configure, ["cmake", "--build", root / "build"]):
@@ -65,13 +63,13 @@ def v3_package(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_every_kernel_test_passes_under(setting, request):
-    missing = set(SETTINGS[setting]) - _flags()
+    missing = set(SETTINGS[setting]) - cpu.flags()
     if missing:
         pytest.skip(f"{setting}: this processor lacks {' '.join(sorted(missing))}")
     environment = os.environ | dict(pair.split("=") for pair in setting.split())
     package = ROOT
-    if V3 in setting:
-        package = request.getfixturevalue("v3_package")
+    if LEVEL in setting:
+        package = request.getfixturevalue("portable_package")
     environment["PYTHONPATH"] = os.pathsep.join([str(package), str(ROOT), os.environ.get("PYTHONPATH", "")])
     # The package under test by its path, not the installed one; the tests themselves from here.
     program = (
