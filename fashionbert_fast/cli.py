@@ -6,7 +6,7 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Callable
+from types import ModuleType
 
 from fashionbert_fast import __version__
 from fashionbert_fast.errors import InputError, TrainingStopped
@@ -33,17 +33,24 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"fashionbert_fast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (module, summary) in COMMANDS.items():
+    for name, (_, summary) in COMMANDS.items():
         sub = commands.add_parser(
             name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         if name == command:
-            importlib.import_module(module).add_arguments(sub)
+            _module(name).add_arguments(sub)
     return parser
 
 
-def _run(command: str) -> Callable[[argparse.Namespace], int]:
-    return importlib.import_module(COMMANDS[command][0]).run
+def _module(command: str) -> ModuleType:
+    try:
+        return importlib.import_module(COMMANDS[command][0])
+    except ModuleNotFoundError as error:
+        if error.name not in ("benchmarks", "benchmarks.run"):
+            raise
+        raise InputError(
+            "not part of the installed package: run in a checkout of the source, after `make setup`"
+        ) from error
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,10 +59,10 @@ def main(argv: list[str] | None = None) -> int:
     # The deepspeed launcher puts this before everything else; the environment says the same.
     argv = [word for word in argv if not word.startswith("--local_rank=")]
     command = next((word for word in argv if word in COMMANDS), None)
-    args = build_parser(command).parse_args(argv)
     status = 2
     try:
-        return _run(args.command)(args)
+        args = build_parser(command).parse_args(argv)
+        return _module(args.command).run(args)
     except InputError as error:
         message = str(error)
     except TrainingStopped as error:
@@ -63,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as interrupt:
         message = f"interrupted: {interrupt}" if str(interrupt) else "interrupted"
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one line a machine, not one a process
-        print(f"fashionbert {args.command}: error: {message}", file=sys.stderr, flush=True)
+        print(f"fashionbert {command}: error: {message}", file=sys.stderr, flush=True)
     return status
 
 

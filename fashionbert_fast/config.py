@@ -19,6 +19,8 @@ from fashionbert_fast.data.config import DataConfig
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.model.config import LAYER_NORMS, TASKS, TaskWeighting
 
+# Files that come along, by name: `--config base`. A checkout has them as configs/NAME.yaml too.
+SHIPPED = {path.stem: path for path in sorted((Path(__file__).parent / "configs").glob("*.yaml"))}
 # What others call some of our fields.
 OTHERS_NAMES = {
     "learning_rate": "lr", "batch_size": "micro_batch_size", "per_device_train_batch_size": "micro_batch_size",
@@ -161,7 +163,7 @@ class Config:
 
 
 def load_config(path: str | Path | None, overrides: list[str] | tuple[str, ...] = ()) -> Config:
-    """Read ``path`` (YAML; None: defaults) and apply ``section.key=value`` overrides.
+    """Read ``path`` (YAML, or the name of a shipped file; None: defaults) and apply ``section.key=value`` overrides.
 
     Raises:
         InputError: one line naming the file and the field.
@@ -170,16 +172,16 @@ def load_config(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
     raw: Any = {}
     if path is not None:
         try:
-            raw = OmegaConf.load(path)
+            raw = OmegaConf.load(path if Path(path).is_file() else SHIPPED.get(str(path), path))
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise InputError(
-                f"{path}: cannot be read ({reason}); give a YAML file, such as those in configs/"
+                f"{path}: cannot be read ({reason}); give a YAML file or one of {', '.join(SHIPPED)}"
             ) from error
         except Exception as error:  # yaml's errors share no useful base with omegaconf's
             raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
         if not isinstance(raw, DictConfig):
-            raise InputError(f"{path}: holds a list, not sections; start from a file in configs/")
+            raise InputError(f"{path}: holds a list, not sections; start from {SHIPPED['base']}")
     for override in overrides:
         if "=" not in override:
             raise InputError(f"{override}: not an override; write section.key=value, for example train.lr=1e-4")

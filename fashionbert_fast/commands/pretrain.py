@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import argparse
 
-from fashionbert_fast.config import load_config
+from fashionbert_fast import config as settings
+from fashionbert_fast.config import SHIPPED, load_config
 
-EPILOG = """examples:
-  fashionbert pretrain --config configs/base.yaml data.store=stores/mine train.output=runs/mine
-  fashionbert pretrain --config configs/base.yaml data.store=stores/mine train.output=runs/mine --resume
+EPILOG = f"""examples:
+  fashionbert pretrain --config base data.store=stores/mine train.output=runs/mine
+  fashionbert pretrain --config base data.store=stores/mine train.output=runs/mine --resume
   torchrun --nproc-per-node 8 -m fashionbert_fast pretrain --config mine.yaml train.zero_stage=2
   deepspeed --num_gpus 8 --module fashionbert_fast pretrain --config mine.yaml
 
-Every field and its meaning is in fashionbert_fast/config.py; configs/ has files to start from.
+Files to start from: {", ".join(map(str, SHIPPED.values()))}
+Every field and its meaning: {settings.__file__}
 data.store and train.output have no default: set them in the file (as mine.yaml does above) or give them here.
 The global batch is processes x train.micro_batch_size x train.gradient_accumulation_steps."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
-    parser.add_argument("--config", required=True, metavar="FILE", help="YAML configuration")
+    files = f"YAML file, or {' or '.join(SHIPPED)}, which come along"
+    parser.add_argument("--config", required=True, metavar="FILE", help=files)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="values that win over the file's")
     parser.add_argument("--resume", action="store_true", help="continue train.output from its newest valid checkpoint")
 

@@ -83,7 +83,7 @@ def test_function_and_derivative_over_a_dense_grid():
         assert abs(y - x * cdf) <= 3e-7 * min(1.0, abs(x)) + 2.0**-24 * abs(x * cdf)
         assert abs(derivative - (cdf + x * pdf)) <= 1.5e-7
         if -10 < x < 0:  # the left tail keeps its digits, where 1 + erf has none left
-            assert abs(y / (x * cdf) - 1) < 5e-6
+            assert abs(y / (x * cdf) - 1) < 5.5e-6  # 5.1e-6 without FMA
 
 
 def test_grid_errs_less_than_plain_pytorch_for_small_and_large_numbers():
