@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.ladder import TECHNIQUES
-from benchmarks.measure import Row
+from benchmarks.measure import Figure, Row
 from benchmarks.step_process import Step, StepProcess
 from benchmarks.workload import LONGEST_TITLE, fashion_gen_lengths, store_lengths
 from fashionbert_fast.progress import progress
@@ -105,7 +105,7 @@ class _Comparison:
         return _row(self.case, peer, mine, others, len(step.lengths), target), statistics.median(others)
 
 
-def _summary(comparison: _Comparison, facts: dict[str, float], case: str) -> list[Row]:
+def _summary(comparison: _Comparison, facts: dict[str, float], case: str) -> list[Row | Figure]:
     """Useful tokens, MFU and memory of ours."""
     seconds = statistics.median(comparison.seconds)
     rate = facts["useful_flops"] / seconds
@@ -114,7 +114,7 @@ def _summary(comparison: _Comparison, facts: dict[str, float], case: str) -> lis
     rows = [
         Row(case, "bf16 GEMM rate of this run", rate / 1e12, facts["gemm_rate"] / 1e12, "useful TFLOP/s", share, target,
             share >= target, [share, share]),
-        Row(f"{case}, useful tokens", "itself", tokens, tokens, "tokens/s", 1.0, 1.0, True, [1.0, 1.0]),
+        Figure(f"{case}, useful tokens", tokens, "tokens/s"),
     ]  # fmt: skip
     if NAMES["b"] in comparison.memory:
         theirs, mine = comparison.memory[NAMES["b"]], facts["memory"]
@@ -135,7 +135,7 @@ def _packing_efficiency(case: str, packed: float, padded: float, batches_tokens:
 
 def rows(
     device: torch.device, quick: bool, *, size: str = "base", store: Path | None = None, only: tuple[str, ...] = ()
-) -> list[Row]:
+) -> list[Row | Figure]:
     """Rows of each peer and, on the Fashion-Gen-like profile, of the ladder: each technique of ours switched off.
 
     Args:
@@ -154,7 +154,7 @@ def rows(
     return result
 
 
-def _profile(device, quick, size, case, lengths, pairs, ladder, only) -> list[Row]:
+def _profile(device, quick, size, case, lengths, pairs, ladder, only) -> list[Row | Figure]:
     ours = Step("ours", MODELS[size], tuple(int(n) for n in lengths), pairs, device.type)
     wanted = {key: step for key, step in peers(ours).items() if not only or key in only}
     result = []

@@ -42,6 +42,23 @@ class Row:
     spread: list[float]
 
 
+@dataclass
+class Figure:
+    """A line of it that has no peer, and so nothing to meet."""
+
+    case: str
+    value: float
+    unit: str
+
+
+def shown(value: float, unit: str) -> str:
+    """``value`` for people: microseconds in the unit they fit, nothing as 2.186e+04."""
+    if unit == "us":
+        while value >= 999.5 and unit != "s":
+            value, unit = value / 1000, {"us": "ms", "ms": "s"}[unit]
+    return f"{value:,.0f} {unit}" if value >= 999.5 else f"{value:.3g} {unit}"
+
+
 def _time(function: Callable[[], object], calls: int, device: torch.device) -> float:
     """Seconds a call, over ``calls`` of them."""
     start = time.perf_counter()
@@ -149,14 +166,14 @@ def check_same(mine: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor], rou
 
 
 def measure_parts(
-    parts: dict[str, Callable[[torch.device], list[Row]]], device: torch.device,
-    after: Callable[[list[Row], list[dict]], None],
-) -> tuple[list[Row], list[dict]]:  # fmt: skip
+    parts: dict[str, Callable[[torch.device], list[Row | Figure]]], device: torch.device,
+    after: Callable[[list[Row | Figure], list[dict]], None],
+) -> tuple[list[Row | Figure], list[dict]]:  # fmt: skip
     """The rows of all parts, and of each that failed a proof not met: one must not cost the others.
 
     ``after`` is called with both after every part, so that an interrupted run keeps what it measured.
     """
-    rows: list[Row] = []
+    rows: list[Row | Figure] = []
     failed: list[dict] = []
     for name, part in progress(list(parts.items()), total=len(parts), description="measurements"):
         start = time.perf_counter()
@@ -199,7 +216,7 @@ def device_name(device: torch.device) -> str:
     return ", ".join([model, *used, *matrix[:1], *limits])
 
 
-def report(rows: list[Row], device: torch.device) -> dict:
+def report(rows: list[Row | Figure], device: torch.device) -> dict:
     """The contract's benchmark JSON."""
     return {
         "device": device_name(device),

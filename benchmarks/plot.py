@@ -1,7 +1,13 @@
-"""The benchmark table as a picture: how many times better than each peer, on a log scale, beside each row's target."""
+"""The benchmark table as a picture: how many times better than each peer, on a log scale, beside each row's target.
+
+python -m benchmarks.plot ROWS.json PICTURE.png     # `fashionbert bench --json` draws its own
+"""
 
 from __future__ import annotations
 
+import json
+import sys
+from collections import Counter
 from pathlib import Path
 
 import matplotlib
@@ -16,6 +22,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 COLOURS = ("#4269d0", "#efb118", "#3ca951", "#ff725c", "#a463f2", "#6cc5b0", "#ff8ab7", "#9c6b4e", "#97bbf5", "#9498a0")
 MISSED = "#c1121f"
 ROW_INCHES, HEAD_INCHES = 0.24, 1.5
+ITSELF = "itself"  # the peer of figures that earlier results held as rows
 LEAST, MOST = 1e-3, 1e6  # a memory ratio may be 0 or huge; beyond these a bar only says "off the scale"
 
 
@@ -27,12 +34,12 @@ def plot_rows(result: dict, path: Path) -> None:
     """Write ``path`` (PNG): a horizontal bar a row in the table's order, one colour a peer, whiskers p20 to p80.
 
     A black tick is the row's target, the grey line 1: as good as the peer. The figure grows with the rows, so that
-    labels stay the same size. Rows without a ratio (scoreboards) are left out.
+    labels stay the same size. Rows that have no peer (figures by themselves, scoreboards) are left out.
 
     Args:
         result: the contract's benchmark JSON. OSError where ``path`` cannot be written.
     """
-    rows = [row for row in result["rows"] if "ratio" in row]
+    rows = [row for row in result["rows"] if row.get("peer", ITSELF) != ITSELF]
     peers = list(dict.fromkeys(row["peer"] for row in rows))
     colour_of = {peer: COLOURS[i % len(COLOURS)] for i, peer in enumerate(peers)}
     height = HEAD_INCHES + ROW_INCHES * max(2, len(rows) + -(-len(peers) // 3))
@@ -67,12 +74,18 @@ def _bars(axis: plt.Axes, rows: list[dict], colour_of: dict[str, str]) -> None:
         )  # fmt: skip
 
 
+def _labels(rows: list[dict]) -> list[str]:
+    """A row's case, with its peer where rows share the case: no two bars have one name."""
+    cases = Counter(row["case"] for row in rows)
+    return [f"{row['case']}: {row['peer']}" if cases[row["case"]] > 1 else row["case"] for row in rows]
+
+
 def _axes(axis: plt.Axes, rows: list[dict]) -> None:
     axis.set_xscale("log")
     shown = np.concatenate([[0.8, 1.25], *(_within([r["ratio"], r["target"], *r["spread"]]) for r in rows)])
     room = (shown.max() / shown.min()) ** 0.12  # for the numbers at the bars' ends
     axis.set_xlim(shown.min() / room**0.25, shown.max() * room)
-    axis.set_yticks(range(len(rows)), [row["case"] for row in rows], fontsize=8, parse_math=False)
+    axis.set_yticks(range(len(rows)), _labels(rows), fontsize=8, parse_math=False)
     axis.set_ylim(len(rows) - 0.4, -0.6)  # the first row on top
     axis.axvline(1, color="grey", linewidth=1)
     narrow = shown.max() / shown.min() < 100
@@ -82,3 +95,7 @@ def _axes(axis: plt.Axes, rows: list[dict]) -> None:
     axis.tick_params(axis="x", labelsize=8, top=True, labeltop=True)  # a long picture is read from either end
     axis.grid(axis="x", alpha=0.25)
     axis.spines[["right"]].set_visible(False)
+
+
+if __name__ == "__main__":
+    plot_rows(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))

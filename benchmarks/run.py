@@ -64,13 +64,18 @@ def _print(result: dict) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from benchmarks.measure import shown
+
     console = Console()
     console.print(f"{result['device']}, commit {result['commit']}")
     for case, rows in groupby(result["rows"], key=lambda row: row["case"]):
         table = Table("peer", "ours", "peer's", "ratio", "p20-p80", "target", title=case, title_justify="left")
         for row in rows:
+            if "peer" not in row:
+                table.add_row("", shown(row["value"], row["unit"]))
+                continue
             table.add_row(
-                row["peer"], f"{row['value']:.4g} {row['unit']}", f"{row['peer_value']:.4g} {row['unit']}",
+                row["peer"], shown(row["value"], row["unit"]), shown(row["peer_value"], row["unit"]),
                 f"{row['ratio']:.2f}x", f"{row['spread'][0]:.2f}-{row['spread'][1]:.2f}",
                 f"{row['target']:.3g}x {'met' if row['met'] else 'MISSED'}",
             )  # fmt: skip

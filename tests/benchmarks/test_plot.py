@@ -41,12 +41,16 @@ def test_what_the_picture_says(tmp_path, monkeypatch):
     kept = []
     monkeypatch.setattr(plot.plt, "close", kept.append)
     result = _result(6)
+    result["rows"][5]["case"] = result["rows"][4]["case"]
+    result["rows"].append({"case": "useful tokens", "value": 1.0, "unit": "tokens/s"})
     result["rows"].append({"proof": "a scoreboard's row", "k": 1, "n": 1, "met": True})
     plot_rows(result, tmp_path / "x.png")
     figure = kept[0]
     (axis,) = figure.axes
     assert axis.get_xscale() == "log"
-    assert [label.get_text() for label in axis.get_yticklabels()] == [row["case"] for row in result["rows"][:6]]
+    shared = result["rows"][4]["case"]
+    named = [row["case"] for row in result["rows"][:4]] + [f"{shared}: {PEERS[1]}", f"{shared}: {PEERS[2]}"]
+    assert [label.get_text() for label in axis.get_yticklabels()] == named
     assert "a CPU of 2 cores" in axis.get_title("left") and "0123456789ab+" in axis.get_title("left")
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == [*PEERS, "target", "p20 to p80"]
