@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow bench same lint format clean
+.PHONY: help setup demo test test-slow bench measurements same lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,9 @@ test-slow: setup  ## the long proofs as well
 
 bench: setup  ## measurements against named alternatives
 	$(BIN)/fashionbert bench ops --quick --json bench.json
+
+measurements: setup  ## docs/measurements.md from the rows in benchmarks/results
+	$(BIN)/python -m benchmarks.measurements
 
 same: setup  ## does this tree train as COMMIT's does, bit for bit? make same COMMIT=HEAD
 	$(BIN)/python -m benchmarks.same $(COMMIT)
