@@ -129,8 +129,8 @@ MUTANTS = (
     Mutant(
         "masks-do-not-follow-the-seed",
         DATA + "counter_rng.py",
-        "_mix(np.uint64(seed % 2**64) + _GAMMA)",
-        "_mix(np.uint64(0) + _GAMMA)",
+        "splitmix64(np.uint64(seed % 2**64))",
+        "splitmix64(np.uint64(0))",
         (*SAMPLING, *MASKING),
     ),
     Mutant(

@@ -31,7 +31,9 @@ class Stream(IntEnum):
     DROPOUT = 13
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
+def splitmix64(x: np.ndarray) -> np.ndarray:
+    """uint64 -> uint64, one-to-one and as good as random: what SplitMix64 gives in the state ``x``."""
+    x = x + _GAMMA
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -41,9 +43,9 @@ def random_bits(seed: int, stream: Stream, epoch: int, *counters: np.ndarray | i
     """uint64 array: one number for each element of the broadcast ``counters``. Different numbers of the last counter
     give different bits, all else being equal: every step of the chain is one-to-one."""
     with np.errstate(over="ignore"):
-        state = _mix(np.uint64(seed % 2**64) + _GAMMA)
+        state = splitmix64(np.uint64(seed % 2**64))
         for value in (int(stream), epoch, *counters):
-            state = _mix((state ^ np.asarray(value).astype(np.uint64)) * _GAMMA + _GAMMA)
+            state = splitmix64((state ^ np.asarray(value).astype(np.uint64)) * _GAMMA)
     return state
 
 

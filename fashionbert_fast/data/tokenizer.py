@@ -8,16 +8,31 @@ from pathlib import Path
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.files import read_json
 
+SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
+                  "mask_token": "[MASK]"}  # fmt: skip
 
-def copy_tokenizer(source: Path, target: Path) -> None:
-    """Write the tokenizer of ``source`` to ``target``, so that a model directory is complete by itself.
 
-    Written by transformers, not copied: every setting and special token is then spelled out in tokenizer_config.json,
-    and `AutoTokenizer` splits as `load_tokenizer` does, which also reads what only tokenizer.json says.
+def train_wordpiece(titles: Sequence[str], vocab_size: int, directory: Path) -> None:
+    """Train BERT's lower-casing WordPiece on ``titles`` and write tokenizer files to ``directory``.
+
+    Deterministic: the same titles give the same vocabulary. Pieces seen once are not kept.
     """
-    load_tokenizer(source).save_pretrained(target)
-    if (source / "vocab.txt").exists():
-        (target / "vocab.txt").write_bytes((source / "vocab.txt").read_bytes())
+    from tokenizers import BertWordPieceTokenizer
+    from transformers import BertTokenizerFast
+
+    trainer = BertWordPieceTokenizer(lowercase=True)
+    characters = {c for title in titles for c in (trainer.normalize(title) or "") if not c.isspace()}
+    # The library numbers `##x` in the order of a hash map, which its merges then break ties by: number them beforehand.
+    first = [*SPECIAL_TOKENS.values(), *sorted(characters), *(f"##{c}" for c in sorted(characters))]
+    trainer.train_from_iterator(
+        titles, vocab_size=max(vocab_size, len(first)), min_frequency=2, special_tokens=first, show_progress=False
+    )
+    vocabulary = trainer.get_vocab()
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "vocab.txt").write_text(
+        "".join(f"{token}\n" for token in sorted(vocabulary, key=vocabulary.__getitem__))
+    )
+    BertTokenizerFast(vocab=str(directory / "vocab.txt"), do_lower_case=True).save_pretrained(directory)
 
 
 def load_tokenizer(directory: Path):
@@ -54,6 +69,17 @@ def load_tokenizer(directory: Path):
     return tokenizer
 
 
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Write the tokenizer of ``source`` to ``target``, so that a model directory is complete by itself.
+
+    Written by transformers, not copied: every setting and special token is then spelled out in tokenizer_config.json,
+    and `AutoTokenizer` splits as `load_tokenizer` does, which also reads what only tokenizer.json says.
+    """
+    load_tokenizer(source).save_pretrained(target)
+    if (source / "vocab.txt").exists():
+        (target / "vocab.txt").write_bytes((source / "vocab.txt").read_bytes())
+
+
 def _is_bert_vocabulary(described: dict) -> bool:
     model, normalizer = described.get("model") or {}, described.get("normalizer") or {}
     return model.get("type") == "WordPiece" and normalizer.get("type") == "BertNormalizer"
@@ -79,30 +105,3 @@ def _written_tokens(directory: Path, described: dict | None) -> set[str]:
     vocabulary = described["model"]["vocab"]
     words = (word if isinstance(word, str) else word[0] for word in vocabulary)  # Unigram: (word, score)
     return {*words, *(added["content"] for added in described.get("added_tokens", []))}
-
-
-SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
-                  "mask_token": "[MASK]"}  # fmt: skip
-
-
-def train_wordpiece(titles: Sequence[str], vocab_size: int, directory: Path) -> None:
-    """Train BERT's lower-casing WordPiece on ``titles`` and write tokenizer files to ``directory``.
-
-    Deterministic: the same titles give the same vocabulary. Pieces seen once are not kept.
-    """
-    from tokenizers import BertWordPieceTokenizer
-    from transformers import BertTokenizerFast
-
-    trainer = BertWordPieceTokenizer(lowercase=True)
-    characters = {c for title in titles for c in (trainer.normalize(title) or "") if not c.isspace()}
-    # The library numbers `##x` in the order of a hash map, which its merges then break ties by: number them beforehand.
-    first = [*SPECIAL_TOKENS.values(), *sorted(characters), *(f"##{c}" for c in sorted(characters))]
-    trainer.train_from_iterator(
-        titles, vocab_size=max(vocab_size, len(first)), min_frequency=2, special_tokens=first, show_progress=False
-    )
-    vocabulary = trainer.get_vocab()
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "vocab.txt").write_text(
-        "".join(f"{token}\n" for token in sorted(vocabulary, key=vocabulary.__getitem__))
-    )
-    BertTokenizerFast(vocab=str(directory / "vocab.txt"), do_lower_case=True).save_pretrained(directory)

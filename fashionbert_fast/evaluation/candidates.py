@@ -14,20 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fashionbert_fast.data.counter_rng import splitmix64
 from fashionbert_fast.data.sampling import numbered
 
 
 def _hash64(*parts: object) -> int:
     text = "\x1f".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
-
-
-def _mix(bits: np.ndarray) -> np.ndarray:
-    """splitmix64: spreads uint64 over uint64, so that a key xor an id orders the ids anew for every key."""
-    bits = bits + np.uint64(0x9E3779B97F4A7C15)
-    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return bits ^ (bits >> np.uint64(31))
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,7 @@ class CandidateSampler:
 
     def queries(self, count: int) -> np.ndarray:
         """``count`` products (all, where there are fewer) drawn by the seed, as ascending positions [Q]."""
-        order_N = np.argsort(_mix(self.id_bits_N ^ np.uint64(_hash64("queries", self.seed))), kind="stable")
+        order_N = np.argsort(splitmix64(self.id_bits_N ^ np.uint64(_hash64("queries", self.seed))), kind="stable")
         return np.sort(order_N[:count])
 
     def others(self, query: int, count: int, *, twins: bool = True) -> tuple[np.ndarray, int]:
@@ -98,7 +91,7 @@ class CandidateSampler:
             pool = members[kin_N[members] != kin_N[query]]
             if len(pool) == 0:
                 continue
-            priority = _mix(self.id_bits_N[pool] ^ key)
+            priority = splitmix64(self.id_bits_N[pool] ^ key)
             take = min(missing, len(pool))
             first = np.argpartition(priority, take - 1)[:take]
             drawn.append(pool[first[np.argsort(priority[first], kind="stable")]])
