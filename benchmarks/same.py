@@ -26,9 +26,9 @@ import torch
 from PIL import Image, ImageDraw
 from safetensors.torch import load_file
 
+from benchmarks.tree import BUILD, CPU_ONLY, ROOT, copy_commit, environment, take_libraries
 from fashionbert_fast.errors import InputError
 
-ROOT = Path(__file__).parent.parent
 PRODUCTS, STEPS = 120, 20
 COLOURS = ("red", "green", "blue", "orange", "purple", "black")
 GARMENTS = (("Apparel", "Shirt"), ("Apparel", "Dress"), ("Footwear", "Sandal"), ("Footwear", "Boot"))
@@ -107,7 +107,7 @@ def result_of(tree: Path, directory: Path) -> None:
     partial.mkdir(parents=True)
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.same", "--work", str(partial)], cwd=tree, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(tree)},
+        env=environment(tree),
     )  # fmt: skip
     if done.returncode:
         raise InputError(f"{tree}: {done.stdout[-1500:]}{done.stderr[-3500:]}")
@@ -117,20 +117,13 @@ def result_of(tree: Path, directory: Path) -> None:
 
 def checkout(commit: str, tree: Path) -> None:
     """The files of ``commit`` at ``tree``, with native libraries: this tree's, or built where their sources differ."""
-    tree.mkdir(parents=True)
-    archive = subprocess.run(["git", "archive", commit], cwd=ROOT, capture_output=True, check=True).stdout
-    subprocess.run(["tar", "-x"], cwd=tree, input=archive, check=True)
+    copy_commit(ROOT, commit, tree)
     if not (tree / "benchmarks" / "same.py").exists():
         raise InputError(f"{commit}: is older than benchmarks/same.py, by which it would be run; name a later commit")
-    changed = subprocess.run(["git", "diff", "--quiet", commit, "--", *SOURCES], cwd=ROOT).returncode
-    if changed:
-        command = [sys.executable, "setup.py", "build_ext", "--build-lib", "."]
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        subprocess.run(command, cwd=tree, env=os.environ | {"FASHIONBERT_CUDA": "OFF", "PATH": path}, check=True,
-                       stdout=subprocess.DEVNULL)  # fmt: skip
-        return
-    for library in (ROOT / "fashionbert_fast").rglob("*.so"):
-        shutil.copy2(library, tree / library.relative_to(ROOT))
+    if subprocess.run(["git", "diff", "--quiet", commit, "--", *SOURCES], cwd=ROOT).returncode:
+        subprocess.run(BUILD, cwd=tree, env=environment(tree, **CPU_ONLY), check=True, stdout=subprocess.DEVNULL)
+    else:
+        take_libraries(ROOT, tree)
 
 
 def full_name(commit: str) -> str:

@@ -22,12 +22,12 @@ from tempfile import TemporaryDirectory
 from benchmarks.mutants import MUTANTS
 from benchmarks.mutants.board import BASELINE, Board
 from benchmarks.mutants.mutant import Mutant
-from benchmarks.mutants.workspace import Outcome, Workspace, tracked_files
+from benchmarks.mutants.workspace import Outcome, Workspace
+from benchmarks.tree import ROOT, take_libraries, tracked_files
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.files import check_writable
 from fashionbert_fast.progress import progress_bar
 
-ROOT = Path(__file__).parent.parent.parent
 WORKERS = 2  # a copy of the tree and a core each
 
 
@@ -85,9 +85,9 @@ class Runner:
         if self.native:
             first.build()
         else:
-            first.take_libraries(ROOT)
+            take_libraries(ROOT, first.directory)
         for space in others:
-            space.take_libraries(first.directory)
+            take_libraries(first.directory, space.directory)
 
     def baseline(self, tests: Sequence[str]) -> list[str]:
         """The named tests that fail on the unbroken tree."""

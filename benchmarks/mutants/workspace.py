@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.mutants.mutant import Mutant
+from benchmarks.tree import BUILD, CPU_ONLY, copy_files, environment, libraries
 from fashionbert_fast.errors import InputError
 
-PACKAGE = "fashionbert_fast"
 NOT_BUILT = "does not compile"
 FROM_OUTSIDE = "ended from outside"  # out of memory, say: no test has said anything
 _FAILED = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
@@ -33,14 +33,6 @@ class Outcome:
     output: str = ""
 
 
-def tracked_files(root: Path) -> list[str]:
-    """Files of the tree as git knows them. InputError outside a checkout."""
-    done = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True)
-    if done.returncode != 0:
-        raise InputError(f"{root}: is no git checkout, whose files could be copied; run this in one")
-    return [name for name in done.stdout.split("\0") if name and (root / name).is_file()]
-
-
 class Workspace:
     """A copy of ``files`` of ``root`` at ``directory``, with processes of its own. `stop` ends what is running."""
 
@@ -48,9 +40,7 @@ class Workspace:
         self.directory = directory
         self._process: subprocess.Popen | None = None
         self._lock, self._stopped = threading.Lock(), False
-        for name in files:
-            (directory / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(root / name, directory / name)
+        copy_files(root, files, directory)
 
     # Building --------------------------------------------------------------------------------------------------------
     def build(self) -> None:
@@ -58,28 +48,19 @@ class Workspace:
 
         InputError with the compiler's words where it does not build: then no mutant would prove anything.
         """
-        environment = {"FASHIONBERT_CUDA": "OFF"}
-        code, output = self._run([sys.executable, "setup.py", "build_ext", "--build-lib", "."], 1800, environment)
+        code, output = self._run(BUILD, 1800, **CPU_ONLY)
         if code != 0:
             raise InputError(f"the unbroken tree does not build: {output[-2000:]}")
         self._whole = self.directory / "build-whole"
         shutil.copytree(self.directory / "build", self._whole / "build")
-        for library in self._libraries():
+        for library in libraries(self.directory):
             shutil.copy2(library, self._whole)
-
-    def take_libraries(self, source: Path) -> None:
-        """The native libraries of the tree at ``source``."""
-        for library in (source / PACKAGE).glob("*.so"):
-            shutil.copy2(library, self.directory / PACKAGE)
-
-    def _libraries(self) -> list[Path]:
-        return sorted((self.directory / PACKAGE).glob("*.so"))
 
     def _put_back_build(self) -> None:
         """Objects and libraries as they were, with their times: ninja finds nothing to do."""
         shutil.rmtree(self.directory / "build")
         shutil.copytree(self._whole / "build", self.directory / "build")
-        for library in self._libraries():
+        for library in libraries(self.directory):
             shutil.copy2(self._whole / library.name, library)
 
     # Breaking --------------------------------------------------------------------------------------------------------
@@ -115,9 +96,9 @@ class Workspace:
         """
         command = [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=short", "-p", "no:cacheprovider"]
         command += [] if all_of_them else ["-x"]
-        environment = {} if write else {"PYTHONDONTWRITEBYTECODE": "1"}
+        extra = {} if write else {"PYTHONDONTWRITEBYTECODE": "1"}
         started = time.perf_counter()
-        code, output = self._run([*command, *tests], seconds, environment)
+        code, output = self._run([*command, *tests], seconds, **extra)
         elapsed = time.perf_counter() - started
         if code == 0:
             return Outcome(None, elapsed, output)
@@ -125,16 +106,15 @@ class Workspace:
         failed = _FAILED.findall(output) if code == 1 else []
         return Outcome(failed[0] if failed else named, elapsed, output)
 
-    def _run(self, command: Sequence[str], seconds: float, extra: dict[str, str] | None = None) -> tuple:
+    def _run(self, command: Sequence[str], seconds: float, **extra: str) -> tuple:
         """(exit status, None after ``seconds``; what it printed), by one thread, seeing this copy's package only."""
-        environment = dict(os.environ, PYTHONPATH=str(self.directory), OMP_NUM_THREADS="1", **(extra or {}))
-        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
         with self._lock:
             if self._stopped:
                 raise KeyboardInterrupt
             self._process = process = subprocess.Popen(
-                command, cwd=self.directory, env=environment, text=True, errors="replace", start_new_session=True,
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                command, cwd=self.directory, env=environment(self.directory, OMP_NUM_THREADS="1", **extra), text=True,
+                errors="replace", start_new_session=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
             )  # fmt: skip
         try:
             output, _ = process.communicate(timeout=seconds)
