@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from fashionbert_fast.kernels._autocast import autocast
 from fashionbert_fast.kernels._library import check_floating, check_same, reverse_mode_only
 from fashionbert_fast.kernels.triton import bias_gelu as on_gpu
 
@@ -55,6 +56,7 @@ torch.library.register_autograd("fashionbert_fast::bias_gelu", _backward, setup_
 
 # Public function -----------------------------------------------------------------------------------------------------
 @reverse_mode_only
+@autocast()
 def bias_gelu(x_TF: torch.Tensor, bias_F: torch.Tensor | None = None) -> torch.Tensor:
     """The exact GELU of x + bias, (T, F) in the dtype of ``x_TF``; computed in float32 (float64 for float64).
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from fashionbert_fast.kernels._autocast import autocast
 from fashionbert_fast.kernels._library import check_floating, check_same, reverse_mode_only
 from fashionbert_fast.kernels.dropout import check_dropout, keep_reference, scale_of, threshold_of
 from fashionbert_fast.kernels.triton import dropout_add_layer_norm as on_gpu
@@ -87,6 +88,7 @@ torch.library.register_autograd("fashionbert_fast::dropout_add_layer_norm", _bac
 
 # Public function -----------------------------------------------------------------------------------------------------
 @reverse_mode_only
+@autocast(widest=True)
 def dropout_add_layer_norm(
     x_TH: torch.Tensor,
     residual_TH: torch.Tensor,

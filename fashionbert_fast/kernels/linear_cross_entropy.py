@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from fashionbert_fast.kernels import _linear_residual
+from fashionbert_fast.kernels._autocast import autocast
 from fashionbert_fast.kernels._library import IGNORED, check_floating, check_same, reverse_mode_only
 from fashionbert_fast.kernels._reduction import check_reduction, rows_that_count
 
@@ -79,6 +80,7 @@ torch.library.register_autograd("fashionbert_fast::linear_cross_entropy", _backw
 
 # Public function -----------------------------------------------------------------------------------------------------
 @reverse_mode_only
+@autocast()
 def linear_cross_entropy(
     hidden_MH: torch.Tensor,
     weight_VH: torch.Tensor,

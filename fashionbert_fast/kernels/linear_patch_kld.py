@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 
 from fashionbert_fast.kernels import _linear_residual
+from fashionbert_fast.kernels._autocast import autocast
 from fashionbert_fast.kernels._library import IGNORED, check_floating, check_same, reverse_mode_only
 from fashionbert_fast.kernels._reduction import check_reduction, rows_that_count
 from fashionbert_fast.kernels.patch_kld import check_target, patch_kld_reference, target_gradient
@@ -85,6 +86,7 @@ torch.library.register_autograd("fashionbert_fast::linear_patch_kld", _backward,
 
 # Public function -----------------------------------------------------------------------------------------------------
 @reverse_mode_only
+@autocast(keep=("target",))
 def linear_patch_kld(
     hidden_MH: torch.Tensor,
     weight_DH: torch.Tensor,

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+from fashionbert_fast.kernels._autocast import autocast
 from fashionbert_fast.kernels._library import check_floating, check_same, reverse_mode_only
 from fashionbert_fast.kernels.dropout import check_dropout, keep_reference, scale_of
 from fashionbert_fast.kernels.triton import masked_patch_embed as on_gpu
@@ -118,6 +119,7 @@ torch.library.register_autograd("fashionbert_fast::masked_patch_embed", _backwar
 
 # Public function -----------------------------------------------------------------------------------------------------
 @reverse_mode_only
+@autocast(keep=("features_IPD", "scale_IP"))
 def masked_patch_embed(
     features_IPD: torch.Tensor,
     patch_mask_BP: torch.Tensor,
@@ -168,15 +170,10 @@ def masked_patch_embed(
         _check_packed(packed, patch_mask_BP, weight_HD)
     if weight_HD.dtype == torch.float64 and features_IPD.dtype != torch.float64:
         features_IPD = features_IPD.double()  # the kernels mix the narrower dtypes only
-    text_NH, *rows = packed or (None, None, None, 0)
-    parameters = [weight_HD, position_PH, segment_H, ln_weight_H, ln_bias_H, text_NH]
-    if torch.is_autocast_enabled(weight_HD.device.type):
-        dtype = torch.get_autocast_dtype(weight_HD.device.type)
-        parameters = [None if x is None else x.to(dtype) for x in parameters]
-    *parameters, text_NH = parameters
+    placement = (None, None, None, 0) if packed is None else packed
     return torch.ops.fashionbert_fast.masked_patch_embed(
-        features_IPD, patch_mask_BP, *parameters, eps, image_index_B, scale_IP, feature_dropout, hidden_dropout, seed,
-        site, text_NH, *rows,
+        features_IPD, patch_mask_BP, weight_HD, position_PH, segment_H, ln_weight_H, ln_bias_H, eps, image_index_B,
+        scale_IP, feature_dropout, hidden_dropout, seed, site, *placement,
     )[0]  # fmt: skip
 
 

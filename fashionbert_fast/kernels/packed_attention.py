@@ -19,6 +19,7 @@ import itertools
 import torch
 
 from fashionbert_fast.kernels import dropout as dropouts
+from fashionbert_fast.kernels._autocast import autocast
 from fashionbert_fast.kernels._library import check_floating, check_same, reverse_mode_only
 from fashionbert_fast.kernels.triton import packed_attention as on_gpu
 
@@ -85,6 +86,7 @@ torch.library.register_autograd("fashionbert_fast::packed_attention", _backward,
 
 # Public function -----------------------------------------------------------------------------------------------------
 @reverse_mode_only
+@autocast()
 def packed_attention(
     qkv_T3H: torch.Tensor, cu_seqlens_S1: torch.Tensor, heads: int, *, max_seqlen: int,
     bias_3H: torch.Tensor | None = None, dropout: float = 0.0, seed: torch.Tensor | None = None, site: int = 0,

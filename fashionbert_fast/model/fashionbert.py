@@ -128,8 +128,8 @@ class FashionBert(nn.Module):
         segment_H = self.text_embeddings.segment.weight[IMAGE_SEGMENT]
         images_IPH = self.patch_embeddings.images(pairs.features_IPD, segment_H)
         text_NH = self.text_embeddings(pairs.input_id_N, pairs.position_N)
-        joint_TH = text_NH.new_empty(pairs.rows, text_NH.shape[1])
-        joint_TH[pairs.text_row_N] = text_NH
+        joint_TH = images_IPH.new_empty(pairs.rows, images_IPH.shape[2])
+        joint_TH[pairs.text_row_N] = text_NH.to(joint_TH.dtype)  # which is autocast's, where that is on
         patch_P = torch.arange(images_IPH.shape[1], device=text_NH.device)
         joint_TH[pairs.patch_row_B[:, None] + patch_P] = images_IPH[pairs.image_index_B]
         return self.encoder.forward_cls(joint_TH, Packing(pairs.cu_seqlens_S1, pairs.max_seqlen))
