@@ -42,11 +42,19 @@ def rows(device: torch.device, quick: bool) -> list[Row]:
     return [
         compare(case, "plain PyTorch", lambda: ours(losses_T), lambda: plain(losses_T), target=5.0, **repeats),
         compare(
-            case, "floor: one built-in operator (sum)", lambda: ours(losses_T), lambda: floor(losses_T), target=0.75,
+            case,
+            "floor: one built-in operator (sum)",
+            lambda: ours(losses_T),
+            lambda: floor(losses_T),
+            target=0.75,
             **repeats,
         ),
         compare(
-            f"{case}, {USES} in one graph", "plain PyTorch", lambda: many(losses_T), lambda: plain_many(losses_T),
-            target=5.0, **repeats,
+            f"{case}, {USES} in one graph",
+            "plain PyTorch",
+            lambda: many(losses_T),
+            lambda: plain_many(losses_T),
+            target=5.0,
+            **repeats,
         ),
-    ]  # fmt: skip
+    ]

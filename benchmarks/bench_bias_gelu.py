@@ -50,8 +50,15 @@ def rows(device: torch.device, quick: bool) -> list[Row]:
             ours, theirs = _step(bias_gelu), _step(function)
             _check(ours(*inputs), theirs(*inputs), dtype)
             case = f"bias_gelu T={T} F={F} {str(dtype).removeprefix('torch.')} forward+backward"
-            result.append(compare(
-                case, peer, lambda f=ours, x=inputs: f(*x), lambda f=theirs, x=inputs: f(*x), target=PEERS[peer],
-                device=device, pairs=5 if quick else 15,
-            ))  # fmt: skip
+            result.append(
+                compare(
+                    case,
+                    peer,
+                    lambda f=ours, x=inputs: f(*x),
+                    lambda f=theirs, x=inputs: f(*x),
+                    target=PEERS[peer],
+                    device=device,
+                    pairs=5 if quick else 15,
+                )
+            )
     return result

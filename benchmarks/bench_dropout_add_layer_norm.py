@@ -67,8 +67,15 @@ def rows(device: torch.device, quick: bool) -> list[Row]:
                 name = str(dtype).removeprefix("torch.")
                 case = f"dropout_add_layer_norm T={T} H={H} {name} p={dropout} forward+backward"
                 inputs = (tensors, grad_TH, dropout)
-                result.append(compare(
-                    case, peer, lambda f=ours, x=inputs: f(*x), lambda f=theirs, x=inputs: f(*x), target=PEERS[peer],
-                    device=device, pairs=5 if quick else 15,
-                ))  # fmt: skip
+                result.append(
+                    compare(
+                        case,
+                        peer,
+                        lambda f=ours, x=inputs: f(*x),
+                        lambda f=theirs, x=inputs: f(*x),
+                        target=PEERS[peer],
+                        device=device,
+                        pairs=5 if quick else 15,
+                    )
+                )
     return result

@@ -15,9 +15,13 @@ from fashionbert_fast.kernels.linear_cross_entropy import linear_cross_entropy_r
 
 H, V = 768, 30522
 LOSS = LinearLoss(
-    partial(linear_cross_entropy, reduction="sum"), partial(linear_cross_entropy_reference, reduction="sum"),
-    plain=(1.0, 1.0), compiled=(1.0, 1.0), bare=(1 / 1.15, 1 / 1.15), memory=1.0,
-)  # fmt: skip
+    partial(linear_cross_entropy, reduction="sum"),
+    partial(linear_cross_entropy_reference, reduction="sum"),
+    plain=(1.0, 1.0),
+    compiled=(1.0, 1.0),
+    bare=(1 / 1.15, 1 / 1.15),
+    memory=1.0,
+)
 
 
 def _inputs(count: int, dtype: torch.dtype, device: torch.device):

@@ -13,9 +13,13 @@ from fashionbert_fast.kernels.linear_patch_kld import linear_patch_kld_reference
 
 H, D = 768, 2048
 LOSS = LinearLoss(
-    partial(linear_patch_kld, reduction="sum"), partial(linear_patch_kld_reference, reduction="sum"),
-    plain=(1.0, 1.5), compiled=(1.0, 1.2), bare=(1 / 1.20, 1 / 1.15), memory=4.0,
-)  # fmt: skip
+    partial(linear_patch_kld, reduction="sum"),
+    partial(linear_patch_kld_reference, reduction="sum"),
+    plain=(1.0, 1.5),
+    compiled=(1.0, 1.2),
+    bare=(1 / 1.20, 1 / 1.15),
+    memory=4.0,
+)
 
 
 def _inputs(count: int, dtype: torch.dtype, device: torch.device):

@@ -35,8 +35,13 @@ def _inputs(rows: int, dtype: torch.dtype, device: torch.device) -> tuple[list[t
 
     features_BPD = normal(rows // P, P, D)
     mask_BP = torch.rand(rows // P, P, generator=generator, device=device) < MASKED
-    parameters = [normal(H, D, scale=0.02), normal(P, H, scale=0.02), normal(H, scale=0.02), 1 + normal(H, scale=0.02),
-                  normal(H, scale=0.02)]  # fmt: skip
+    parameters = [
+        normal(H, D, scale=0.02),
+        normal(P, H, scale=0.02),
+        normal(H, scale=0.02),
+        1 + normal(H, scale=0.02),
+        normal(H, scale=0.02),
+    ]
     inputs = [features_BPD, mask_BP, *(x.requires_grad_() for x in parameters)]
     return inputs, normal(rows // P, P, H)
 
@@ -87,20 +92,40 @@ def rows(device: torch.device, quick: bool) -> list[Row]:
             ):
                 if function is not None:
                     check_same(ours(inputs, grad_BPH), function(inputs, grad_BPH), roundings=16)
-                result.append(compare(
-                    case, peer, lambda f=ours, x=inputs, g=grad_BPH: f(x, g),
-                    bare if function is None else lambda f=function, x=inputs, g=grad_BPH: f(x, g),
-                    target=PEERS[peer][device.type == "cuda"], device=device, pairs=5 if quick else 15,
-                ))  # fmt: skip
+                result.append(
+                    compare(
+                        case,
+                        peer,
+                        lambda f=ours, x=inputs, g=grad_BPH: f(x, g),
+                        bare if function is None else lambda f=function, x=inputs, g=grad_BPH: f(x, g),
+                        target=PEERS[peer][device.type == "cuda"],
+                        device=device,
+                        pairs=5 if quick else 15,
+                    )
+                )
             if dtype == F32 and device.type == "cpu":
                 for library in LIBRARIES:
-                    result.append(compare(
-                        case, f"float32 products by {library}", lambda f=ours, x=inputs, g=grad_BPH: f(x, g),
-                        _by(library, inputs, grad_BPH), target=CHOSEN, device=device, pairs=5 if quick else 15,
-                    ))  # fmt: skip
+                    result.append(
+                        compare(
+                            case,
+                            f"float32 products by {library}",
+                            lambda f=ours, x=inputs, g=grad_BPH: f(x, g),
+                            _by(library, inputs, grad_BPH),
+                            target=CHOSEN,
+                            device=device,
+                            pairs=5 if quick else 15,
+                        )
+                    )
             plain = _step(masked_patch_embed_reference)
-            result.append(compare(
-                f"{case}, floor: bare matrix products", "plain PyTorch", bare,
-                lambda f=plain, x=inputs, g=grad_BPH: f(x, g), target=1.0, device=device, pairs=5 if quick else 15,
-            ))  # fmt: skip
+            result.append(
+                compare(
+                    f"{case}, floor: bare matrix products",
+                    "plain PyTorch",
+                    bare,
+                    lambda f=plain, x=inputs, g=grad_BPH: f(x, g),
+                    target=1.0,
+                    device=device,
+                    pairs=5 if quick else 15,
+                )
+            )
     return result

@@ -15,7 +15,12 @@ def rows(device: torch.device, quick: bool) -> list[Row]:
     torch.testing.assert_close(min_norm_weights(gram_TT), min_norm_weights_reference(gram_TT), atol=1e-6, rtol=1e-5)
     return [
         compare(
-            "min_norm_weights T=3 float32", "plain PyTorch", lambda: min_norm_weights(gram_TT),
-            lambda: min_norm_weights_reference(gram_TT), target=5.0, device=device, pairs=7 if quick else 21,
+            "min_norm_weights T=3 float32",
+            "plain PyTorch",
+            lambda: min_norm_weights(gram_TT),
+            lambda: min_norm_weights_reference(gram_TT),
+            target=5.0,
+            device=device,
+            pairs=7 if quick else 21,
         )
-    ]  # fmt: skip
+    ]

@@ -74,10 +74,14 @@ def _row(peer: str, sequences: int, dtype, dropout: float, device, pairs: int) -
     kind = f"{EQUAL} tokens each" if equal else f"{longest} tokens at most"
     name = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}[dtype]
     return compare(
-        f"packed_attention {sequences} sequences, {kind}, {name}, dropout {dropout:g}, forward+backward", peer,
-        lambda: _step(ours(dropout), packed, bias), lambda: _step(theirs(dropout), padded, bias),
-        target=PEERS[peer], device=device, pairs=pairs,
-    )  # fmt: skip
+        f"packed_attention {sequences} sequences, {kind}, {name}, dropout {dropout:g}, forward+backward",
+        peer,
+        lambda: _step(ours(dropout), packed, bias),
+        lambda: _step(theirs(dropout), padded, bias),
+        target=PEERS[peer],
+        device=device,
+        pairs=pairs,
+    )
 
 
 def rows(device: torch.device, quick: bool) -> list[Row]:

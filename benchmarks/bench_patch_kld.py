@@ -66,8 +66,15 @@ def rows(device: torch.device, quick: bool) -> list[Row]:
                 ours, theirs = _step(patch_kld), _step(function)
                 _check(ours(*inputs), theirs(*inputs), dtype)
                 target = PEERS[peer][device.type == "cuda"]
-                result.append(compare(
-                    case, peer, lambda f=ours, x=inputs: f(*x), lambda f=theirs, x=inputs: f(*x), target=target,
-                    device=device, pairs=5 if quick else 15,
-                ))  # fmt: skip
+                result.append(
+                    compare(
+                        case,
+                        peer,
+                        lambda f=ours, x=inputs: f(*x),
+                        lambda f=theirs, x=inputs: f(*x),
+                        target=target,
+                        device=device,
+                        pairs=5 if quick else 15,
+                    )
+                )
     return result

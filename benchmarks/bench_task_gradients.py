@@ -14,9 +14,7 @@ def rows(device: torch.device, quick: bool) -> list[Row]:
     weights_T = torch.tensor([0.2, 0.5, 0.3], device=device)
     for dtype in (torch.float32, torch.bfloat16):
         generator = torch.Generator(device).manual_seed(0)
-        gradients = tuple(
-            torch.randn(tokens, 768, generator=generator, device=device).to(dtype) for _ in range(3)
-        )  # fmt: skip
+        gradients = tuple(torch.randn(tokens, 768, generator=generator, device=device).to(dtype) for _ in range(3))
         size = f"{tokens} x 768 {str(dtype).removeprefix('torch.')}"
         repeats = {"device": device, "pairs": 7 if quick else 15}
         exact = task_gram_reference(tuple(gradient.double() for gradient in gradients))
@@ -24,14 +22,22 @@ def rows(device: torch.device, quick: bool) -> list[Row]:
         torch.testing.assert_close(task_mix(gradients, weights_T), task_mix_reference(gradients, weights_T))
         result.append(
             compare(
-                f"task_gram {size}", "plain PyTorch", lambda g=gradients: task_gram(g),
-                lambda g=gradients: task_gram_reference(g), target=2.0, **repeats,
+                f"task_gram {size}",
+                "plain PyTorch",
+                lambda g=gradients: task_gram(g),
+                lambda g=gradients: task_gram_reference(g),
+                target=2.0,
+                **repeats,
             )
-        )  # fmt: skip
+        )
         result.append(
             compare(
-                f"task_mix {size}", "plain PyTorch", lambda g=gradients: task_mix(g, weights_T),
-                lambda g=gradients: task_mix_reference(g, weights_T), target=2.0, **repeats,
+                f"task_mix {size}",
+                "plain PyTorch",
+                lambda g=gradients: task_mix(g, weights_T),
+                lambda g=gradients: task_mix_reference(g, weights_T),
+                target=2.0,
+                **repeats,
             )
-        )  # fmt: skip
+        )
     return result

@@ -61,9 +61,12 @@ def with_dense_heads(batch: Batch) -> Batch:
     target_of_row = torch.full((inputs.rows,), IGNORED)
     target_of_row[targets.mpm_row_K] = targets.mpm_target_K
     dense = replace(
-        targets, mlm_row_M=rows, mlm_label_M=label_of_row[rows], mpm_row_K=patch_rows,
+        targets,
+        mlm_row_M=rows,
+        mlm_label_M=label_of_row[rows],
+        mpm_row_K=patch_rows,
         mpm_target_K=target_of_row[patch_rows],
-    )  # fmt: skip
+    )
     return Batch(inputs, dense)
 
 

@@ -56,6 +56,8 @@ def table() -> str:
     lines = ["| operator | gives | CPU | GPU |", "| --- | --- | --- | --- |"]
     for o in OPERATORS:
         where = f"[{o.gpu}](../{o.gpu_file})"
-        lines.append(f"| [`{o.name}`](../fashionbert_fast/kernels/{o.name}.py) | {o.gives} | "
-                     f"[C++](../csrc/cpu/{o.name}.cpp) | {where} |")  # fmt: skip
+        lines.append(
+            f"| [`{o.name}`](../fashionbert_fast/kernels/{o.name}.py) | {o.gives} | "
+            f"[C++](../csrc/cpu/{o.name}.cpp) | {where} |"
+        )
     return "\n".join(lines)

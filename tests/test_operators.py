@@ -23,8 +23,13 @@ SCHEMAS = re.findall(r'm\.def\(\s*"(\w+)\(', (ROOT / "csrc" / "schema.cpp").read
 def missing(operator: Operator, root: Path = ROOT, schemas: list[str] = SCHEMAS) -> list[str]:
     """The places where ``operator`` is not."""
     name = operator.name
-    files = [f"fashionbert_fast/kernels/{name}.py", f"csrc/cpu/{name}.cpp", operator.gpu_file,
-             f"tests/kernels/test_{name}.py", f"benchmarks/bench_{name}.py"]  # fmt: skip
+    files = [
+        f"fashionbert_fast/kernels/{name}.py",
+        f"csrc/cpu/{name}.cpp",
+        operator.gpu_file,
+        f"tests/kernels/test_{name}.py",
+        f"benchmarks/bench_{name}.py",
+    ]
     found = [file for file in files if not (root / file).is_file()]
     found += [f"csrc/schema.cpp: {schema}" for schema in operator.schemas + operator.composed if schema not in schemas]
 

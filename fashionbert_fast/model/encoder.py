@@ -78,9 +78,15 @@ class EncoderLayer(nn.Module):
     def forward(self, hidden_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
         qkv_T3H = self._matmul("qkv", hidden_TH)
         context_TH = packed_attention(
-            qkv_T3H, packing.cu_seqlens_S1, self.heads, max_seqlen=packing.max_seqlen, bias_3H=self.qkv.bias,
-            dropout=self._rate(self.attention_dropout, packing), seed=packing.seed, site=self.site,
-        )  # fmt: skip
+            qkv_T3H,
+            packing.cu_seqlens_S1,
+            self.heads,
+            max_seqlen=packing.max_seqlen,
+            bias_3H=self.qkv.bias,
+            dropout=self._rate(self.attention_dropout, packing),
+            seed=packing.seed,
+            site=self.site,
+        )
         return self._after_attention(hidden_TH, context_TH, packing)
 
     def forward_cls(self, hidden_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
@@ -107,18 +113,30 @@ class EncoderLayer(nn.Module):
         return self._close(fed_TH, bias_H, hidden_TH, self.feed_forward_norm, self.site + 2, packing)
 
     def _close(
-        self, x_TH: torch.Tensor, bias_H: torch.Tensor, residual_TH: torch.Tensor, norm: nn.LayerNorm, site: int,
+        self,
+        x_TH: torch.Tensor,
+        bias_H: torch.Tensor,
+        residual_TH: torch.Tensor,
+        norm: nn.LayerNorm,
+        site: int,
         packing: Packing,
-    ) -> torch.Tensor:  # fmt: skip
+    ) -> torch.Tensor:
         """LayerNorm(residual + dropout(x + bias)): what ends both halves of a layer."""
         rate = self._rate(self.hidden_dropout, packing)
         if self.layer_norm is not None:  # apex's has no more than the LayerNorm: torch does the rest, and drops
             summed_TH = residual_TH + F.dropout(x_TH + bias_H, rate)
             return self.layer_norm(summed_TH, norm.weight, norm.bias, norm.normalized_shape, norm.eps)
         return dropout_add_layer_norm(
-            x_TH, residual_TH, norm.weight, norm.bias, bias_H=bias_H, eps=norm.eps, dropout=rate, seed=packing.seed,
+            x_TH,
+            residual_TH,
+            norm.weight,
+            norm.bias,
+            bias_H=bias_H,
+            eps=norm.eps,
+            dropout=rate,
+            seed=packing.seed,
             site=site,
-        )  # fmt: skip
+        )
 
     def _inner(self, hidden_TH: torch.Tensor) -> torch.Tensor:
         inner_TF = self._matmul("feed_forward", hidden_TH)

@@ -40,9 +40,7 @@ def _embed(features_IPD, *rest):
 
 
 def _attention(qkv_T3H, bias_3H):
-    return kernels.packed_attention(
-        qkv_T3H, CU_SEQLENS, 2, max_seqlen=5, bias_3H=bias_3H, dropout=0.1, seed=SEED
-    )  # fmt: skip
+    return kernels.packed_attention(qkv_T3H, CU_SEQLENS, 2, max_seqlen=5, bias_3H=bias_3H, dropout=0.1, seed=SEED)
 
 
 def _close(x_TH, residual_TH, weight_H, ln_bias_H, bias_H):
@@ -62,22 +60,26 @@ CASES = {
     ),
     "linear_cross_entropy": Case(
         lambda h, w, b: kernels.linear_cross_entropy(h, w, b, WORDS),
-        (_normal(8, 6), _normal(5, 6), _normal(5)), dict.fromkeys(range(3), BF16),
+        (_normal(8, 6), _normal(5, 6), _normal(5)),
+        dict.fromkeys(range(3), BF16),
     ),
     "linear_patch_kld": Case(  # the target stays as it is stored
-        lambda h, w: kernels.linear_patch_kld(h, w, 9 * _normal(8, 5)), (_normal(8, 6), _normal(5, 6)),
+        lambda h, w: kernels.linear_patch_kld(h, w, 9 * _normal(8, 5)),
+        (_normal(8, 6), _normal(5, 6)),
         {0: BF16, 1: BF16},
     ),
     "masked_patch_embed": Case(  # as the features do
-        _embed, (_normal(2, 4, 9), _normal(6, 9), _normal(4, 6), _normal(6), _normal(6), _normal(6), _normal(2, 6)),
-        dict.fromkeys(range(1, 7), BF16), BF16,
+        _embed,
+        (_normal(2, 4, 9), _normal(6, 9), _normal(4, 6), _normal(6), _normal(6), _normal(6), _normal(2, 6)),
+        dict.fromkeys(range(1, 7), BF16),
+        BF16,
     ),
     "min_norm_weights": Case(lambda x: kernels.min_norm_weights(x), (torch.eye(3),)),
     "packed_attention": Case(_attention, (_normal(8, 24), _normal(24)), {0: BF16, 1: BF16}, BF16),
     "patch_kld": Case(lambda x: kernels.patch_kld(x, _normal(8, 5)), (_normal(8, 5, dtype=BF16),)),
     "task_gradients": Case(lambda x: task_gram((x, x, x)), (_normal(4, 4),)),
     "task_gradients, mixed": Case(lambda x: task_mix((x, x, x), torch.ones(3)), (_normal(4, 4),)),
-}  # fmt: skip
+}
 
 
 def test_no_operator_is_left_out():

@@ -95,8 +95,10 @@ def test_rows_far_from_zero_keep_their_shape():
         x_TH, residual_TH, grad_TH = torch.randn(6, 64), torch.randn(6, 64) + 1000, torch.randn(6, 64)
         tensors = [x.to(dtype) for x in (x_TH, residual_TH, torch.ones(64), torch.zeros(64), torch.zeros(64), grad_TH)]
         exact = _run(dropout_add_layer_norm_reference, *_double(tensors))
-        errors = [relative_errors(_run(f, *tensors), exact)
-                  for f in (dropout_add_layer_norm, dropout_add_layer_norm_reference)]  # fmt: skip
+        errors = [
+            relative_errors(_run(f, *tensors), exact)
+            for f in (dropout_add_layer_norm, dropout_add_layer_norm_reference)
+        ]
         assert all(mine <= 2 * plain for mine, plain in zip(*errors, strict=True)), errors
 
 
@@ -129,8 +131,10 @@ def test_shared_gradient_survives_accumulation():
         a_TH, b_TH = torch.randn(2, 6, 30)
         one, other = a_TH.clone().requires_grad_(), b_TH.clone().requires_grad_()
         twin, twin_other = (x.double().requires_grad_() for x in (a_TH, b_TH))
-        for function, x, y in ((dropout_add_layer_norm, one, other),
-                               (dropout_add_layer_norm_reference, twin, twin_other)):  # fmt: skip
+        for function, x, y in (
+            (dropout_add_layer_norm, one, other),
+            (dropout_add_layer_norm_reference, twin, twin_other),
+        ):
             ones_H, zeros_H = torch.linspace(1, 2, 30).to(x.dtype), torch.zeros(30, dtype=x.dtype)
             for _ in range(2):
                 middle = function(x * 2, y, ones_H, zeros_H, dropout=dropout, seed=seed)
@@ -211,9 +215,14 @@ def test_full_graph_compile():
 
 
 GOOD = {
-    "x_TH": torch.randn(3, 4), "residual_TH": torch.randn(3, 4), "ln_weight_H": torch.randn(4),
-    "ln_bias_H": torch.randn(4), "bias_H": torch.randn(4), "dropout": 0.5, "seed": torch.tensor([1]),
-}  # fmt: skip
+    "x_TH": torch.randn(3, 4),
+    "residual_TH": torch.randn(3, 4),
+    "ln_weight_H": torch.randn(4),
+    "ln_bias_H": torch.randn(4),
+    "bias_H": torch.randn(4),
+    "dropout": 0.5,
+    "seed": torch.tensor([1]),
+}
 
 
 @pytest.mark.parametrize(

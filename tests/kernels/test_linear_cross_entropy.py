@@ -138,8 +138,12 @@ def test_full_graph_compile():
     ],
 )
 def test_bad_arguments_are_named(change, argument):
-    arguments = {"hidden_MH": torch.randn(3, 4), "weight_VH": torch.randn(5, 4), "bias_V": None,
-                 "labels_M": torch.zeros(3, dtype=torch.int64)} | change  # fmt: skip
+    arguments = {
+        "hidden_MH": torch.randn(3, 4),
+        "weight_VH": torch.randn(5, 4),
+        "bias_V": None,
+        "labels_M": torch.zeros(3, dtype=torch.int64),
+    } | change
     with pytest.raises(ValueError, match=argument):
         linear_cross_entropy(**arguments)
 

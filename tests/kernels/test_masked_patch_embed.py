@@ -450,8 +450,10 @@ def test_triton_matches_in_the_interpreter():
     program = f"import sys; sys.path[:0] = {folders!r}; import test_masked_patch_embed as t; "
     result = subprocess.run(
         [sys.executable, "-c", program + "t.check_triton_in_the_interpreter(10)"],
-        capture_output=True, text=True, env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+    )
     assert result.returncode == 0, result.stderr[-3000:]
 
 

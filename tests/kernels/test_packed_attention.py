@@ -43,8 +43,11 @@ def _case(dtype: torch.dtype, seed: int):
     T = sum(lengths) + spare
     wide = torch.randn(T, 6 * N * E + 3, generator=generator, dtype=torch.float64).to(dtype)
     factor = pick(SCALES)
-    qkv = {"dense": wide[:, : 3 * N * E].contiguous(), "slice": wide[:, 3 : 3 * N * E + 3],
-           "columns": wide[:, : 6 * N * E : 2]}[layout]  # fmt: skip
+    qkv = {
+        "dense": wide[:, : 3 * N * E].contiguous(),
+        "slice": wide[:, 3 : 3 * N * E + 3],
+        "columns": wide[:, : 6 * N * E : 2],
+    }[layout]
     qkv[:, : N * E] *= factor
     bias = torch.randn(3 * N * E, generator=generator, dtype=torch.float64).to(dtype) if pick((True, False)) else None
     max_seqlen, dropout = max([*lengths, 0]) + pick((0, 0, 7)), pick((0.0, 0.0, 0.1, 0.5))
@@ -214,8 +217,9 @@ def test_gradcheck():
         assert torch.autograd.gradcheck(
             lambda x, b, p=dropout: packed_attention(
                 x, _offsets([3, 0, 5]), 2, max_seqlen=5, bias_3H=b, dropout=p, seed=torch.tensor([1])
-            ), (qkv, bias),
-        )  # fmt: skip
+            ),
+            (qkv, bias),
+        )
 
 
 def test_opcheck():

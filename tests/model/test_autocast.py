@@ -15,9 +15,16 @@ from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 def _model(**weighting) -> FashionBertForPreTraining:
     torch.manual_seed(0)
     config = FashionBertConfig(
-        vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, patches=4,
-        patch_feature_size=24, initializer_range=0.2, weighting=TaskWeighting(**weighting),
-    )  # fmt: skip
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        patches=4,
+        patch_feature_size=24,
+        initializer_range=0.2,
+        weighting=TaskWeighting(**weighting),
+    )
     return FashionBertForPreTraining(config)
 
 

@@ -163,8 +163,9 @@ def _key_backward_kernel(
             grad_q_ME = _dot(ds_MK, k_KE, DOT) * scale
             tl.store(
                 result + rows_M.to(tl.int64)[:, None] * (3 * H) + columns_E[None, :],
-                grad_q_ME.to(grad_qkv.dtype.element_ty), mask=live_M[:, None] & inside_E[None, :],
-            )  # fmt: skip
+                grad_q_ME.to(grad_qkv.dtype.element_ty),
+                mask=live_M[:, None] & inside_E[None, :],
+            )
     place_KE = keys_K.to(tl.int64)[:, None] * (3 * H) + columns_E[None, :]
     live_KE = live_K[:, None] & inside_E[None, :]
     tl.store(result + H + place_KE, (grad_k_KE * scale).to(grad_qkv.dtype.element_ty), mask=live_KE)
@@ -239,7 +240,7 @@ def _dense_rows(x: torch.Tensor) -> torch.Tensor:
 @on_device_of_first
 def launch_forward(
     qkv_T3H, bias_3H, cu_seqlens_S1, heads: int, max_seqlen: int, dropout: float, seed, site: int
-) -> Saved:  # fmt: skip
+) -> Saved:
     """Context (T, H) and log-sum-exp (N, T) by Triton."""
     qkv_T3H, cu_seqlens_S1 = _dense_rows(qkv_T3H), cu_seqlens_S1.contiguous()
     T, S, H = qkv_T3H.shape[0], cu_seqlens_S1.shape[0] - 1, qkv_T3H.shape[1] // 3
