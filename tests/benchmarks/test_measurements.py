@@ -18,7 +18,7 @@ def test_a_missed_aim_says_so():
     row = {"case": "x", "peer": "y", "ratio": 0.9, "spread": [0.8, 1.0], "target": 1.0, "unit": "us", "met": False}
     assert measurements.table([row]).endswith("\n| x | y | 0.90 (0.80 to 1.00) | 1.00 | missed |")
     assert measurements.table([row | {"met": True, "unit": "MiB"}]).endswith(
-        "| x (peak memory) | y | 0.90 (0.80 to 1.00) | 1.00 |  |"
+        "| x, peak memory | y | 0.90 (0.80 to 1.00) | 1.00 |  |"
     )
 
 
