@@ -38,9 +38,8 @@ class ModelConfig:
     """The core: a published checkpoint, or sizes to start from scratch."""
 
     core: str | None = None  # BERT (directory, hub id, all-minilm-l6-v2) or a run of ours, to go on; null: from scratch
-    tokenizer: str | None = (
-        None  # for a core from scratch: a directory, hub id, or null: WordPiece trained on the titles
-    )
+    # For a core from scratch: a directory, hub id, or null: WordPiece trained on the titles.
+    tokenizer: str | None = None
     vocab_size: int = 8192  # of a trained WordPiece, at most
     layers: int | None = None  # from scratch: how many; of a checkpoint: keep the first so many
     hidden_size: int = 768  # from scratch

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from fashionbert_fast.catalogue.read import COLUMNS
+from fashionbert_fast.catalogue.read import COLUMNS, FORMATS
 from fashionbert_fast.catalogue.splits import SPLIT_BY
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.prepare import DEFAULT_ENCODER, prepare
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     # fmt: off
     add = parser.add_argument
-    add("source", type=Path, metavar="SOURCE", help="Kaggle directory, .csv, .tsv, .jsonl or .parquet")
+    add("source", type=Path, metavar="SOURCE", help=FORMATS)
     add("--out", required=True, type=Path, metavar="STORE", help="the feature store to write, a directory")
     add("--encoder", default=DEFAULT_ENCODER, metavar="NAME",
         help="resnet50, efficientnet-lite0, random[:SEED[:WIDTH]], a hub id or a directory (default: %(default)s)")
