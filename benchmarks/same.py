@@ -57,7 +57,7 @@ def write_catalogue(directory: Path) -> Path:
     generator = torch.Generator().manual_seed(0)
     with (directory / "products.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["id", "title", "category", "subcategory", "image"])
+        table.writerow(["id", "title", "category", "subcategory", "image", "split"])
         for i in range(PRODUCTS):
             colour = COLOURS[int(torch.randint(len(COLOURS), (), generator=generator))]
             category, garment = GARMENTS[i % len(GARMENTS)]
@@ -66,7 +66,8 @@ def write_catalogue(directory: Path) -> Path:
             draw = ImageDraw.Draw(photo)
             (draw.rectangle if i % 2 else draw.ellipse)((x, y, x + width, y + height), fill=colour)
             photo.save(directory / f"{i}.png")
-            table.writerow([i, f"{colour} {garment.lower()} number {i % 17}", category, garment, f"{i}.png"])
+            table.writerow([i, f"{colour} {garment.lower()} number {i % 17}", category, garment, f"{i}.png",
+                            "train" if i % 10 else "validation"])  # fmt: skip
     return directory / "products.csv"
 
 

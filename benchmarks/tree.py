@@ -22,14 +22,14 @@ def tracked_files(root: Path) -> list[str]:
     done = subprocess.run(["git", "ls-files", "-z"], cwd=root, capture_output=True, text=True)
     if done.returncode != 0:
         raise InputError(f"{root}: is no git checkout, whose files could be copied; run this in one")
-    return [name for name in done.stdout.split("\0") if name and (root / name).is_file()]
+    return [name for name in done.stdout.split("\0") if name and (root / name).exists()]
 
 
 def copy_files(root: Path, files: Sequence[str], tree: Path) -> None:
     """``files`` of the tree at ``root``, as they are now."""
     for name in files:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(root / name, tree / name)
+        shutil.copyfile(root / name, tree / name, follow_symlinks=False)  # configs is a link
 
 
 def copy_commit(root: Path, commit: str, tree: Path) -> None:
