@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fashionbert_fast.model.config import FashionBertConfig
+    from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
+    from fashionbert_fast.processor import FashionBertProcessor
+
 __version__ = "0.1.0"
-__all__ = ["FashionBertConfig", "FashionBertForPreTraining", "__version__"]
+__all__ = ["FashionBertConfig", "FashionBertForPreTraining", "FashionBertProcessor", "__version__"]
+# Imported on first use, and torch with them, so that `fashionbert --help` answers at once.
+HOMES = {
+    "FashionBertConfig": "fashionbert_fast.model.config",
+    "FashionBertForPreTraining": "fashionbert_fast.objectives.pretraining",
+    "FashionBertProcessor": "fashionbert_fast.processor",
+}
 
 
 def __getattr__(name: str):
-    """Import the model (and torch with it) on first use, so that `fashionbert --help` answers at once."""
-    if name == "FashionBertConfig":
-        from fashionbert_fast.model.config import FashionBertConfig
-
-        return FashionBertConfig
-    if name == "FashionBertForPreTraining":
-        from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
-
-        return FashionBertForPreTraining
+    if name in HOMES:
+        return getattr(importlib.import_module(HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

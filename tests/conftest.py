@@ -80,6 +80,14 @@ def store_and_titles(store_path, tmp_path_factory):
     return store, TokenizedTitles(store.titles, load_tokenizer(directory), 16)
 
 
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory) -> Path:
+    """A folder with shop.csv, photos/, stores/shop and runs/shop (`shop.write_shop`); nobody writes to it."""
+    from shop import write_shop
+
+    return write_shop(tmp_path_factory.mktemp("shop"))
+
+
 TINY_MODEL = ["model.hidden_size=32", "model.heads=2", "model.layers=2", "model.intermediate_size=64",
               "model.vocab_size=300", "model.hidden_dropout=0", "model.attention_dropout=0",
               "model.patch_dropout=0"]  # fmt: skip

@@ -9,6 +9,7 @@ RANKING = ("tests/evaluation/test_ranking.py",)
 PROTOCOLS = ("tests/evaluation/test_protocols.py",)
 SCORER = ("tests/evaluation/test_scorer.py", "tests/evaluation/test_evaluate_model.py")
 MODEL = ("tests/evaluation/test_evaluate_model.py",)
+PROCESSOR = ("tests/test_processor.py",)
 
 MUTANTS = (
     Mutant(
@@ -118,10 +119,31 @@ MUTANTS = (
     ),
     Mutant(
         "titles-cut-as-in-the-reference-not-the-run",
-        "fashionbert_fast/evaluation/checkpoint.py",
+        "fashionbert_fast/processor.py",
         "load_config(run_config).data.max_text_tokens if run_config.exists() else DataConfig().max_text_tokens",
         "DataConfig().max_text_tokens",
-        MODEL,
+        PROCESSOR,
+    ),
+    Mutant(
+        "the-processor-takes-any-encoder",
+        "fashionbert_fast/processor.py",
+        "        if difference:\n",
+        "        if False:\n",
+        PROCESSOR,
+    ),
+    Mutant(
+        "titles-have-special-tokens-in-the-processor",
+        "fashionbert_fast/processor.py",
+        "split_special_tokens=True",
+        "split_special_tokens=False",
+        PROCESSOR,
+    ),
+    Mutant(
+        "padding-is-read-as-text",
+        "fashionbert_fast/data/packing.py",
+        "live_BL = attention_mask_BL.cpu().bool()",
+        "live_BL = torch.ones_like(attention_mask_BL.cpu()).bool()",
+        PROCESSOR,
     ),
     Mutant(
         "topped-up-lists-are-not-counted",

@@ -1,6 +1,7 @@
 """Where each token of a batch stands on the packed axis.
 
-Shapes: B pairs, S1 = B + 1 offsets, N title tokens of all pairs.
+Shapes: B pairs, S1 = B + 1 offsets, N title tokens of all pairs, L tokens of the longest title, P patches, D patch
+feature.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+from fashionbert_fast.data.batch import PackedPairs
 
 
 @dataclass(frozen=True)
@@ -46,3 +49,17 @@ def pack(id_N: np.ndarray, lengths_B: np.ndarray, patches: int, pad_id: int, bud
     }
     tensors = {name: torch.from_numpy(value.astype(np.int64)) for name, value in fields_of_text.items()}
     return tensors | {"cu_seqlens_S1": torch.from_numpy(cu_seqlens_S1.astype(np.int32))}
+
+
+def pack_padded(input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor, features_BPD: torch.Tensor) -> PackedPairs:
+    """Unmasked pairs, title b with image b, of titles padded to one length; ``attention_mask_BL`` is true at tokens."""
+    live_BL = attention_mask_BL.cpu().bool()
+    lengths_B = live_BL.sum(1).numpy()
+    B, P = features_BPD.shape[:2]
+    return PackedPairs(
+        **pack(input_ids_BL.cpu()[live_BL].numpy(), lengths_B, P, 0, Budget()),
+        features_IPD=features_BPD,
+        image_index_B=torch.arange(B),
+        patch_mask_BP=torch.zeros(B, P, dtype=torch.bool),
+        max_seqlen=int(lengths_B.max()) + P,
+    )

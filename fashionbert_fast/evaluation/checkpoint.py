@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from fashionbert_fast.catalogue.twins import leaks
-from fashionbert_fast.config import DataConfig, load_config
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.data.tokenizer import load_tokenizer
 from fashionbert_fast.distributed import pick_device
@@ -16,8 +15,8 @@ from fashionbert_fast.errors import InputError
 from fashionbert_fast.evaluation.protocols import evaluate
 from fashionbert_fast.evaluation.scorer import DEFAULT_BATCH_SIZE, PairScorer
 from fashionbert_fast.features.store import FeatureStore, require_same_features
-from fashionbert_fast.model.config import FashionBertConfig
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
+from fashionbert_fast.processor import max_text_tokens
 from fashionbert_fast.run_directory import resolve_model_dir
 
 
@@ -72,17 +71,10 @@ def load_scorer(
             f"{data}: {stored[0]} patches of {stored[1]} features, but {model_dir} takes {trained[0]} of {trained[1]}; "
             "prepare the catalogue with the model's grid and encoder"
         )
-    titles = TokenizedTitles(store.titles, tokenizer, max_text_tokens(model_dir, model.config))
+    titles = TokenizedTitles(store.titles, tokenizer, max_text_tokens(model_dir))
     model.to(target)
     batch_size = batch_size or DEFAULT_BATCH_SIZE
     return PairScorer(model, store, titles, batch_size=batch_size, precision=precision), model_dir
-
-
-def max_text_tokens(model_dir: Path, config: FashionBertConfig) -> int:
-    """Where titles are cut: as in the run the checkpoint belongs to, else at the reference's 64 tokens."""
-    run_config = model_dir.parent / "config.yaml"
-    wanted = load_config(run_config).data.max_text_tokens if run_config.exists() else DataConfig().max_text_tokens
-    return min(wanted, config.max_position_embeddings)
 
 
 def split_rows(store: FeatureStore, split: str, data: Path) -> np.ndarray:

@@ -50,22 +50,20 @@ def encode_products(
     side, size = encoder.image_pixels, encoder.batch_size
     batches = [products[start : start + size] for start in range(0, len(products), size)]
     on_cpu = encoder.device.type == "cpu"
-    count = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
     def work(batch: Sequence[Product]) -> tuple[Photos, torch.Tensor | None]:
         photos = read_batch(batch, side)
         return photos, encoder.encode(photos.images_ISS3) if on_cpu and photos.products else None
 
-    with one_thread_each(on_cpu), ThreadPoolExecutor(count) as pool:
-        results = progress(ordered(pool, work, batches, ahead=2 * count), len(batches), "encoding photos")
-        for photos, encoded_IPD in results:
-            for spare in photos.spares:
-                problems.withdraw_duplicate(spare)
-            for product, what in photos.bad:
-                problems.add(product.table, product.row, UNREADABLE, what, id=product.id)
-            if photos.products:
-                features_IPD = encoder.encode(photos.images_ISS3) if encoded_IPD is None else encoded_IPD
-                yield without_nonfinite(photos.products, features_IPD.to(DTYPES[dtype]), problems)
+    results = on_cores(work, batches, workers=workers, one_thread=on_cpu)
+    for photos, encoded_IPD in progress(results, len(batches), "encoding photos"):
+        for spare in photos.spares:
+            problems.withdraw_duplicate(spare)
+        for product, what in photos.bad:
+            problems.add(product.table, product.row, UNREADABLE, what, id=product.id)
+        if photos.products:
+            features_IPD = encoder.encode(photos.images_ISS3) if encoded_IPD is None else encoded_IPD
+            yield without_nonfinite(photos.products, features_IPD.to(DTYPES[dtype]), problems)
 
 
 def without_nonfinite(
@@ -92,14 +90,30 @@ def read_batch(batch: Sequence[Product], side: int) -> Photos:
             try:
                 image_SS3 = read_image(row.image, side)
             except Exception as error:  # a broken file can make Pillow raise nearly anything
-                reason = " ".join(str(error).replace(str(row.image), "the file").split()) or type(error).__name__
-                bad.append((row, f"image {row.image} cannot be read ({reason[:150]})"))
+                bad.append((row, f"image {row.image} cannot be read ({reason(error, row.image)})"))
                 continue
             images.append(image_SS3)
             good.append(replace(row, image_hash=hashlib.blake2b(image_SS3, digest_size=16).hexdigest()))
             break
     stacked_ISS3 = np.stack(images) if images else np.empty((0, side, side, 3), np.uint8)
     return Photos(good, torch.from_numpy(stacked_ISS3), bad, spares)
+
+
+def reason(error: Exception, image: object) -> str:
+    """Why ``image`` could not be read, in a line that does not name it again."""
+    return (" ".join(str(error).replace(str(image), "the file").split()) or type(error).__name__)[:150]
+
+
+def on_cores(
+    function: Callable[[T], R], items: Sequence[T], *, workers: int | None = None, one_thread: bool = True
+) -> Iterator[R]:
+    """``function`` of the items, in order, on ``workers`` threads, by default one a core.
+
+    one_thread: torch's operators run on one thread in each.
+    """
+    count = workers or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    with one_thread_each(one_thread), ThreadPoolExecutor(count) as pool:
+        yield from ordered(pool, function, items, ahead=2 * count)
 
 
 def ordered(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Sequence[T], ahead: int) -> Iterator[R]:

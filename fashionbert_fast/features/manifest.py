@@ -102,13 +102,18 @@ def require_same_features(a: Manifest | Mapping[str, Any], b: Manifest | Mapping
 
 def require_same_fields(a: Manifest | Mapping[str, Any], b: Manifest | Mapping[str, Any], what: str) -> None:
     """InputError naming the first field of `SAME_FEATURES` in which two manifests differ."""
+    if difference := field_difference(a, b):
+        raise InputError(f"{what}: their patch features differ in {difference} and cannot be mixed; "
+                         "prepare the catalogue again with the same --encoder, --grid and --patch-pixels")  # fmt: skip
+
+
+def field_difference(a: Manifest | Mapping[str, Any], b: Manifest | Mapping[str, Any]) -> str:
+    """The first field of `SAME_FEATURES` in which two manifests differ, with what they say; "" where there is none."""
     first, second = (m.to_dict() if isinstance(m, Manifest) else m for m in (a, b))
     for name in SAME_FEATURES:
         x, y = _get(first, name), _get(second, name)
         if x != y:
             if name.startswith("encoder"):
                 x, y = (f"{v} of {_get(m, 'encoder.name')}" for v, m in ((x, first), (y, second)))
-            raise InputError(
-                f"{what}: their patch features differ in {name} ({x} against {y}) and cannot be mixed; "
-                "prepare the catalogue again with the same --encoder, --grid and --patch-pixels"
-            )
+            return f"{name} ({x} against {y})"
+    return ""

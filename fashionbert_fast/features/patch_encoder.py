@@ -156,14 +156,19 @@ def read_image(path: Path | BinaryIO, side: int) -> np.ndarray:
     """
     with Image.open(path) as image:
         image.draft("RGB", (side, side))  # a JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode in ("F", "I") or upright.mode.startswith("I;16"):
-            upright = _eight_bits(upright)
-        if upright.has_transparency_data:
-            upright = upright.convert("RGBA")
-            white = Image.new("RGBA", upright.size, "white")
-            upright = Image.alpha_composite(white, upright)
-        square = upright.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
+        return square_image(image, side)
+
+
+def square_image(image: Image.Image, side: int) -> np.ndarray:
+    """`read_image` of an image that is open already, at the size it has."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in ("F", "I") or upright.mode.startswith("I;16"):
+        upright = _eight_bits(upright)
+    if upright.has_transparency_data:
+        upright = upright.convert("RGBA")
+        white = Image.new("RGBA", upright.size, "white")
+        upright = Image.alpha_composite(white, upright)
+    square = upright.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
     return np.asarray(square)
 
 

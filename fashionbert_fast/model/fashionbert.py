@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fashionbert_fast.data.batch import PackedPairs
+from fashionbert_fast.data.packing import pack_padded
+from fashionbert_fast.errors import InputError
 from fashionbert_fast.kernels.dropout import draw_seed
 from fashionbert_fast.model import checkpoint
 from fashionbert_fast.model.config import FashionBertConfig
@@ -90,6 +92,44 @@ class FashionBert(nn.Module):
             state_dict: weights to write in place of the module's own (a ZeRO engine's gathered master weights).
         """
         checkpoint.save_model(self, Path(path), state_dict)
+
+    # Input -----------------------------------------------------------------------------------------------------------
+    def pack(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, patch_features: torch.Tensor) -> PackedPairs:
+        """Padded tensors, as `FashionBertProcessor` gives them, as the packed pairs that every other method takes, on
+        the model's device.
+
+        Args:
+            input_ids: (B, L) int64, [CLS] first. attention_mask: (B, L), 1 or True at tokens, 0 at padding.
+            patch_features: (B, P, D) floating, image b of title b.
+
+        Raises:
+            InputError: naming the argument that the model cannot take.
+        """
+        self._check_padded(input_ids, attention_mask, patch_features)
+        device = self.patch_embeddings.projection.weight.device
+        return pack_padded(input_ids, attention_mask, patch_features).to(device)
+
+    def _check_padded(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, patch_features: torch.Tensor
+    ) -> None:
+        c = self.config
+        if input_ids.dim() != 2 or input_ids.numel() == 0:
+            raise InputError(f"input_ids must have shape (B, L), neither of them 0, got {tuple(input_ids.shape)}")
+        if attention_mask.shape != input_ids.shape:
+            raise InputError(f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}, got "
+                             f"{tuple(attention_mask.shape)}")  # fmt: skip
+        shape = (len(input_ids), c.patches, c.patch_feature_size)
+        if patch_features.shape != shape or not patch_features.is_floating_point():
+            raise InputError(f"patch_features must be floating (B, P, D) = {shape}, got {patch_features.dtype} "
+                             f"{tuple(patch_features.shape)}; make them with the model's own processor")  # fmt: skip
+        lengths_B = attention_mask.bool().sum(1)
+        if not 1 <= lengths_B.min() <= lengths_B.max() <= c.max_position_embeddings:
+            found = f"{int(lengths_B.min())} to {int(lengths_B.max())}"
+            raise InputError(f"attention_mask: titles of {found} tokens, but the model takes 1 to "
+                             f"{c.max_position_embeddings}; cut longer ones")  # fmt: skip
+        if not 0 <= input_ids.min() <= input_ids.max() < c.vocab_size:
+            raise InputError(f"input_ids: {int(input_ids.max())} is beyond the model's vocabulary of {c.vocab_size}; "
+                             "use the tokenizer that lies with the model")  # fmt: skip
 
     # Forward ---------------------------------------------------------------------------------------------------------
     def encode_text(self, input_ids_BL: torch.Tensor, text_mask_BL: torch.Tensor | None = None) -> torch.Tensor:

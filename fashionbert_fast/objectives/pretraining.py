@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from fashionbert_fast.data.batch import Batch, PackedPairs
 from fashionbert_fast.distributed import all_reduce_sum
+from fashionbert_fast.errors import InputError
 from fashionbert_fast.model import checkpoint
 from fashionbert_fast.model.fashionbert import FashionBert
 from fashionbert_fast.model.heads import AlignmentHead, MaskedPatchHead, MaskedTokenHead
@@ -55,6 +56,34 @@ class FashionBertForPreTraining(FashionBert):
     def pooled(self, pairs: PackedPairs) -> torch.Tensor:
         """(B, H) float32 of unmasked pairs: dense + tanh on [CLS]. For inference."""
         return self.tia_head.pooled(self.encode_cls(pairs)).float()
+
+    @torch.inference_mode()
+    def score(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, patch_features: torch.Tensor, *,
+        batch_size: int = 128,
+    ) -> torch.Tensor:  # fmt: skip
+        """The probability that title b and image b belong together, (B,) float32 on the model's device. Nothing drops,
+        whatever mode the model is in; no gradients.
+
+        Args:
+            input_ids, attention_mask, patch_features: see `pack`; ``**processor(titles, images)`` gives all three.
+            batch_size: pairs of a forward pass; it moves results by float noise only.
+
+        Raises:
+            InputError: naming the argument that the model cannot take.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size {batch_size}: must be 1 or more")
+        tensors = (input_ids, attention_mask, patch_features)
+        self._check_padded(*tensors)
+        was_training = self.training
+        self.eval()
+        try:
+            parts = zip(*(tensor.split(batch_size) for tensor in tensors), strict=True)
+            logits_B2 = torch.cat([self.alignment_logits(self.pack(*part)) for part in parts])
+        finally:
+            self.train(was_training)
+        return logits_B2.softmax(1)[:, 1]
 
     def forward(self, batch: Batch, counts_T: torch.Tensor | None = None, micro_batches: int = 1) -> FashionBertOutput:
         """Losses of a batch.

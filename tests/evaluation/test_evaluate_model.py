@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from fashionbert_fast.commands import evaluate as command
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.data.tokenizer import load_tokenizer, train_wordpiece
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.evaluation.checkpoint import evaluate_checkpoint, load_scorer, max_text_tokens
+from fashionbert_fast.evaluation.checkpoint import evaluate_checkpoint, load_scorer
 from fashionbert_fast.evaluation.scorer import PairScorer
 from fashionbert_fast.features.store import FeatureStore, Manifest, StoreWriter
 from fashionbert_fast.model.config import FashionBertConfig
@@ -164,12 +163,3 @@ def test_a_missing_directory_is_named(model_dir, store, tmp_path, missing):
     setattr(args, missing, tmp_path / "nowhere")
     with pytest.raises(InputError, match="nowhere"):
         command.run(args)
-
-
-def test_titles_are_cut_as_in_the_run(tmp_path):
-    config = SimpleNamespace(max_position_embeddings=512)
-    (tmp_path / "model").mkdir()
-    assert max_text_tokens(tmp_path / "model", config) == 64
-    (tmp_path / "config.yaml").write_text("data:\n  store: s\n  max_text_tokens: 20\ntrain:\n  output: o\n")
-    assert max_text_tokens(tmp_path / "model", config) == 20
-    assert max_text_tokens(tmp_path / "model", SimpleNamespace(max_position_embeddings=16)) == 16
