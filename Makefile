@@ -4,6 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+TEXTS := fashionbert_fast csrc benchmarks tests docs README.md CONTRIBUTING.md CHANGELOG.md
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h)
 
 .DEFAULT_GOAL := help
@@ -47,9 +48,11 @@ measurements: setup  ## docs/measurements.md from the rows in benchmarks/results
 same: setup  ## does this tree train as COMMIT's does, bit for bit? make same COMMIT=HEAD
 	$(BIN)/python -m benchmarks.same $(COMMIT)
 
-lint: setup  ## ruff and clang-format
+lint: setup  ## ruff, clang-format, codespell and pyright
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
+	$(BIN)/codespell $(TEXTS)
+	$(BIN)/basedpyright --level error
 
 format: setup  ## rewrite sources to the house style
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
@@ -191,7 +191,7 @@ def load_config(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
     if missing:
         raise InputError(f"{source}: {missing[0]} is not set; add it to the file or give {missing[0]}=...")
     try:
-        return OmegaConf.to_object(merged)
+        return cast(Config, OmegaConf.to_object(merged))
     except OmegaConfBaseException as error:
         raise InputError(f"{source}: {_reason(error)}") from error
     except ValueError as error:  # from a section's own check, which begins with the field's name
@@ -202,7 +202,7 @@ def load_config(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
 def _merged(base: DictConfig, more: Any, source: str) -> DictConfig:
     """``base`` with the fields of ``more`` on top; InputError naming ``source``, the field and what was meant."""
     try:
-        return OmegaConf.merge(base, more)
+        return cast(DictConfig, OmegaConf.merge(base, more))
     except OmegaConfBaseException as error:
         raise InputError(f"{source}: {_reason(error)}") from error
 

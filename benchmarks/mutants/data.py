@@ -129,7 +129,7 @@ MUTANTS = (
     Mutant(
         "masks-do-not-follow-the-seed",
         DATA + "counter_rng.py",
-        "splitmix64(np.uint64(seed % 2**64))",
+        "splitmix64(np.asarray(seed % 2**64, dtype=np.uint64))",
         "splitmix64(np.uint64(0))",
         (*SAMPLING, *MASKING),
     ),

@@ -15,6 +15,7 @@ from typing import NamedTuple, Self
 import torch
 
 
+@dataclass
 class _OfTensors:
     """What a dataclass of tensors, of other such dataclasses and of numbers can do."""
 

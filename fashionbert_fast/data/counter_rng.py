@@ -43,7 +43,7 @@ def random_bits(seed: int, stream: Stream, epoch: int, *counters: np.ndarray | i
     """uint64 array: one number for each element of the broadcast ``counters``. Different numbers of the last counter
     give different bits, all else being equal: every step of the chain is one-to-one."""
     with np.errstate(over="ignore"):
-        state = splitmix64(np.uint64(seed % 2**64))
+        state = splitmix64(np.asarray(seed % 2**64, dtype=np.uint64))
         for value in (int(stream), epoch, *counters):
             state = splitmix64((state ^ np.asarray(value).astype(np.uint64)) * _GAMMA)
     return state

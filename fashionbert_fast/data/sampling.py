@@ -141,7 +141,7 @@ def _places(
     key = random_bits(seed, Stream.SINGLES, epoch, rows)
     last = np.empty(0, dtype=np.int64)
     if len(rows) % 2:
-        last = np.argmin(key)[None]
+        last = np.argmin(key)[None]  # pyright: ignore[reportIndexIssue]  # a number of NumPy's can be lengthened
         broken = (first == last) | (second == last)
         single = single.copy()
         single[first[broken]] = single[second[broken]] = True

@@ -18,7 +18,7 @@ def train_wordpiece(titles: Sequence[str], vocab_size: int, directory: Path) -> 
     Deterministic: the same titles give the same vocabulary. Pieces seen once are not kept.
     """
     from tokenizers import BertWordPieceTokenizer
-    from transformers import BertTokenizerFast
+    from transformers import BertTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]  # an alias made at run time
 
     trainer = BertWordPieceTokenizer(lowercase=True)
     characters = {c for title in titles for c in (trainer.normalize(title) or "") if not c.isspace()}
@@ -41,7 +41,10 @@ def load_tokenizer(directory: Path):
     Raises:
         InputError: no tokenizer is there, it cannot be read, or its vocabulary lacks a token that training needs.
     """
-    from transformers import BertTokenizerFast, PreTrainedTokenizerFast
+    from transformers import (
+        BertTokenizerFast,  # pyright: ignore[reportAttributeAccessIssue]  # an alias made at run time
+        PreTrainedTokenizerFast,
+    )
 
     directory = Path(directory)
     described = read_json(directory / "tokenizer.json") if (directory / "tokenizer.json").exists() else None

@@ -183,9 +183,11 @@ def deepspeed_config(config: Config, world_size: int) -> dict:
 def _check_precision(precision: str, device: torch.device) -> None:
     from deepspeed.accelerator import get_accelerator
 
-    if precision == "fp16" and not get_accelerator().is_fp16_supported():
+    accelerator = get_accelerator()
+    assert accelerator is not None  # there is always one: the CPU at least
+    if precision == "fp16" and not accelerator.is_fp16_supported():
         raise InputError(f"train.precision fp16: this {device.type} has no float16 arithmetic; use bf16 or fp32")
-    if precision == "bf16" and not get_accelerator().is_bf16_supported():
+    if precision == "bf16" and not accelerator.is_bf16_supported():
         raise InputError(f"train.precision bf16: this {device.type} has no bfloat16 arithmetic; use fp16 or fp32")
 
 
@@ -218,7 +220,10 @@ def build(config: Config, directory: Path, device: torch.device) -> Run:
     optimizer = build_optimizer(model.to(device), config.train, device)
     schedule = build_schedule(optimizer, config.train)
     engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer, lr_scheduler=schedule, config=deepspeed_config(config, world_size)
+        model=model,
+        optimizer=optimizer,
+        lr_scheduler=schedule,  # pyright: ignore[reportArgumentType]  # torch's former name of the class is asked for
+        config=deepspeed_config(config, world_size),
     )
     if config.train.zero_stage == 0 and config.train.precision != "fp32":
         optimizer.state.clear()  # DeepSpeed took a step of zero gradients there, which bias correction would count

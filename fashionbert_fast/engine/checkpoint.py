@@ -38,6 +38,7 @@ def master_weights(engine) -> dict[str, torch.Tensor]:
         full = safe_get_full_fp32_param(parameter)
         if full is None:
             full = whole.get(parameter, parameter)
+        assert full is not None
         weights[name] = full.detach().float().cpu().clone()
     return weights
 

@@ -16,7 +16,7 @@ MULTIPLE = 16  # of both sizes of a matrix in an 8-bit product; the rows of a ba
 
 def _converter() -> Callable:
     try:
-        from torchao.float8 import convert_to_float8_training
+        from torchao.float8 import convert_to_float8_training  # pyright: ignore[reportMissingImports]  # optional
     except ImportError as error:
         raise InputError("train.fp8: torchao is not installed; pip install torchao, or set it to false") from error
     return convert_to_float8_training

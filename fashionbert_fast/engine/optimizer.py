@@ -50,7 +50,7 @@ def _factory(name: str, backend: str, device: torch.device) -> Callable[..., tor
 
         return FusedLamb
     if backend == "apex":
-        from apex.optimizers import FusedAdam, FusedLAMB
+        from apex.optimizers import FusedAdam, FusedLAMB  # pyright: ignore[reportMissingImports]  # optional
 
         return FusedAdam if name == "adamw" else FusedLAMB
     if (name, backend) == ("lamb", "pytorch_optimizer"):

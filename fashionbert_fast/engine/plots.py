@@ -9,6 +9,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 
 from fashionbert_fast.model.config import TASKS
 
@@ -34,7 +35,7 @@ def _numbers(records: list[dict], *keys: str) -> np.ndarray:
     return np.asarray(values, dtype=np.float64)
 
 
-def _style(axis: plt.Axes, title: str) -> None:
+def _style(axis: Axes, title: str) -> None:
     axis.set_title(title, loc="left", fontsize=10)
     axis.set_xlabel("step", fontsize=8)
     axis.tick_params(labelsize=8)

@@ -144,7 +144,7 @@ class Validation:
         self.stale = 0  # validations since it
         self.last: dict | None = None  # what was measured last
         if self.held_out is not None and self.config.keep_best is not None and first_step > 0:
-            found = [_read_back(run.directory, self.config.keep_best, first_step)] if is_main() else [None]
+            found: list = [_read_back(run.directory, self.config.keep_best, first_step)] if is_main() else [None]
             dist.broadcast_object_list(found)  # the main process will rewrite the file
             self.step, self.best, self.stale = found[0]
 
@@ -153,6 +153,7 @@ class Validation:
 
     def __call__(self, step: int) -> dict:
         """Measure, and remember whether the step is the best so far. A collective."""
+        assert self.held_out is not None  # else none is due
         result = measure(self.run, self.held_out)
         if self.config.keep_best is not None:
             value = _value(result, self.config.keep_best)
@@ -184,8 +185,8 @@ class Validation:
             )
 
 
-def _better(metric: str, value: float, best: float | None) -> bool:
-    if not math.isfinite(value):
+def _better(metric: str, value: float | None, best: float | None) -> bool:
+    if value is None or not math.isfinite(value):
         return False
     return best is None or (value > best if metric == "alignment_accuracy" else value < best)
 
@@ -198,7 +199,7 @@ def _read_back(directory: Path, metric: str, first_step: int) -> tuple[int | Non
     validations = list(_validations(directory, first_step))
     step = best_step(directory)
     value = next((_value(validation, metric) for at, validation in validations if at == step), None)
-    if value is None:
+    if step is None or value is None:
         return None, None, 0  # whatever is validated next is the best so far
     return step, value, sum(at > step for at, _ in validations)
 

@@ -105,7 +105,8 @@ class CandidateSampler:
             same_sub_N = self.subcategory_N == subcategory
             same_category_N = self.category_N == self.category_N[query]
             masks = (same_sub_N, same_category_N & ~same_sub_N, ~same_category_N)
-            self._tiers[subcategory] = tuple(np.flatnonzero(mask) for mask in masks)
+            near, further, far = (np.flatnonzero(mask) for mask in masks)
+            self._tiers[subcategory] = near, further, far
         return self._tiers[subcategory]
 
 

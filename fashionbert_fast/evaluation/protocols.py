@@ -40,14 +40,18 @@ Vectors = Callable[[np.ndarray], np.ndarray]  # rows [n] -> [CLS] vectors [n, H]
 class Products(Protocol):
     """What the protocols read of a feature store: one entry a row, rows numbered from 0."""
 
-    ids: Sequence[str]
-    titles: Sequence[str]
-    categories: Sequence[str]
-    subcategories: Sequence[str]
-    splits: Sequence[str]
-    groups: Sequence[str]  # views of one product share one; "": none
-    image_hashes: Sequence[str]  # "": not known
-    twin_N: np.ndarray  # equal for rows that share a group, a title or a photo
+    ids: list[str]
+    titles: list[str]
+    categories: list[str]
+    subcategories: list[str]
+    splits: list[str]
+    groups: list[str]  # views of one product share one; "": none
+    image_hashes: list[str]  # "": not known
+
+    @property
+    def twin_N(self) -> np.ndarray:
+        """Equal for rows that share a group, a title or a photo."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,11 @@ def candidate_lists(
     if len(rows_N) < 2:
         raise InputError(f"rows: {len(rows_N)} product(s) to evaluate; ranking needs 2 or more, choose another split")
     sampler = CandidateSampler(
-        [store.ids[row] for row in rows_N],
-        [store.categories[row] for row in rows_N],
-        [store.subcategories[row] for row in rows_N],
+        [store.ids[row] for row in rows_N.tolist()],
+        [store.categories[row] for row in rows_N.tolist()],
+        [store.subcategories[row] for row in rows_N.tolist()],
         seed,
-        groups=[store.groups[row] for row in rows_N],
+        groups=[store.groups[row] for row in rows_N.tolist()],
         twins=store.twin_N[rows_N],
     )
     if len(set(sampler.twin_N)) < 2:
@@ -245,7 +249,7 @@ def _released_faulty(store: Products, scored: Scored, batch_size: int) -> dict[s
     """Recall of both directions as the released evaluator would have printed it for these scores."""
     lists = scored.lists
     width = lists.candidates_QC.shape[1]
-    ids_R = [store.ids[scored.rows_N[query]] for query in lists.queries_Q for _ in range(width)]
+    ids_R = [store.ids[row] for row in scored.rows_N[lists.queries_Q].tolist() for _ in range(width)]
     is_truth_R = (np.arange(width) == lists.truth_Q[:, None]).ravel()
     directions = {"image_to_text": scored.image_to_text_QC, "text_to_image": scored.text_to_image_QC}
     faulty: dict[str, Any] = {"grouping": "released-faulty", "released_batch_size": batch_size}

@@ -60,7 +60,7 @@ def probe(
     absent = sorted(set(test_E.tolist()) - set(classes.tolist()))
     return {
         "accuracy": float((predicted_E == test_E).mean()),
-        "macro_f1": float(f1_score(test_E, predicted_E, average="macro", zero_division=0)),
+        "macro_f1": float(f1_score(test_E, predicted_E, average="macro", zero_division=0)),  # pyright: ignore[reportArgumentType]  # 0 is allowed
         "majority": float((test_E == classes[counts.argmax()]).mean()),
         "rows": len(test_E),
         "classes": len(classes),

@@ -14,11 +14,15 @@ import inspect
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 
 from fashionbert_fast.errors import InputError
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from transformers import PretrainedConfig
 
 DEFAULT = "resnet50"
 ALIASES = {"resnet50": "microsoft/resnet-50"}
@@ -104,7 +108,7 @@ class _EfficientNetTrunk(nn.Module):
         net._fc = nn.Identity()
 
     def forward(self, pixels_B3hw: torch.Tensor) -> torch.Tensor:
-        return self.net.extract_features(pixels_B3hw)
+        return self.net.extract_features(pixels_B3hw)  # pyright: ignore[reportCallIssue]  # not a tensor
 
 
 def _efficientnet_lite0() -> Backbone:
@@ -207,8 +211,10 @@ class _HuggingFaceTrunk(nn.Module):
 
 def _transformers_model(name: str) -> Backbone:
     model, untrained, processor = _load(name)
+    config = cast("PretrainedConfig", model.config)
     if hasattr(model, "vision_model"):  # of two towers, the one that sees
-        model, untrained = model.vision_model, [key for key in untrained if key.startswith("vision_model.")]
+        model, config = model.get_submodule("vision_model"), getattr(config, "vision_config", config)
+        untrained = [key for key in untrained if key.startswith("vision_model.")]
     if "pixel_values" not in inspect.signature(model.forward).parameters:
         raise InputError(f"--encoder {name}: {type(model).__name__} takes no images; give a vision model")
     lost = [key for key in untrained if "pooler" not in key]
@@ -221,7 +227,7 @@ def _transformers_model(name: str) -> Backbone:
     local = Path(name).is_dir()
     return Backbone(
         _HuggingFaceTrunk(model, pooling).eval(), Path(name).resolve().name if local else name,
-        model.config.model_type, pooling, width, pixels or CNN_PATCH_PIXELS, weights_sha256(used), trained=True,
+        config.model_type, pooling, width, pixels or CNN_PATCH_PIXELS, weights_sha256(used), trained=True,
         mean=tuple(getattr(processor, "image_mean", None) or IMAGENET_MEAN),
         std=tuple(getattr(processor, "image_std", None) or IMAGENET_STD),
     )  # fmt: skip

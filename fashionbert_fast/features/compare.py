@@ -51,7 +51,7 @@ def compare(first: FeatureStore, second: FeatureStore) -> dict[str, Any]:
         "largest": float(distances.max()) if np.isfinite(distances).all() else None,
         "tolerance": allowed,
         "beyond_tolerance": beyond,
-        "worst": [{"id": first.ids[rows[i][0]], "distance": _number(distances[i])} for i in worst.tolist()],
+        "worst": [{"id": first.ids[rows[i][0]], "distance": _number(float(distances[i]))} for i in worst.tolist()],
         "probe": probe_difference(*manifests),  # "": the encoders agree on it, or one has none
         "agree": beyond == 0,
     }

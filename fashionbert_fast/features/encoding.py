@@ -22,7 +22,8 @@ from fashionbert_fast.features.manifest import DTYPES
 from fashionbert_fast.features.patch_encoder import PatchEncoder, read_image
 from fashionbert_fast.progress import progress
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 PHOTO_PROBLEMS = UNREADABLE, NON_FINITE = "unreadable image", "non-finite features"
 
 

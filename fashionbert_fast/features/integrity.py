@@ -70,7 +70,9 @@ def row_crc32(raw_nPD: np.ndarray) -> list[int]:
     return [zlib.crc32(row) for row in raw_nPD]
 
 
-def content_sha256(columns: Mapping[str, Sequence[str]], crc32_N: Sequence[int], manifest: Manifest) -> str:
+def content_sha256(
+    columns: Mapping[str, Sequence[str]], crc32_N: Sequence[int] | np.ndarray, manifest: Manifest
+) -> str:
     """SHA-256 (hex) of what a store holds: products, splits, photos' hashes and features, in order.
 
     Equal for equal content, whoever wrote the files, with whatever library, from whatever directory of photos.

@@ -51,7 +51,7 @@ class PatchEncoder:
         example_B3hw = torch.rand(2, 3, h, h, generator=generator)
         self._probe(example_B3hw[:1])
         module = fold_batch_norm(backbone.module, example_B3hw)
-        self.module = module.to(self.device, self.dtype).to(memory_format=torch.channels_last)
+        self.module = module.to(self.device, self.dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         # (x / 255 - mean) / std as one multiply and add
         std = torch.tensor(backbone.std, device=self.device)
         self.scale_3 = 1 / (255 * std)
@@ -202,8 +202,9 @@ def fold_batch_norm(module: nn.Module, example_B3hw: torch.Tensor) -> nn.Module:
         before = module(example_B3hw)
     for parent in list(module.modules()):
         for (conv_name, conv), (norm_name, norm) in pairwise(list(parent.named_children())):
-            is_pair = isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-            if is_pair and conv.out_channels == norm.num_features:
+            if not (isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)):
+                continue
+            if conv.out_channels == norm.num_features:
                 undo += [(parent, conv_name, conv), (parent, norm_name, norm)]
                 setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
                 setattr(parent, norm_name, nn.Identity())

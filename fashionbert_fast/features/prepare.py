@@ -87,7 +87,7 @@ def prepare(
     manifest = patch_encoder.manifest()
     manifest.source, manifest.seed = str(source), seed
     manifest.created = datetime.now(UTC).isoformat(timespec="seconds")
-    encoding = time.perf_counter()
+    began = time.perf_counter()
     with StoreWriter(
         out, patches=grid * grid, feature_size=patch_encoder.feature_size, dtype=dtype, overwrite=overwrite,
         expected=len(products),
@@ -104,7 +104,7 @@ def prepare(
         print(f"WARNING: {warning}", file=sys.stderr, flush=True)
     return PrepareReport(
         str(out), manifest.products, problems.count, manifest.problems, manifest.splits, manifest.leaks, warnings,
-        now - started, manifest.products / (now - encoding), patch_encoder.backbone.name,
+        now - started, manifest.products / (now - began), patch_encoder.backbone.name,
         patch_encoder.backbone.trained, manifest.feature_size, manifest.fingerprint,
     )  # fmt: skip
 

@@ -13,6 +13,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.patch_encoder import read_image
@@ -58,7 +60,7 @@ def write_sheet(store: FeatureStore, path: Path, count: int) -> dict[str, int]:
         twins = int(store.twin_N[row])
         if sizes[twins] > 1:
             colour = colours.get(twins, LONE_TWIN)
-            axis.add_patch(plt.Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, color=colour, lw=4))
+            axis.add_patch(Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, color=colour, lw=4))
         _write_words(axis, store, row, sizes[twins])
     try:
         with warnings.catch_warnings():
@@ -72,7 +74,7 @@ def write_sheet(store: FeatureStore, path: Path, count: int) -> dict[str, int]:
     return dict(states)
 
 
-def _draw_photo(axis: plt.Axes, store: FeatureStore, row: int) -> str:
+def _draw_photo(axis: Axes, store: FeatureStore, row: int) -> str:
     side = store.manifest.resize["image_pixels"]
     try:
         image_SS3 = read_image(Path(store.images[row]), side)
@@ -86,7 +88,7 @@ def _draw_photo(axis: plt.Axes, store: FeatureStore, row: int) -> str:
     return "shown" if store.image_hashes[row] in ("", digest) else "changed"
 
 
-def _write_words(axis: plt.Axes, store: FeatureStore, row: int, twins: int) -> None:
+def _write_words(axis: Axes, store: FeatureStore, row: int, twins: int) -> None:
     title = textwrap.shorten(store.titles[row], 72, placeholder="...")
     options = {"transform": axis.transAxes, "fontsize": 7, "va": "top", "parse_math": False}
     axis.text(0, -0.03, textwrap.fill(title, 30), **options)

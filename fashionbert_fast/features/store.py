@@ -201,7 +201,7 @@ class StoreWriter:
             raise ValueError(f"features: {tuple(features_IPD.shape)}, not {(len(products), *self.shape_PD)}")
         rounded_IPD = features_IPD.detach().to("cpu", DTYPES[self.dtype]).contiguous()
         raw_IPD = rounded_IPD.view(_UNSIGNED[self.dtype]).numpy()
-        for index in np.flatnonzero(~integrity.is_finite(raw_IPD, self.dtype)):
+        for index in np.flatnonzero(~integrity.is_finite(raw_IPD, self.dtype)).tolist():
             raise ValueError(f"features: NaN or infinity in those of id {products[index].id}")
         try:
             self.file.write(raw_IPD)

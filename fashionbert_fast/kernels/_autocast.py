@@ -53,5 +53,5 @@ def _is_cast(value: object) -> bool:
 
 def _cast(value, dtype: torch.dtype):
     if isinstance(value, tuple) and hasattr(value, "_make"):  # arguments grouped in a NamedTuple
-        return value._make(_cast(inner, dtype) for inner in value)
-    return value.to(dtype) if _is_cast(value) else value
+        return type(value)(*(_cast(inner, dtype) for inner in value))
+    return value.to(dtype) if isinstance(value, torch.Tensor) and _is_cast(value) else value

@@ -36,6 +36,7 @@ def dropout_add_layer_norm_reference(
     """The formula in plain PyTorch, with the operator's own mask."""
     biased_TH = x_TH if bias_H is None else x_TH + bias_H
     if dropout > 0:
+        assert seed is not None
         T, H = x_TH.shape
         keep_TH = keep_reference(int(seed), site, torch.arange(T), H, dropout).to(x_TH.device)
         biased_TH = biased_TH * (keep_TH * scale_of(dropout)).to(x_TH.dtype)

@@ -38,6 +38,7 @@ def packed_attention_reference(
         q_NLE, k_NLE, v_NLE = rows_T3H[first:last].view(-1, 3, heads, E).permute(1, 2, 0, 3)
         p_NLL = torch.softmax(q_NLE @ k_NLE.transpose(1, 2) / E**0.5, dim=-1)
         if dropout > 0:
+            assert seed is not None
             tokens_NL = torch.arange(first, last).expand(heads, -1)
             plane_NL = torch.arange(heads)[:, None].expand_as(tokens_NL)
             keep_NLL = dropouts.keep_reference(int(seed), site, tokens_NL, last - first, dropout, plane_NL)

@@ -58,7 +58,7 @@ def resolve_core(name: str | Path) -> Path:
     if str(name) in PACKAGED_CORES:
         package, folder = PACKAGED_CORES[str(name)]
         spec = importlib.util.find_spec(package)
-        if spec is None:
+        if spec is None or spec.origin is None:
             raise InputError(
                 f"model.core {name}: package {package} is not installed; pip install 'fashionbert_fast[offline]'"
             )

@@ -47,7 +47,7 @@ def dropout_sites(config: FashionBertConfig) -> int:
 def apex_layer_norm() -> Callable[..., torch.Tensor]:
     """NVIDIA apex's fused LayerNorm, a function of (input, weight, bias, normalized_shape, eps)."""
     try:
-        from apex.normalization.fused_layer_norm import fused_layer_norm_affine
+        from apex.normalization.fused_layer_norm import fused_layer_norm_affine  # pyright: ignore[reportMissingImports]  # optional
     except ImportError as error:
         raise InputError(
             "model.layer_norm apex: NVIDIA apex is not installed; build it from source or use fused"
@@ -175,6 +175,7 @@ class Encoder(nn.Module):
                 checkpoints stay as they are. A weight is shared as an object: what replaces it later is not seen.
         """
         for layer in self.layers:
+            assert isinstance(layer, EncoderLayer)
             for name in MATMULS:
                 linear = getattr(layer, name)
                 bare = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
@@ -185,4 +186,6 @@ class Encoder(nn.Module):
         """Last hidden state of each sequence's first row, (B, H): the last layer's work shrinks to that row."""
         for layer in self.layers[:-1]:
             hidden_TH = layer(hidden_TH, packing)
-        return self.layers[-1].forward_cls(hidden_TH, packing)
+        last = self.layers[-1]
+        assert isinstance(last, EncoderLayer)
+        return last.forward_cls(hidden_TH, packing)

@@ -33,6 +33,7 @@ class FashionBertOutput:
     @property
     def losses_T(self) -> torch.Tensor:
         """(3,) float32 global mean losses (mlm, tia, mpm), detached."""
+        assert self.report.losses_T is not None
         return self.report.losses_T
 
 

@@ -134,6 +134,7 @@ class TaskWeighter(nn.Module):
         A task whose gradient is exactly zero (preference 0, nothing masked) takes no part and gets 0: for `min_norm` it
         would be the point of smallest norm, all by itself, and dividing by its norm would leave nothing of the others.
         """
+        assert report.cotangent is not None and report.losses_T is not None  # the backward began at the loss
         gram_TT = all_reduce_sum(task_gram(gradients)) / (report.cotangent.float() * world_size()) ** 2
         live_T = gram_TT.diagonal() != 0
         scale_T = self._normaliser(gram_TT, live_T, report)
@@ -174,6 +175,7 @@ class TaskWeighter(nn.Module):
         stays 1, and 0 for the others; None for 1."""
         if self.weighting.normalise == "none":
             return None
+        assert report.losses_T is not None
         size_T = gram_TT.diagonal().clamp_min(0).sqrt() if self.weighting.normalise == "norm" else report.losses_T
         scale_T = live_T / size_T.clamp_min(1e-12)
         return scale_T * live_T.sum() / scale_T.sum().clamp_min(1e-12)

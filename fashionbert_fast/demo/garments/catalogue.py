@@ -361,7 +361,7 @@ def write_catalogue(out: Path, *, products: int = 3648, seed: int = 0) -> Path:
             for garment, photo in zip(catalogue, pool.map(lambda g: _jpeg(g, seed), catalogue), strict=True):
                 (out / "images" / f"{garment.id}.jpg").write_bytes(photo)
         with (out / "styles.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer: csv.DictWriter[str] = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(garment.row for garment in catalogue)
     except OSError as error:
