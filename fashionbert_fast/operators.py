@@ -55,9 +55,9 @@ def table() -> str:
     """The operators as a table in Markdown: what docs/operators.md shows."""
     lines = ["| operator | gives | CPU | GPU |", "| --- | --- | --- | --- |"]
     for o in OPERATORS:
-        where = f"[{o.gpu}](../{o.gpu_file})"
+        where, gives = f"[{o.gpu}](../{o.gpu_file})", o.gives.replace("|", "\\|")  # else the end of a cell
         lines.append(
-            f"| [`{o.name}`](../fashionbert_fast/kernels/{o.name}.py) | {o.gives} | "
+            f"| [`{o.name}`](../fashionbert_fast/kernels/{o.name}.py) | {gives} | "
             f"[C++](../csrc/cpu/{o.name}.cpp) | {where} |"
         )
     return "\n".join(lines)

@@ -37,6 +37,9 @@ def missing(operator: Operator, root: Path = ROOT, schemas: list[str] = SCHEMAS)
         if (root / file).is_file() and text not in (root / file).read_text():
             found.append(f"{file}: {what}")
 
+    sources = [file for file in files if file.endswith((".cpp", ".cu"))]
+    for source in sources:
+        holds("CMakeLists.txt", f"  {source}", f"{source} among the sources")
     holds(files[0], "_reference(", "a reference")
     for schema in operator.schemas:
         holds(files[1], f'm.impl("{schema}"', f"a CPU kernel of {schema}")
@@ -91,6 +94,8 @@ def test_every_missing_place_is_named(tmp_path):
         "schema.cpp: toy",
     ):
         assert any(place in found for found in everywhere), place
+    (tmp_path / "CMakeLists.txt").write_text("set(CPU_SOURCES\n  csrc/schema.cpp)\n")
+    assert "CMakeLists.txt: csrc/cpu/toy.cpp among the sources" in missing(toy, tmp_path)
     kernel = tmp_path / "fashionbert_fast" / "kernels" / "toy.py"
     kernel.parent.mkdir(parents=True)
     kernel.write_text("def toy(): ...\n")

@@ -119,7 +119,7 @@ LAUNCHED = [
     pytest.param(function, count, id=function.__name__)
     for operator in OPERATORS
     if operator.gpu == "Triton"
-    for function, count in CASES[operator.name].items()  # KeyError: a new operator without a case here
+    for function, count in CASES[operator.name].items()  # KeyError: a new operator without a case
 ]
 # Bytes known to spill: products of float32, and attention on an A100 of more than 128 tokens.
 SPILLED = {
