@@ -8,7 +8,7 @@ TEXTS := fashionbert_fast csrc benchmarks tests docs README.md CONTRIBUTING.md C
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow bench measurements same lint format clean
+.PHONY: help setup demo test test-slow wheel-test dist bench measurements same lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,12 @@ test: setup  ## the test suite (no GPU needed)
 test-slow: setup  ## the long proofs as well
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+wheel-test: setup  ## the wheel, in an empty environment outside this checkout
+	$(BIN)/python -m pytest tests/test_wheel.py
+
+dist: setup  ## sdist and wheel, for any processor, into dist/
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build --no-isolation
+
 bench: setup  ## measurements against named alternatives
 	$(BIN)/fashionbert bench ops --quick --json bench.json
 
@@ -59,4 +65,4 @@ format: setup  ## rewrite sources to the house style
 	$(BIN)/clang-format -i $(SOURCES)
 
 clean:  ## remove what the build made
-	rm -rf build $(VENV)/.built fashionbert_fast/*.so *.egg-info
+	rm -rf build dist $(VENV)/.built fashionbert_fast/*.so *.egg-info

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import yaml
 
-from fashionbert_fast.config import load_config
+from fashionbert_fast.config import SHIPPED, load_config
 from fashionbert_fast.errors import InputError
 
 NEEDED = ["data.store=s", "train.output=r"]
-CONFIGS = Path(__file__).parent.parent / "configs"
 
 
 def test_overrides_win_over_the_file_which_wins_over_defaults(tmp_path):
@@ -27,9 +24,16 @@ def test_the_resolved_file_gives_the_same_configuration(tmp_path):
     assert load_config(tmp_path / "resolved.yaml") == config
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
-def test_shipped_configurations_load(path):
-    load_config(path, NEEDED)
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_configurations_load_by_name_from_anywhere(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config(name, NEEDED) == load_config(SHIPPED[name], NEEDED)
+
+
+def test_a_file_of_ones_own_wins_over_a_shipped_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base").write_text("train: {steps: 7}\n")
+    assert load_config("base", NEEDED).train.steps == 7
 
 
 def test_the_released_recipe_is_the_default():
@@ -99,7 +103,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_the_file_is_plain_yaml():
-    for path in CONFIGS.glob("*.yaml"):
+    for path in SHIPPED.values():
         assert isinstance(yaml.safe_load(path.read_text()), dict)
 
 

@@ -1,4 +1,4 @@
-"""configs/base.yaml, the released recipe, from a directory laid out as google-bert/bert-base-uncased."""
+"""`--config base`, the released recipe, from a directory laid out as google-bert/bert-base-uncased."""
 
 from __future__ import annotations
 
@@ -19,12 +19,11 @@ from fashionbert_fast.data.tokenizer import load_tokenizer
 from fashionbert_fast.engine.metrics import read_metrics
 from fashionbert_fast.run_directory import resolve_model_dir
 
-CONFIG = Path(__file__).parent.parent.parent / "configs" / "base.yaml"
 TITLES = ["Red Café Shirt, model 7", "blue SNEAKER"]
 
 
 def _command(store: Path, bert: Path, output: Path) -> list[str]:
-    return ["pretrain", "--config", str(CONFIG), f"data.store={store}", f"train.output={output}", f"model.core={bert}",
+    return ["pretrain", "--config", "base", f"data.store={store}", f"train.output={output}", f"model.core={bert}",
             "train.steps=20"]  # fmt: skip
 
 

@@ -45,7 +45,7 @@ def test_bias_correction_counts_the_steps_taken(build_run, stage, precision):
 
 
 def _adamw_step(model, batch, moments: dict, step: int) -> None:
-    batch.features_IPD = batch.features_IPD.double()
+    batch.inputs.features_IPD = batch.inputs.features_IPD.double()
     gradients = torch.autograd.grad(model(batch).loss, list(model.parameters()))
     norm = torch.cat([g.flatten() for g in gradients]).norm()
     assert norm > 4 * CLIP, "clipping has nothing to do"

@@ -51,7 +51,7 @@ def test_sizes_are_the_checkpoints_and_rates_the_configurations(first, store_pat
     saved = json.loads((resolve_model_dir(first) / "config.json").read_text())
     c = model.config
     assert (c.hidden_dropout_prob, c.attention_probs_dropout_prob, c.patch_dropout_prob) == (0.2, 0.3, 0.4)
-    assert (c.weighting.method, c.weighting.preference) == ("min_norm", (1.0, 2.0, 3.0))
+    assert (c.weighting.method, c.weighting.preference) == ("min_norm", [1.0, 2.0, 3.0])
     assert (c.hidden_size, c.vocab_size, c.num_hidden_layers) == (32, saved["vocab_size"], 2)
     assert model.weighter.weighting == c.weighting and model.tia_head.dropout.p == 0.2
 
