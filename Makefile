@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
-TEXTS := fashionbert_fast csrc benchmarks tests docs README.md CONTRIBUTING.md CHANGELOG.md
+TEXTS := fashionbert_fast csrc benchmarks tests docs examples README.md CONTRIBUTING.md CHANGELOG.md
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h)
 
 .DEFAULT_GOAL := help
