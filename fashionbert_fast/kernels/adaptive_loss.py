@@ -87,6 +87,11 @@ def adaptive_loss(
 
     Raises:
         ValueError: naming the argument, on a wrong shape or dtype or an alpha too small.
+
+    Example:
+        >>> loss, weights_T = adaptive_loss(torch.tensor([1.0, 1.0, 1.0]))
+        >>> loss, weights_T
+        (tensor(1.), tensor([0.3333, 0.3333, 0.3333]))
     """
     check_floating("losses_T", losses_T)
     if losses_T.dim() != 1 or not 1 <= losses_T.numel() <= MAX_TASKS:

@@ -68,6 +68,10 @@ def bias_gelu(x_TF: torch.Tensor, bias_F: torch.Tensor | None = None) -> torch.T
 
     Raises:
         ValueError: naming the argument whose shape, dtype or device is wrong.
+
+    Example:
+        >>> bias_gelu(torch.tensor([[-1.0, 0.0, 1.0]]), torch.zeros(3))
+        tensor([[-0.1587,  0.0000,  0.8413]])
     """
     check_floating("x_TF", x_TF)
     if x_TF.dim() != 2:

@@ -119,6 +119,11 @@ def dropout_add_layer_norm(
 
     Raises:
         ValueError: naming the argument whose shape, dtype, device or value is wrong.
+
+    Example:
+        >>> x_TH, residual_TH = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 1.0]])
+        >>> dropout_add_layer_norm(x_TH, residual_TH, torch.ones(2), torch.zeros(2))
+        tensor([[-1.,  1.]])
     """
     check_floating("x_TH", x_TH)
     if x_TH.dim() != 2:

@@ -107,6 +107,12 @@ def linear_patch_kld(
 
     Raises:
         ValueError: naming the argument whose shape, dtype, device or value is wrong.
+
+    Example:
+        >>> features_RD = torch.rand(10, 6)  # of which rows 7 and 2 are predicted
+        >>> loss = linear_patch_kld(torch.zeros(2, 4), torch.rand(6, 4), features_RD, torch.tensor([7, 2]))
+        >>> loss.shape, bool(loss >= 0)
+        (torch.Size([]), True)
     """
     check_reduction(reduction)
     check_floating("hidden_MH", hidden_MH)

@@ -159,6 +159,12 @@ def masked_patch_embed(
 
     Raises:
         ValueError: naming the argument whose shape, dtype, device or value is wrong.
+
+    Example:
+        >>> features_IPD, patch_mask_BP = torch.rand(2, 4, 6), torch.rand(2, 4) < 0.1  # two photos of four patches
+        >>> weights = torch.rand(8, 6), torch.rand(4, 8), torch.rand(8), torch.ones(8), torch.zeros(8)
+        >>> masked_patch_embed(features_IPD, patch_mask_BP, *weights).shape
+        torch.Size([2, 4, 8])
     """
     _check_features(features_IPD, scale_IP, weight_HD)
     _check_parameters(

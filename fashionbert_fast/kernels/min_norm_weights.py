@@ -81,6 +81,10 @@ def min_norm_weights(gram_TT: torch.Tensor) -> torch.Tensor:
 
     Raises:
         ValueError: naming the argument whose shape or dtype is wrong.
+
+    Example:
+        >>> min_norm_weights(torch.tensor([[1.0, 0.0], [0.0, 3.0]]))  # orthogonal gradients, one longer than the other
+        tensor([0.7500, 0.2500])
     """
     check_floating("gram_TT", gram_TT)
     if gram_TT.dim() != 2 or gram_TT.shape[0] != gram_TT.shape[1] or not 1 <= gram_TT.shape[0] <= 3:

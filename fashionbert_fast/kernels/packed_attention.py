@@ -114,6 +114,11 @@ def packed_attention(
 
     Raises:
         ValueError: naming the argument whose shape, dtype, device or value is wrong.
+
+    Example:
+        >>> qkv_T3H = torch.randn(5, 3 * 8)  # of two sequences, of 2 and 3 tokens
+        >>> packed_attention(qkv_T3H, torch.tensor([0, 2, 5], dtype=torch.int32), heads=2, max_seqlen=3).shape
+        torch.Size([5, 8])
     """
     check_floating("qkv_T3H", qkv_T3H)
     if not isinstance(heads, int) or heads < 1:

@@ -107,6 +107,10 @@ def patch_kld(
 
     Raises:
         ValueError: naming the argument whose shape, dtype, device or value is wrong.
+
+    Example:
+        >>> patch_kld(torch.zeros(1, 2), torch.tensor([[0.0, torch.log(torch.tensor(3.0))]]))
+        tensor(0.1308)
     """
     check_reduction(reduction)
     check_floating("logits_MD", logits_MD)

@@ -50,7 +50,11 @@ class TaskWeighting:
 
 @dataclass
 class FashionBertConfig:
-    """Sizes and rates. Field names of the core are those of ``transformers.BertConfig``."""
+    """Sizes and rates. Field names of the core are those of ``transformers.BertConfig``.
+
+    >>> FashionBertConfig(hidden_size=128, num_attention_heads=2).patches
+    64
+    """
 
     vocab_size: int = 30522
     hidden_size: int = 768

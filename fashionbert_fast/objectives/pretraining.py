@@ -38,7 +38,16 @@ class FashionBertOutput:
 
 
 class FashionBertForPreTraining(FashionBert):
-    """FashionBERT (Gao et al., SIGIR 2020) with its three pre-training heads and their adaptive weights."""
+    """FashionBERT (Gao et al., SIGIR 2020) with its three pre-training heads and their adaptive weights.
+
+    A model of any size, trained or not, scores plain tensors; `FashionBertProcessor` makes them of titles and photos:
+
+    >>> config = FashionBertConfig(vocab_size=100, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+    ...                            intermediate_size=32, patches=4, patch_feature_size=6)
+    >>> model = FashionBertForPreTraining(config)
+    >>> model.score(torch.tensor([[2, 17, 3]]), torch.ones(1, 3, dtype=torch.int64), torch.rand(1, 4, 6)).shape
+    torch.Size([1])
+    """
 
     def build_heads(self) -> None:
         self.mlm_head = MaskedTokenHead(self.config)
