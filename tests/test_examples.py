@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import runpy
@@ -9,9 +10,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
 from training import own_traces
+
+matplotlib.use("Agg")
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -71,3 +75,19 @@ def test_every_example_is_tested_and_says_how_it_is_run():
     for path in EXAMPLES.glob("*.py"):
         assert f'example("{path.stem}")' in Path(__file__).read_text(), path
         assert f"python examples/{path.name}" in path.read_text(), path
+
+
+def test_the_notebook_runs(shop):
+    """Its cells, one after another, on a shop in place of the demo."""
+    cells = json.loads((EXAMPLES / "titles_and_photos.ipynb").read_text())["cells"]
+    scope: dict = {}
+    for number, cell in enumerate(cell for cell in cells if cell["cell_type"] == "code"):
+        assert cell["outputs"] == [] and cell["execution_count"] is None  # what it shows depends on the run
+        exec("".join(cell["source"]), scope)
+        if number == 0:  # the paths
+            scope |= {"RUN": shop / "runs" / "shop", "STORE": shop / "stores" / "shop"}
+    plt = scope["plt"]
+    count = len(scope["titles"])
+    assert scope["score_TP"].shape == (count, count) and count > 1
+    assert len(scope["figure"].axes) == 4 * count
+    plt.close("all")
