@@ -266,6 +266,17 @@ def test_bad_input_ends_every_process_at_once(config, whole_run):
     assert "forcefully" not in done.stderr  # torchrun's word for a rank left waiting that it had to kill
 
 
+@pytest.mark.parametrize("late", [0, 1])
+def test_bad_input_is_told_though_torchrun_ends_the_slower_rank_first(tmp_path, late):
+    script = tmp_path / "late.py"
+    script.write_text(
+        f"import os, sys, time\nfrom fashionbert_fast.cli import main\n"
+        f"time.sleep(30 * (os.environ['LOCAL_RANK'] == '{late}'))\nsys.exit(main(['pretrain', '--config', 'absent']))\n"
+    )
+    done = subprocess.run([*TORCHRUN, str(script)], env=ENVIRONMENT, capture_output=True, text=True)
+    assert len([line for line in done.stderr.splitlines() if line.startswith("fashionbert pretrain: error:")]) == 1
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_says_how_to_go_on_and_goes_on(config, tmp_path, sent):
     run = tmp_path / "run"
