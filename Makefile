@@ -8,7 +8,7 @@ TEXTS := fashionbert_fast csrc benchmarks tests docs examples README.md CONTRIBU
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow wheel-test dist bench measurements same lint format clean
+.PHONY: help setup demo test test-slow wheel-test dist bench measurements same pace lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -53,6 +53,9 @@ measurements: setup  ## docs/measurements.md from the rows in benchmarks/results
 
 same: setup  ## does this tree train as COMMIT's does, bit for bit? make same COMMIT=HEAD
 	$(BIN)/python -m benchmarks.same $(COMMIT)
+
+pace: setup  ## is this tree as fast as COMMIT's? make pace COMMIT=HEAD
+	$(BIN)/python -m benchmarks.pace $(COMMIT) --json pace.json
 
 lint: setup  ## ruff, clang-format, codespell and pyright
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

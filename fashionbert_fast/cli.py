@@ -44,14 +44,13 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
 
 
 def _module(command: str) -> ModuleType:
-    try:
-        return importlib.import_module(COMMANDS[command][0])
-    except ModuleNotFoundError as error:
-        if error.name not in ("benchmarks", "benchmarks.run"):
-            raise
-        raise InputError(
-            "not part of the installed package: run in a checkout of the source, after `make setup`"
-        ) from error
+    name = COMMANDS[command][0]
+    if name.startswith("benchmarks."):  # beside the package in a checkout, which `make setup` leaves where it is
+        checkout = Path(__file__).parent.parent
+        if not (checkout / "benchmarks" / "run.py").is_file():
+            raise InputError("not part of the installed package: run in a checkout of the source, after `make setup`")
+        sys.path.insert(0, str(checkout))
+    return importlib.import_module(name)
 
 
 def _is_first_to_tell() -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fashionbert_fast import cpu
+from fashionbert_fast import cli, cpu
 from fashionbert_fast.cli import main
 from fashionbert_fast.kernels import _library, adaptive_loss
 
@@ -121,11 +121,17 @@ def test_beside_another_torch_the_same_backward_is_registered_in_python(tmp_path
     assert all(torch.equal(a, b) for a, b in zip(theirs, ours, strict=True))
 
 
-def test_bench_without_a_checkout_is_one_line(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "benchmarks.run", None)
+def test_bench_without_a_checkout_is_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "fashionbert_fast" / "cli.py"))
     assert main(["bench", "ops"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("fashionbert bench: error: ") and "checkout" in line
+
+
+def test_the_installed_command_finds_the_checkouts_benchmarks_from_anywhere(tmp_path):
+    command = [str(Path(sys.executable).parent / "fashionbert"), "bench", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "--quick" in done.stdout, done.stderr
 
 
 def test_a_checkout_has_the_shipped_configurations_in_configs():
