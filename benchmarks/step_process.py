@@ -245,19 +245,16 @@ class MasterAdamW:
 
 
 def _deepspeed_engine(model, step: Step):
-    import deepspeed
-
     from fashionbert_fast.config import Config
     from fashionbert_fast.distributed import init_distributed
-    from fashionbert_fast.engine.build import deepspeed_config
+    from fashionbert_fast.engine.build import start_engine
 
     init_distributed()
     config = Config()
     config.train.micro_batch_size, config.train.zero_stage = step.pairs, step.zero_stage
     config.train.precision, config.train.gradient_clipping = step.precision, 0.0
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=deepspeed_config(config, 1))
-    return engine
+    return start_engine(model, optimizer, None, config, 1)
 
 
 def switched_batch(batch, without: str | None):

@@ -199,8 +199,9 @@ def weight_decay(run) -> tuple[set[float], set[float]]:
     """Of biases and LayerNorm, and of all other parameters."""
     names = {id(parameter): name for name, parameter in model_of(run).named_parameters()}
     found = (set(), set())
-    for group in optimizer_of(run).param_groups:
-        for parameter in group["params"]:
+    flat = run.engine.optimizer.gradients  # a flat tensor a group is what the optimizer itself has
+    for group, gradients in zip(optimizer_of(run).param_groups, flat, strict=True):
+        for parameter in gradients.parameters:
             name = names.pop(id(parameter))
             found[0 if name.endswith("bias") or "norm" in name else 1].add(group["weight_decay"])
     assert not names, f"not optimised: {names}"
@@ -341,7 +342,7 @@ ROWS = [
         SCHEDULED),
     Row("train.warmup_ratio", lr_curve(0, 1), ((0.0, close([1.0, 0.875])), (0.5, close([0.0, 0.25]))),
         ("train.lr=1.0",)),
-    Row("train.gradient_clipping", lambda run: run.engine.gradient_clipping(), ((1.0, 1.0), (0.0, 0.0), (0.3, 0.3))),
+    Row("train.gradient_clipping", lambda run: run.engine.optimizer.clip, ((1.0, 1.0), (0.0, 0.0), (0.3, 0.3))),
     Row("train.precision", lambda run: {p.dtype for p in model_of(run).parameters()},
         (("fp32", {torch.float32}), ("bf16", {torch.bfloat16}))),
     Row("train.zero_stage", lambda run: run.engine.zero_optimization_stage(), ((0, 0), (1, 1), (2, 2), (3, 3))),

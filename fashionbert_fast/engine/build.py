@@ -163,6 +163,8 @@ def deepspeed_config(config: Config, world_size: int) -> dict:
     """The DeepSpeed configuration; everything it would otherwise guess is written out."""
     t = config.train
     zero: dict[str, Any] = {"stage": t.zero_stage}
+    if t.zero_stage in (1, 2):
+        zero["parameter_alignment"] = True  # to 16 bytes: after a bias of 2 numbers no weight would be
     if t.zero_stage == 3:
         # Small tables stay whole; nothing here is large enough for prefetching to pay on its own.
         zero |= {"stage3_param_persistence_threshold": 10_000, "stage3_gather_16bit_weights_on_model_save": False}
@@ -177,6 +179,7 @@ def deepspeed_config(config: Config, world_size: int) -> dict:
         "fp16": {"enabled": t.precision == "fp16"},
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False}},  # on a GPU it waits for the device at every forward and step
     }
 
 
@@ -201,9 +204,28 @@ def _check_device(config: Config, model: FashionBertForPreTraining, device: torc
         check_fp8(model.config, device)
 
 
+def start_engine(model, optimizer: torch.optim.Optimizer, schedule, config: Config, world_size: int):
+    """DeepSpeed's engine, which casts the weights. Except for float16, whose loss scale it finds, and for ZeRO-3 its
+    optimizer is one of `engine.flat`."""
+    import deepspeed
+
+    from fashionbert_fast.engine.flat import FlatOptimizer, FlatZeroOptimizer, is_fused_adamw
+
+    t = config.train
+    flat = t.precision != "fp16"
+    settings = deepspeed_config(config, world_size)
+    if flat and t.zero_stage == 0:  # then casting and clipping are the optimizer's, and DeepSpeed has none to add
+        settings |= {"bf16": {"enabled": False}, "gradient_clipping": 0.0}
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, lr_scheduler=schedule, config=settings)
+    if flat and t.zero_stage == 0:
+        FlatOptimizer.take_over(engine, DTYPES[t.precision], t.gradient_clipping)
+    elif flat and t.zero_stage in (1, 2) and is_fused_adamw(optimizer):
+        FlatZeroOptimizer.take_over(engine)
+    return engine
+
+
 def build(config: Config, directory: Path, device: torch.device) -> Run:
     """Assemble a run. The process group exists; every rank calls this with the same configuration."""
-    import deepspeed
     import torch.distributed as dist
 
     rank, world_size = dist.get_rank(), dist.get_world_size()
@@ -219,13 +241,8 @@ def build(config: Config, directory: Path, device: torch.device) -> Run:
     _check_device(config, model, device)
     optimizer = build_optimizer(model.to(device), config.train, device)
     schedule = build_schedule(optimizer, config.train)
-    engine, *_ = deepspeed.initialize(
-        model=model,
-        optimizer=optimizer,
-        lr_scheduler=schedule,  # pyright: ignore[reportArgumentType]  # torch's former name of the class is asked for
-        config=deepspeed_config(config, world_size),
-    )
-    if config.train.zero_stage == 0 and config.train.precision != "fp32":
+    engine = start_engine(model, optimizer, schedule, config, world_size)
+    if config.train.zero_stage == 0 and config.train.precision == "fp16":
         optimizer.state.clear()  # DeepSpeed took a step of zero gradients there, which bias correction would count
     # Only now: DeepSpeed has cast the weights and laid them where they stay.
     if config.train.fp8:

@@ -43,8 +43,12 @@ def master_weights(engine) -> dict[str, torch.Tensor]:
     return weights
 
 
-def _whole_masters(optimizer) -> dict[torch.nn.Parameter, torch.Tensor]:
+def _whole_masters(optimizer) -> dict[torch.Tensor, torch.Tensor]:
     """The fp32 weight behind each 16-bit parameter at ZeRO 0, of which `safe_get_full_fp32_param` does not know."""
+    from fashionbert_fast.engine.flat import FlatOptimizer
+
+    if isinstance(optimizer, FlatOptimizer):
+        return optimizer.masters
     if hasattr(optimizer, "fp32_groups_flat"):  # of the fused Adams, DeepSpeed's and apex's
         groups = map(_unflatten_dense_tensors, optimizer.fp32_groups_flat, optimizer.fp16_groups)
     elif hasattr(optimizer, "fp32_groups"):

@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fashionbert_fast.data.batch import StepCounts
 from fashionbert_fast.data.config import DataConfig
 from fashionbert_fast.data.pairs import PairDataset
 from fashionbert_fast.engine.divergence import Watch
+from fashionbert_fast.engine.loop import train_step
 from fashionbert_fast.kernels import _linear_residual
 from fashionbert_fast.model.config import METHODS, FashionBertConfig, TaskWeighting
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
@@ -36,10 +38,12 @@ class HostReads(TorchDispatchMode):
         super().__init__()
         self.found: list[str] = []
         self.seen: set[str] = set()
+        self.calls = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.name().split("::")[1].split(".")[0]
         self.seen.add(name)
+        self.calls += 1
         by_mask = name in ("index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index") and any(
             index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
         )
@@ -85,6 +89,29 @@ def test_watching_for_divergence_reads_nothing_on_the_host(batch):
     assert mode.found == []
     assert "where" in mode.seen
     assert watch.found()
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_a_step_under_deepspeed_reads_nothing_and_adds_few_operators(build_run, stage, precision, accumulation):
+    """DeepSpeed's own optimizers take thousands for 12 layers, and read on the host once a parameter at ZeRO-0."""
+    run = build_run(
+        f"train.zero_stage={stage}", f"train.precision={precision}", "model.layers=12",
+        f"train.gradient_accumulation_steps={accumulation}",
+    )  # fmt: skip
+    micro_batches = run.dataset[0]
+    counts = StepCounts.of(micro_batches)[:3]
+    train_step(run, micro_batches, 1)  # makes the optimizer's state
+    with HostReads() as bare:
+        for batch in micro_batches:
+            run.engine.module(batch, counts, accumulation).loss.backward()
+    run.engine.zero_grad()
+    with HostReads() as mode:
+        train_step(run, micro_batches, 2)
+    assert mode.found == []
+    assert "_fused_adamw_" in mode.seen and bare.calls > 500 * accumulation
+    assert mode.calls - bare.calls <= 70 * accumulation
 
 
 @pytest.mark.parametrize(

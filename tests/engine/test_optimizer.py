@@ -44,6 +44,51 @@ def test_bias_correction_counts_the_steps_taken(build_run, stage, precision):
     assert counted and all(step == 2 for step in counted)
 
 
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler")  # LAMB's first step is passed over
+@pytest.mark.parametrize("optimizer, stage", [("adamw", 0), ("adamw", 1), ("adamw", 2), ("lamb", 0)])
+def test_a_gradient_that_is_not_finite_changes_nothing(build_run, optimizer, stage):
+    options = (*OPTIONS, "train.precision=bf16", f"train.zero_stage={stage}", f"train.optimizer={optimizer}")
+    spoiled, plain = build_run(*options), build_run(*options)
+    name, parameter = next(iter(spoiled.engine.module.named_parameters()))
+    hook = parameter.register_hook(lambda gradient: gradient * float("inf"))
+    micro_batches = spoiled.dataset[0]
+    before = master_weights(spoiled.engine)
+    train_step(spoiled, micro_batches, 1)
+    hook.remove()
+    norm = spoiled.engine.get_global_grad_norm()
+    assert norm is not None and not torch.as_tensor(norm).isfinite()
+    assert all(torch.equal(weight, before[name]) for name, weight in master_weights(spoiled.engine).items())
+    for run in (spoiled, plain):  # and leaves no trace: the next step is a run's first
+        train_step(run, micro_batches, 2)
+    theirs = master_weights(plain.engine)
+    for name, weight in master_weights(spoiled.engine).items():
+        assert torch.equal(weight, theirs[name]) and not torch.equal(weight, before[name]), name
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_lamb_steps_with_each_parameter_by_itself(build_run, precision):
+    """Its trust ratio is of one parameter: over a flat group it would be another optimizer."""
+    from pytorch_optimizer import Lamb
+
+    run = build_run(*OPTIONS, "train.optimizer=lamb", "train.zero_stage=0", f"train.precision={precision}")
+    masters = {name: weight.clone().requires_grad_() for name, weight in master_weights(run.engine).items()}
+    seen = {}
+    for name, parameter in run.engine.module.named_parameters():
+        parameter.register_hook(lambda gradient, name=name: seen.__setitem__(name, gradient.float()))
+    decayed = [weight for weight in masters.values() if weight.dim() > 1]
+    others = [weight for weight in masters.values() if weight.dim() <= 1]
+    groups = [{"params": decayed, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
+    reference = Lamb(groups, lr=LR, betas=BETAS, eps=EPS)
+    for step, micro_batches in zip((1, 2, 3), build_loader(run, 0), strict=False):
+        train_step(run, micro_batches, step)
+        for name, weight in masters.items():
+            weight.grad = seen[name]
+        torch.nn.utils.clip_grad_norm_(masters.values(), CLIP)
+        reference.step()
+    for name, weight in master_weights(run.engine).items():
+        assert torch.allclose(weight, masters[name], atol=1e-6, rtol=1e-5), name
+
+
 def _adamw_step(model, batch, moments: dict, step: int) -> None:
     batch.inputs.features_IPD = batch.inputs.features_IPD.double()
     gradients = torch.autograd.grad(model(batch).loss, list(model.parameters()))
