@@ -8,7 +8,7 @@
 #include <tuple>
 
 #include "common/tensor.h"
-#include "cuda/stream.h"
+#include "cuda/launch.h"
 
 namespace fashionbert {
 namespace {
@@ -45,12 +45,11 @@ std::tuple<Tensor, Tensor> forward(Tensor losses, double alpha, bool detach_weig
   Tensor loss = new_scalar(losses);
   Tensor weights = new_vector(losses, tasks);
   dispatch_floating(losses.scalar_type(), "adaptive_loss", [&]<typename Storage>() {
-    forward_kernel<Storage><<<1, 1, 0, current_stream(losses)>>>(
-        static_cast<const Storage*>(losses.const_data_ptr()), losses.stride(0), tasks,
-        static_cast<compute_t<Storage>>(alpha), static_cast<Storage*>(loss.mutable_data_ptr()),
-        static_cast<Storage*>(weights.mutable_data_ptr()));
+    launch("adaptive_loss", forward_kernel<Storage>, 1, 1, current_stream(losses),
+           static_cast<const Storage*>(losses.const_data_ptr()), losses.stride(0), tasks,
+           static_cast<compute_t<Storage>>(alpha), static_cast<Storage*>(loss.mutable_data_ptr()),
+           static_cast<Storage*>(weights.mutable_data_ptr()));
   });
-  check_launch("adaptive_loss");
   return {loss, weights};
 }
 
@@ -60,14 +59,13 @@ Tensor backward(std::optional<Tensor> grad_loss, std::optional<Tensor> grad_weig
   torch::stable::accelerator::DeviceGuard guard(losses.get_device_index());
   Tensor grad_losses = new_vector(losses, tasks);
   dispatch_floating(losses.scalar_type(), "adaptive_loss_backward", [&]<typename Storage>() {
-    backward_kernel<Storage><<<1, 1, 0, current_stream(losses)>>>(
-        grad_loss ? static_cast<const Storage*>(grad_loss->const_data_ptr()) : nullptr,
-        grad_weights ? static_cast<const Storage*>(grad_weights->const_data_ptr()) : nullptr,
-        grad_weights ? grad_weights->stride(0) : 0, static_cast<const Storage*>(losses.const_data_ptr()),
-        losses.stride(0), tasks, static_cast<compute_t<Storage>>(alpha), detach_weights,
-        static_cast<Storage*>(grad_losses.mutable_data_ptr()));
+    launch("adaptive_loss_backward", backward_kernel<Storage>, 1, 1, current_stream(losses),
+           grad_loss ? static_cast<const Storage*>(grad_loss->const_data_ptr()) : nullptr,
+           grad_weights ? static_cast<const Storage*>(grad_weights->const_data_ptr()) : nullptr,
+           grad_weights ? grad_weights->stride(0) : 0, static_cast<const Storage*>(losses.const_data_ptr()),
+           losses.stride(0), tasks, static_cast<compute_t<Storage>>(alpha), detach_weights,
+           static_cast<Storage*>(grad_losses.mutable_data_ptr()));
   });
-  check_launch("adaptive_loss_backward");
   return grad_losses;
 }
 

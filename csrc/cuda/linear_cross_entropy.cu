@@ -7,7 +7,7 @@
 
 #include "common/cross_entropy_rows.h"
 #include "common/softmax.h"
-#include "cuda/stream.h"
+#include "cuda/launch.h"
 
 namespace fashionbert {
 namespace {
@@ -94,13 +94,12 @@ Tensor residual(Tensor logits, std::optional<Tensor> bias, Tensor labels) {
     if constexpr (sizeof(Logit) < 8) {
       const auto rows = cross_entropy_rows<Logit>(logits, bias, labels);
       if (rows.count == 0) return;
-      residual_kernel<Logit><<<static_cast<unsigned>(rows.count), kThreads, 0, current_stream(logits)>>>(
-          rows, static_cast<float*>(losses.mutable_data_ptr()));
+      launch("cross_entropy_residual_", residual_kernel<Logit>, rows.count, kThreads, current_stream(logits), rows,
+             static_cast<float*>(losses.mutable_data_ptr()));
     } else {
       STD_TORCH_CHECK(false, "cross_entropy_residual_: float64 is for checking gradients on a CPU");
     }
   });
-  check_launch("cross_entropy_residual_");
   return losses;
 }
 

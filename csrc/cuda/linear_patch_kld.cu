@@ -6,7 +6,7 @@
 
 #include "common/patch_kld_rows.h"
 #include "cuda/patch_kld_block.h"
-#include "cuda/stream.h"
+#include "cuda/launch.h"
 
 namespace fashionbert {
 namespace {
@@ -49,12 +49,11 @@ Tensor residual(Tensor logits, Tensor target, std::optional<Tensor> target_rows)
     const auto rows = tensors.view<Logit, Target>();
     if (rows.count == 0) return;
     with_pack_size(rows, [&]<int N>() {
-      residual_kernel<Logit, Target, N><<<static_cast<unsigned>(rows.count), kKldThreads, 0, stream>>>(
-          rows, tensors.target.size(0), static_cast<Logit*>(logits.mutable_data_ptr()),
-          static_cast<compute_t<Logit>*>(divergences.mutable_data_ptr()));
+      launch("patch_kld_residual_", residual_kernel<Logit, Target, N>, rows.count, kKldThreads, stream, rows,
+             tensors.target.size(0), static_cast<Logit*>(logits.mutable_data_ptr()),
+             static_cast<compute_t<Logit>*>(divergences.mutable_data_ptr()));
     });
   });
-  check_launch("patch_kld_residual_");
   return divergences;
 }
 

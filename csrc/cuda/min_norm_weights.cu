@@ -5,7 +5,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "common/tensor.h"
-#include "cuda/stream.h"
+#include "cuda/launch.h"
 
 namespace fashionbert {
 namespace {
@@ -24,11 +24,10 @@ Tensor solve(Tensor gram) {
   torch::stable::accelerator::DeviceGuard guard(gram.get_device_index());
   Tensor weights = new_vector(gram, tasks);
   dispatch_floating(gram.scalar_type(), "min_norm_weights", [&]<typename Storage>() {
-    solve_kernel<Storage><<<1, 1, 0, current_stream(gram)>>>(static_cast<const Storage*>(gram.const_data_ptr()),
-                                                             gram.stride(0), gram.stride(1), tasks,
-                                                             static_cast<Storage*>(weights.mutable_data_ptr()));
+    launch("min_norm_weights", solve_kernel<Storage>, 1, 1, current_stream(gram),
+           static_cast<const Storage*>(gram.const_data_ptr()), gram.stride(0), gram.stride(1), tasks,
+           static_cast<Storage*>(weights.mutable_data_ptr()));
   });
-  check_launch("min_norm_weights");
   return weights;
 }
 

@@ -10,7 +10,7 @@
 
 #include "common/patch_kld_rows.h"
 #include "cuda/patch_kld_block.h"
-#include "cuda/stream.h"
+#include "cuda/launch.h"
 
 namespace fashionbert {
 namespace {
@@ -86,13 +86,13 @@ std::tuple<Tensor, Tensor> forward(Tensor logits, Tensor target, std::optional<T
     auto* each = static_cast<Real*>(divergences.mutable_data_ptr());
     if (rows.count > 0) {
       with_pack_size(rows, [&]<int N>() {
-        forward_kernel<Logit, Target, N><<<static_cast<unsigned>(rows.count), kKldThreads, 0, stream>>>(
-            rows, tensors.target.size(0), static_cast<KldRow<Real>*>(saved.mutable_data_ptr()), each);
+        launch("patch_kld", forward_kernel<Logit, Target, N>, rows.count, kKldThreads, stream, rows,
+               tensors.target.size(0), static_cast<KldRow<Real>*>(saved.mutable_data_ptr()), each);
       });
     }
-    mean_kernel<Real><<<1, kSumThreads, 0, stream>>>(each, rows.count, static_cast<Real*>(loss.mutable_data_ptr()));
+    launch("patch_kld", mean_kernel<Real>, 1, kSumThreads, stream, each, rows.count,
+           static_cast<Real*>(loss.mutable_data_ptr()));
   });
-  check_launch("patch_kld");
   return {loss, saved};
 }
 
@@ -107,13 +107,12 @@ Tensor backward(Tensor grad_loss, Tensor logits, Tensor target, std::optional<Te
     const auto rows = tensors.view<Logit, Target>();
     if (rows.count == 0 || rows.width == 0) return;
     with_pack_size(rows, [&]<int N>() {
-      backward_kernel<Logit, Target, N><<<static_cast<unsigned>(rows.count), kKldThreads, 0, stream>>>(
-          rows, tensors.target.size(0), static_cast<const Real*>(grad_loss.const_data_ptr()),
-          static_cast<const KldRow<Real>*>(saved_rows.const_data_ptr()),
-          static_cast<Logit*>(gradient.mutable_data_ptr()));
+      launch("patch_kld_backward", backward_kernel<Logit, Target, N>, rows.count, kKldThreads, stream, rows,
+             tensors.target.size(0), static_cast<const Real*>(grad_loss.const_data_ptr()),
+             static_cast<const KldRow<Real>*>(saved_rows.const_data_ptr()),
+             static_cast<Logit*>(gradient.mutable_data_ptr()));
     });
   });
-  check_launch("patch_kld_backward");
   return gradient;
 }
 

@@ -9,7 +9,7 @@
 #include <cstdint>
 
 #include "common/tensor.h"
-#include "cuda/stream.h"
+#include "cuda/launch.h"
 
 namespace fashionbert {
 namespace {
@@ -113,12 +113,11 @@ Tensor gram(Tensor a, Tensor b, Tensor c) {
     const int blocks = blocks_for(count, Pack<Storage>::kSize);
     Tensor partial = torch::stable::new_empty(a, {blocks, kProducts}, ScalarType::Double);
     auto* rows = static_cast<double*>(partial.mutable_data_ptr());
-    products_kernel<Storage><<<blocks, kThreads, 0, current_stream(a)>>>(
-        of_a, of_b, of_c, count, packed ? count / Pack<Storage>::kSize : 0, rows);
-    gram_kernel<<<1, kProducts * 32, 0, current_stream(a)>>>(rows, blocks,
-                                                             static_cast<float*>(result.mutable_data_ptr()));
+    launch("task_gram", products_kernel<Storage>, blocks, kThreads, current_stream(a), of_a, of_b, of_c, count,
+           packed ? count / Pack<Storage>::kSize : 0, rows);
+    launch("task_gram", gram_kernel, 1, kProducts * 32, current_stream(a), rows, blocks,
+           static_cast<float*>(result.mutable_data_ptr()));
   });
-  check_launch("task_gram");
   return result;
 }
 
@@ -133,10 +132,9 @@ Tensor mix(Tensor a, Tensor b, Tensor c, Tensor weights) {
     const auto* of_c = static_cast<const Storage*>(c.const_data_ptr());
     auto* out = static_cast<Storage*>(result.mutable_data_ptr());
     const bool packed = aligned(of_a) && aligned(of_b) && aligned(of_c) && aligned(out);
-    mix_kernel<Storage><<<blocks_for(count, Pack<Storage>::kSize), kThreads, 0, current_stream(a)>>>(
-        of_a, of_b, of_c, w, count, packed ? count / Pack<Storage>::kSize : 0, out);
+    launch("task_mix", mix_kernel<Storage>, blocks_for(count, Pack<Storage>::kSize), kThreads, current_stream(a), of_a,
+           of_b, of_c, w, count, packed ? count / Pack<Storage>::kSize : 0, out);
   });
-  check_launch("task_mix");
   return result;
 }
 
