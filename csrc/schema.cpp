@@ -34,15 +34,15 @@ STABLE_TORCH_LIBRARY(fashionbert_fast, m) {
   m.def(
       "linear_residual_backward(Tensor grad_loss, Tensor residual, Tensor hidden, Tensor weight, bool bias) -> (Tensor "
       "grad_hidden, Tensor grad_weight, Tensor grad_bias)");
-  // LayerNorm(residual + dropout(x + bias)) of each row; dropout is csrc/common/dropout.h's on (stream, plane 0, row).
+  // LayerNorm(residual + dropout(x + bias)) of each row; dropout is csrc/common/dropout.h's on (site, plane 0, row).
   // stats: (T, 2), mean and 1 / standard deviation of each row. The backward's grad_x is empty where nothing drops,
   // being grad_residual; its grad_bias is empty without a bias.
   m.def(
       "dropout_add_layer_norm(Tensor x, Tensor residual, Tensor? bias, Tensor ln_weight, Tensor ln_bias, float eps, "
-      "float dropout, Tensor? seed, int stream) -> (Tensor y, Tensor stats)");
+      "float dropout, Tensor? seed, int site) -> (Tensor y, Tensor stats)");
   m.def(
       "dropout_add_layer_norm_backward(Tensor grad, Tensor x, Tensor residual, Tensor? bias, Tensor ln_weight, "
-      "Tensor stats, float dropout, Tensor? seed, int stream) -> (Tensor grad_x, Tensor grad_residual, "
+      "Tensor stats, float dropout, Tensor? seed, int site) -> (Tensor grad_x, Tensor grad_residual, "
       "Tensor grad_bias, Tensor grad_ln_weight, Tensor grad_ln_bias)");
 
   // The exact GELU of x + bias: csrc/common/gelu.h has the formula. grad_bias is empty without a bias.
@@ -51,11 +51,12 @@ STABLE_TORCH_LIBRARY(fashionbert_fast, m) {
   // Self-attention inside each of S sequences packed along one axis: fashionbert_fast/kernels/packed_attention.py has
   // the formula. lse: (heads, T), the log-sum-exp of each query's scaled scores, for the backward.
   m.def(
-      "packed_attention(Tensor qkv, Tensor? bias, Tensor offsets, int heads, int longest, float dropout, Tensor? seed, "
-      "int stream) -> (Tensor context, Tensor lse)");
+      "packed_attention(Tensor qkv, Tensor? bias, Tensor cu_seqlens, int heads, int max_seqlen, float dropout, Tensor? "
+      "seed, "
+      "int site) -> (Tensor context, Tensor lse)");
   m.def(
-      "packed_attention_backward(Tensor grad_context, Tensor qkv, Tensor? bias, Tensor offsets, Tensor context, "
-      "Tensor lse, int heads, int longest, float dropout, Tensor? seed, int stream) -> (Tensor grad_qkv, Tensor "
+      "packed_attention_backward(Tensor grad_context, Tensor qkv, Tensor? bias, Tensor cu_seqlens, Tensor context, "
+      "Tensor lse, int heads, int max_seqlen, float dropout, Tensor? seed, int site) -> (Tensor grad_qkv, Tensor "
       "grad_bias)");
   // LayerNorm(masked(features) @ weight^T + position + segment), dropout on the feature and on the result:
   // kernels/masked_patch_embed.py has the formula. With text, the result is a packed sequence of `packed_rows` rows:
@@ -64,12 +65,12 @@ STABLE_TORCH_LIBRARY(fashionbert_fast, m) {
   m.def(
       "masked_patch_embed(Tensor features, Tensor patch_mask, Tensor weight, Tensor position, Tensor segment, "
       "Tensor ln_weight, Tensor ln_bias, float eps, Tensor? image_index, Tensor? scale, float feature_dropout, "
-      "float hidden_dropout, Tensor? seed, int stream, Tensor? text, Tensor? text_row, Tensor? patch_row, "
+      "float hidden_dropout, Tensor? seed, int site, Tensor? text, Tensor? text_row, Tensor? patch_row, "
       "SymInt packed_rows) -> (Tensor out, Tensor projection, Tensor stats)");
   // Gradients of features, weight, position, segment, ln_weight and ln_bias; the first two empty where not asked for.
   m.def(
       "masked_patch_embed_backward(Tensor grad_out, Tensor features, Tensor patch_mask, Tensor weight, "
       "Tensor position, Tensor segment, Tensor ln_weight, Tensor? image_index, Tensor? scale, float feature_dropout, "
-      "float hidden_dropout, Tensor? seed, int stream, Tensor? patch_row, Tensor projection, Tensor stats, "
+      "float hidden_dropout, Tensor? seed, int site, Tensor? patch_row, Tensor projection, Tensor stats, "
       "bool features_gradient, bool weight_gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }

@@ -178,10 +178,10 @@ MUTANTS = (
         KLD,
     ),
     Mutant(
-        "patch-dropouts-share-a-stream",
+        "patch-dropouts-share-a-site",
         "csrc/cpu/masked_patch_embed.cpp",
-        "make_dropout(key, static_cast<uint32_t>(stream + 1), hidden_dropout)",
-        "make_dropout(key, static_cast<uint32_t>(stream), hidden_dropout)",
+        "make_dropout(key, static_cast<uint32_t>(site + 1), hidden_dropout)",
+        "make_dropout(key, static_cast<uint32_t>(site), hidden_dropout)",
         EMBED,
     ),
     Mutant(

@@ -1,4 +1,4 @@
-// Dropout whose mask is a function of (seed, stream, plane, row, column): the backward draws it again, nothing stores
+// Dropout whose mask is a function of (seed, site, plane, row, column): the backward draws it again, nothing stores
 // it.
 //
 // Philox4x32 (Salmon et al. 2011) with 7 rounds, their fewest that pass BigCrush; the key is the step's seed. A call
@@ -24,7 +24,7 @@ constexpr int kPhiloxRounds = 7;
 
 struct Dropout {
   uint64_t seed = 0;
-  uint32_t stream = 0;     // the place in the model that drops
+  uint32_t site = 0;       // the place in the model that drops
   uint32_t threshold = 0;  // draws below it drop; 0: no dropout
   float scale = 1;         // of what is kept
 
@@ -32,10 +32,10 @@ struct Dropout {
 };
 
 // `probability` in [0, 1] of dropping; the scale is that of the probability as rounded.
-FB_HOST_DEVICE Dropout make_dropout(uint64_t seed, uint32_t stream, double probability) {
+FB_HOST_DEVICE Dropout make_dropout(uint64_t seed, uint32_t site, double probability) {
   Dropout dropout;
   dropout.seed = seed;
-  dropout.stream = stream;
+  dropout.site = site;
   dropout.threshold = static_cast<uint32_t>(probability * 65536 + 0.5);
   dropout.scale = dropout.threshold < 65536 ? 65536.0f / static_cast<float>(65536 - dropout.threshold) : 0.0f;
   return dropout;
@@ -82,7 +82,7 @@ inline void philox_round(const PhiloxKey& key, __m512i& c0, __m512i& c1, __m512i
 inline void dropout_factors(const Dropout& dropout, uint32_t plane, uint32_t row, uint32_t block, float* factors) {
   const __m512i calls = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   __m512i c0 = _mm512_add_epi32(calls, _mm512_set1_epi32(static_cast<int>(block * kDropoutCalls)));
-  __m512i c1 = _mm512_set1_epi32(static_cast<int>(row)), c2 = _mm512_set1_epi32(static_cast<int>(dropout.stream));
+  __m512i c1 = _mm512_set1_epi32(static_cast<int>(row)), c2 = _mm512_set1_epi32(static_cast<int>(dropout.site));
   __m512i c3 = _mm512_set1_epi32(static_cast<int>(plane));
   PhiloxKey key(dropout.seed);
   FB_UNROLL for (int round = 0; round < kPhiloxRounds; ++round, key.next())
@@ -107,7 +107,7 @@ inline void dropout_factors(const Dropout& dropout, uint32_t plane, uint32_t row
   for (uint32_t call = 0; call < kDropoutCalls; ++call) {
     c0[call] = block * kDropoutCalls + call;
     c1[call] = row;
-    c2[call] = dropout.stream;
+    c2[call] = dropout.site;
     c3[call] = plane;
   }
   PhiloxKey key(dropout.seed);

@@ -25,7 +25,7 @@ struct Arguments {
   int64_t rows, width;
 
   Arguments(const Tensor& x_in, const Tensor& residual_in, const std::optional<Tensor>& bias_in,
-            const Tensor& ln_weight_in, double probability, const std::optional<Tensor>& seed, int64_t stream)
+            const Tensor& ln_weight_in, double probability, const std::optional<Tensor>& seed, int64_t site)
       : x(torch::stable::contiguous(x_in)),
         residual(torch::stable::contiguous(residual_in)),
         ln_weight(torch::stable::contiguous(ln_weight_in)),
@@ -40,7 +40,7 @@ struct Arguments {
     STD_TORCH_CHECK(seed && seed->numel() == 1 && seed->scalar_type() == ScalarType::Long,
                     "dropout_add_layer_norm: seed must be one int64 number");
     const auto value = static_cast<uint64_t>(*static_cast<const int64_t*>(seed->const_data_ptr()));
-    dropout = make_dropout(value, static_cast<uint32_t>(stream), probability);
+    dropout = make_dropout(value, static_cast<uint32_t>(site), probability);
   }
 
   void check_like_x(const Tensor& tensor, const char* name) const {
@@ -135,8 +135,8 @@ ScalarType stats_dtype(const Tensor& x) {
 
 std::tuple<Tensor, Tensor> forward(Tensor x, Tensor residual, std::optional<Tensor> bias, Tensor ln_weight,
                                    Tensor ln_bias, double eps, double probability, std::optional<Tensor> seed,
-                                   int64_t stream) {
-  const Arguments arguments(x, residual, bias, ln_weight, probability, seed, stream);
+                                   int64_t site) {
+  const Arguments arguments(x, residual, bias, ln_weight, probability, seed, site);
   const int64_t rows = arguments.rows, width = arguments.width;
   arguments.check_parameter(ln_bias, "ln_bias");
   const Tensor ln_bias_dense = torch::stable::contiguous(ln_bias);
@@ -245,8 +245,8 @@ struct Gradients {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> backward(Tensor grad_in, Tensor x, Tensor residual,
                                                             std::optional<Tensor> bias, Tensor ln_weight,
                                                             Tensor stats_in, double probability,
-                                                            std::optional<Tensor> seed, int64_t stream) {
-  const Arguments arguments(x, residual, bias, ln_weight, probability, seed, stream);
+                                                            std::optional<Tensor> seed, int64_t site) {
+  const Arguments arguments(x, residual, bias, ln_weight, probability, seed, site);
   const int64_t rows = arguments.rows, width = arguments.width;
   arguments.check_like_x(grad_in, "grad");
   STD_TORCH_CHECK(stats_in.numel() == 2 * rows && stats_in.scalar_type() == stats_dtype(x),

@@ -129,7 +129,7 @@ void check_sizes(const Inputs& in, int64_t images) {
 
 Inputs checked_inputs(Tensor features, Tensor mask, Tensor weight, Tensor position, Tensor segment, Tensor ln_weight,
                       std::optional<Tensor> image_index, std::optional<Tensor> scale, double feature_dropout,
-                      double hidden_dropout, const std::optional<Tensor>& seed, int64_t stream,
+                      double hidden_dropout, const std::optional<Tensor>& seed, int64_t site,
                       std::optional<Tensor> patch_row) {
   STD_TORCH_CHECK(features.dim() == 3 && mask.dim() == 2 && weight.dim() == 2 && mask.size(1) == features.size(1) &&
                       weight.size(1) == features.size(2),
@@ -168,8 +168,8 @@ Inputs checked_inputs(Tensor features, Tensor mask, Tensor weight, Tensor positi
                      in.scale ? data_of<float>(*in.scale) : nullptr,
                      in.patches,
                      in.width,
-                     make_dropout(key, static_cast<uint32_t>(stream), feature_dropout)};
-  in.hidden_dropout = make_dropout(key, static_cast<uint32_t>(stream + 1), hidden_dropout);
+                     make_dropout(key, static_cast<uint32_t>(site), feature_dropout)};
+  in.hidden_dropout = make_dropout(key, static_cast<uint32_t>(site + 1), hidden_dropout);
   for (int64_t row = 0; row < in.rows; ++row) {
     if (!in.masked(row)) in.unmasked.push_back(row);
   }
@@ -324,10 +324,10 @@ std::tuple<Tensor, Tensor, Tensor> forward(Tensor features, Tensor mask, Tensor 
                                            Tensor ln_weight, Tensor ln_bias, double eps,
                                            std::optional<Tensor> image_index, std::optional<Tensor> scale,
                                            double feature_dropout, double hidden_dropout, std::optional<Tensor> seed,
-                                           int64_t stream, std::optional<Tensor> text, std::optional<Tensor> text_row,
+                                           int64_t site, std::optional<Tensor> text, std::optional<Tensor> text_row,
                                            std::optional<Tensor> patch_row, int64_t packed_rows) {
   const Inputs in = checked_inputs(features, mask, weight, position, segment, ln_weight, image_index, scale,
-                                   feature_dropout, hidden_dropout, seed, stream, patch_row);
+                                   feature_dropout, hidden_dropout, seed, site, patch_row);
   STD_TORCH_CHECK(text.has_value() == patch_row.has_value() && text.has_value() == text_row.has_value(),
                   "masked_patch_embed: text, text_row and patch_row go together");
   const int64_t H = in.hidden;
@@ -557,10 +557,10 @@ void feature_gradient(const Inputs& in, const Tensor& products, Tensor& out) {
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> backward(
     Tensor grad_out, Tensor features, Tensor mask, Tensor weight, Tensor position, Tensor segment, Tensor ln_weight,
     std::optional<Tensor> image_index, std::optional<Tensor> scale, double feature_dropout, double hidden_dropout,
-    std::optional<Tensor> seed, int64_t stream, std::optional<Tensor> patch_row, Tensor projection, Tensor stats,
+    std::optional<Tensor> seed, int64_t site, std::optional<Tensor> patch_row, Tensor projection, Tensor stats,
     bool features_gradient, bool weight_gradient_wanted) {
   const Inputs in = checked_inputs(features, mask, weight, position, segment, ln_weight, image_index, scale,
-                                   feature_dropout, hidden_dropout, seed, stream, patch_row);
+                                   feature_dropout, hidden_dropout, seed, site, patch_row);
   if (in.patch_row) check_rows("patch_row", data_of<int64_t>(*in.patch_row), in.pairs, grad_out.size(0) - in.patches);
   STD_TORCH_CHECK(grad_out.size(grad_out.dim() - 1) == in.hidden && projection.numel() == in.rows * in.hidden &&
                       stats.numel() == in.rows * 2 && grad_out.scalar_type() == weight.scalar_type(),

@@ -31,7 +31,7 @@ template <typename Storage>
 struct Problem {
   const Storage* qkv;   // token t at qkv + t * stride: query, key, value, each `heads` x `width`
   const Storage* bias;  // or null
-  const int32_t* offsets;
+  const int32_t* cu_seqlens;
   int64_t stride, heads, width;
   Dropout dropout;
 
@@ -48,8 +48,8 @@ struct Item {
 
 template <typename Storage>
 Item item_of(const Problem<Storage>& problem, int64_t index) {
-  const int64_t sequence = index / problem.heads, first = problem.offsets[sequence];
-  return {sequence, index % problem.heads, first, problem.offsets[sequence + 1] - first};
+  const int64_t sequence = index / problem.heads, first = problem.cu_seqlens[sequence];
+  return {sequence, index % problem.heads, first, problem.cu_seqlens[sequence + 1] - first};
 }
 
 // Asks for what the next item will load of rows `from` .. `from + count`: they lie a page or so apart, and waiting for
@@ -443,17 +443,18 @@ void differentiate(const Problem<Storage>& problem, const Item& item, const Item
 struct Arguments {
   Tensor qkv;
   std::optional<Tensor> bias;
-  Tensor offsets;
+  Tensor cu_seqlens;
   Dropout dropout;
   int64_t tokens, heads, width, sequences, longest;  // longest: as found
 };
 
-Arguments checked_arguments(const Tensor& qkv, const std::optional<Tensor>& bias, const Tensor& offsets, int64_t heads,
-                            int64_t longest, double dropout, const std::optional<Tensor>& seed, int64_t stream) {
+Arguments checked_arguments(const Tensor& qkv, const std::optional<Tensor>& bias, const Tensor& cu_seqlens,
+                            int64_t heads, int64_t max_seqlen, double dropout, const std::optional<Tensor>& seed,
+                            int64_t site) {
   STD_TORCH_CHECK(qkv.dim() == 2 && heads >= 1 && qkv.size(1) > 0 && qkv.size(1) % (3 * heads) == 0,
                   "packed_attention: qkv must have shape (T, 3 * heads * E)");
-  STD_TORCH_CHECK(offsets.dim() == 1 && offsets.size(0) >= 1 && offsets.scalar_type() == ScalarType::Int,
-                  "packed_attention: offsets must be (S + 1,) int32");
+  STD_TORCH_CHECK(cu_seqlens.dim() == 1 && cu_seqlens.size(0) >= 1 && cu_seqlens.scalar_type() == ScalarType::Int,
+                  "packed_attention: cu_seqlens must be (S + 1,) int32");
   STD_TORCH_CHECK(
       !bias || (bias->dim() == 1 && bias->size(0) == qkv.size(1) && bias->scalar_type() == qkv.scalar_type()),
       "packed_attention: bias must be a vector as wide as qkv, of its dtype");
@@ -462,24 +463,25 @@ Arguments checked_arguments(const Tensor& qkv, const std::optional<Tensor>& bias
                   "packed_attention: dropout needs a seed of one int64");
   Arguments result{qkv.stride(1) == 1 ? qkv : torch::stable::contiguous(qkv),
                    std::nullopt,
-                   torch::stable::contiguous(offsets),
+                   torch::stable::contiguous(cu_seqlens),
                    {},
                    qkv.size(0),
                    heads,
                    qkv.size(1) / (3 * heads),
-                   offsets.size(0) - 1,
+                   cu_seqlens.size(0) - 1,
                    0};
   if (bias) result.bias = torch::stable::contiguous(*bias);
   if (dropout > 0) {
     const auto key = static_cast<uint64_t>(*static_cast<const int64_t*>(seed->const_data_ptr()));
-    result.dropout = make_dropout(key, static_cast<uint32_t>(stream), dropout);
+    result.dropout = make_dropout(key, static_cast<uint32_t>(site), dropout);
   }
-  const auto* at = static_cast<const int32_t*>(result.offsets.const_data_ptr());
+  const auto* at = static_cast<const int32_t*>(result.cu_seqlens.const_data_ptr());
   STD_TORCH_CHECK(at[0] == 0 && at[result.sequences] <= result.tokens,
-                  "packed_attention: offsets must start at 0 and end within the ", result.tokens, " tokens");
+                  "packed_attention: cu_seqlens must start at 0 and end within the ", result.tokens, " tokens");
   for (int64_t s = 0; s < result.sequences; ++s) {
-    STD_TORCH_CHECK(at[s] <= at[s + 1] && at[s + 1] - at[s] <= longest, "packed_attention: offsets[", s + 1, "] is ",
-                    at[s + 1], " after ", at[s], ": offsets must ascend by at most longest = ", longest);
+    STD_TORCH_CHECK(at[s] <= at[s + 1] && at[s + 1] - at[s] <= max_seqlen, "packed_attention: cu_seqlens[", s + 1,
+                    "] is ", at[s + 1], " after ", at[s],
+                    ": cu_seqlens must ascend by at most max_seqlen = ", max_seqlen);
     result.longest = std::max<int64_t>(result.longest, at[s + 1] - at[s]);
   }
   return result;
@@ -489,7 +491,7 @@ template <typename Storage>
 Problem<Storage> problem_of(const Arguments& arguments) {
   return {static_cast<const Storage*>(arguments.qkv.const_data_ptr()),
           arguments.bias ? static_cast<const Storage*>(arguments.bias->const_data_ptr()) : nullptr,
-          static_cast<const int32_t*>(arguments.offsets.const_data_ptr()),
+          static_cast<const int32_t*>(arguments.cu_seqlens.const_data_ptr()),
           arguments.qkv.stride(0),
           arguments.heads,
           arguments.width,
@@ -515,9 +517,9 @@ ScalarType compute_dtype(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-std::tuple<Tensor, Tensor> forward(Tensor qkv, std::optional<Tensor> bias, Tensor offsets, int64_t heads,
-                                   int64_t longest, double dropout, std::optional<Tensor> seed, int64_t stream) {
-  const Arguments arguments = checked_arguments(qkv, bias, offsets, heads, longest, dropout, seed, stream);
+std::tuple<Tensor, Tensor> forward(Tensor qkv, std::optional<Tensor> bias, Tensor cu_seqlens, int64_t heads,
+                                   int64_t max_seqlen, double dropout, std::optional<Tensor> seed, int64_t site) {
+  const Arguments arguments = checked_arguments(qkv, bias, cu_seqlens, heads, max_seqlen, dropout, seed, site);
   const int64_t tokens = arguments.tokens, hidden = heads * arguments.width;
   Tensor context = torch::stable::new_empty(qkv, {tokens, hidden});
   Tensor lse = torch::stable::new_empty(qkv, {heads, tokens}, compute_dtype(qkv));
@@ -529,7 +531,7 @@ std::tuple<Tensor, Tensor> forward(Tensor qkv, std::optional<Tensor> bias, Tenso
                                        [&](const Item& item, const Item& next, ForwardScratch<Storage>& scratch) {
                                          attend(problem, item, next, scratch, out, out_lse + item.head * tokens);
                                        });
-    const int64_t used = problem.offsets[arguments.sequences];
+    const int64_t used = problem.cu_seqlens[arguments.sequences];
     std::fill_n(out + used * hidden, (tokens - used) * hidden, Storage(0));
     for (int64_t h = 0; h < heads; ++h) std::fill_n(out_lse + h * tokens + used, tokens - used, compute_t<Storage>(0));
   });
@@ -548,10 +550,10 @@ void sum_biases(const std::vector<compute_t<Storage>>& biases, int64_t width, St
     store_lanes(load_lanes(sums.data() + i, width - i), out + i, width - i);
 }
 
-std::tuple<Tensor, Tensor> backward(Tensor grad_context, Tensor qkv, std::optional<Tensor> bias, Tensor offsets,
-                                    Tensor context, Tensor lse, int64_t heads, int64_t longest, double dropout,
-                                    std::optional<Tensor> seed, int64_t stream) {
-  const Arguments arguments = checked_arguments(qkv, bias, offsets, heads, longest, dropout, seed, stream);
+std::tuple<Tensor, Tensor> backward(Tensor grad_context, Tensor qkv, std::optional<Tensor> bias, Tensor cu_seqlens,
+                                    Tensor context, Tensor lse, int64_t heads, int64_t max_seqlen, double dropout,
+                                    std::optional<Tensor> seed, int64_t site) {
+  const Arguments arguments = checked_arguments(qkv, bias, cu_seqlens, heads, max_seqlen, dropout, seed, site);
   const int64_t tokens = arguments.tokens, hidden = heads * arguments.width;
   STD_TORCH_CHECK(grad_context.dim() == 2 && grad_context.size(0) == tokens && grad_context.size(1) == hidden &&
                       grad_context.scalar_type() == qkv.scalar_type(),
@@ -576,7 +578,7 @@ std::tuple<Tensor, Tensor> backward(Tensor grad_context, Tensor qkv, std::option
                                           of_head.lse += item.head * tokens;
                                           differentiate(problem, item, next, scratch, of_head);
                                         });
-    const int64_t used = problem.offsets[arguments.sequences];
+    const int64_t used = problem.cu_seqlens[arguments.sequences];
     std::fill_n(out + used * 3 * hidden, (tokens - used) * 3 * hidden, Storage(0));
     if (bias) sum_biases(biases, 3 * hidden, static_cast<Storage*>(grad_bias.mutable_data_ptr()));
   });

@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="where everything goes")
     parser.add_argument("--products", type=int, default=3648, help="products to draw (default: %(default)s)")
     parser.add_argument("--queries", type=int, default=300, help="held-out queries to rank (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the drawing, the training and the evaluation")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the drawing, the training and the evaluation (default: %(default)s)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier demo in DIR")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the run's configuration")
 

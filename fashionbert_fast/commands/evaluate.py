@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--protocol",
         choices=PROTOCOLS,
         default="fashionbert",
-        help="candidates: 101 of a sub-category, or every product",
+        help="candidates: 101 of a sub-category, or every product (default: %(default)s)",
     )
     add("--json", type=Path, metavar="FILE", help="write the figures here (default: only the table)")
     add("--split", choices=SPLITS, default="validation", help="rows to evaluate (default: %(default)s)")
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--grouping",
         choices=GROUPINGS,
         default="correct",
-        help="released-faulty: the released evaluator's fault, to compare with published tables",
+        help="released-faulty: the released evaluator's fault, to compare with published tables (default: %(default)s)",
     )
     add(
         "--released-batch-size",

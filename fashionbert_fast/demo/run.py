@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from fashionbert_fast.config import Config, load_config
-from fashionbert_fast.demo.garments.catalogue import write_catalogue
+from fashionbert_fast.demo.garments.catalogue import KINDS, VALIDATION_PER_SUBCATEGORY, write_catalogue
 from fashionbert_fast.demo.report import choose_examples, plot_queries, text_to_image_examples, write_report
 from fashionbert_fast.engine.loop import pretrain
 from fashionbert_fast.errors import InputError
@@ -58,11 +58,23 @@ class _Stages:
         return sum(seconds for _, seconds in self.seconds)
 
 
+def _check_products(products: int, config: Config) -> None:
+    """InputError where those not held out would not fill a step's batch, before anything is written."""
+    t = config.train
+    held_out, batch = VALIDATION_PER_SUBCATEGORY * len(KINDS), t.micro_batch_size * t.gradient_accumulation_steps
+    if products - held_out < batch:
+        raise InputError(
+            f"--products {products}: {held_out} are held out and a step trains on {batch}; ask for {held_out + batch} "
+            "or more"
+        )
+
+
 def run_demo(out: Path, *, products: int, queries: int, seed: int, overwrite: bool, overrides: Sequence[str]) -> None:
     """Everything into ``out``. InputError where that holds something else, or an override is wrong."""
     stages = _Stages()
     fixed = [f"data.store={out / 'store'}", f"train.output={out / 'run'}", f"train.seed={seed}"]
     config = load_config(CONFIG, [*overrides, *fixed])
+    _check_products(products, config)
     _fresh_directory(out, overwrite)
     print(f"fashionbert demo: {products} products, into {out}", flush=True)
     write_catalogue(out / "catalogue", products=products, seed=seed)

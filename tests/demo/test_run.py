@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -32,6 +33,14 @@ def test_demo_leaves_figures_and_a_report(tmp_path):
     again = _demo("--out", str(out), *small)
     assert again.returncode == 2
     assert "--overwrite" in again.stderr
+
+
+def test_too_few_products_are_refused_before_anything_is_written(tmp_path):
+    done = _demo("--out", str(tmp_path / "demo"), "--products", "1260", "train.micro_batch_size=40")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 2 and "--products 1260" in line and not (tmp_path / "demo").exists()
+    held_out, batch, least = map(int, re.findall(r"(\d+) are held out .* on (\d+); ask for (\d+)", line)[0])
+    assert batch == 40 and least == held_out + batch > 1260
 
 
 def test_demo_does_not_touch_a_directory_that_is_no_demo(tmp_path):
