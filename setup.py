@@ -6,11 +6,31 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from shutil import which
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
+
+
+def cuda_environment(torch_cuda: str | None, environment: dict[str, str]) -> dict[str, str]:
+    """``environment`` with nvcc on its PATH where CUDA_HOME, CUDA_PATH or /usr/local/cuda has one.
+
+    SystemExit where torch has CUDA and no nvcc is found: without the CUDA kernels a GPU's first step would fail.
+    """
+    homes = [environment.get("CUDA_HOME"), environment.get("CUDA_PATH"), "/usr/local/cuda"]
+    path = os.pathsep.join([environment["PATH"], *(os.path.join(home, "bin") for home in homes if home)])
+    if (
+        torch_cuda is not None
+        and environment.get("FASHIONBERT_CUDA", "AUTO") == "AUTO"
+        and not which("nvcc", path=path)
+    ):
+        raise SystemExit(
+            f"this torch is built for CUDA {torch_cuda}, but there is no nvcc on PATH nor in CUDA_HOME: install the "
+            "CUDA toolkit and set CUDA_HOME, or set FASHIONBERT_CUDA=OFF for a build that runs on CPUs alone"
+        )
+    return environment | {"PATH": path}
 
 
 class CMakeBuild(build_ext):
@@ -44,6 +64,7 @@ class CMakeBuild(build_ext):
             str(ROOT),
         ]
         environment = dict(os.environ, PATH=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+        environment = cuda_environment(torch.version.cuda, environment)
         subprocess.run(configure, cwd=build, check=True, env=environment)
         subprocess.run(["cmake", "--build", ".", "--parallel"], cwd=build, check=True, env=environment)
 

@@ -277,7 +277,7 @@ ROWS = [
         ((0.15, pytest.approx(0.17, abs=0.05)), (0.6, pytest.approx(0.6, abs=0.06)), (0, 0))),
     Row("data.mlm_most", lambda run: max(predicted_a_title(run)), ((10, 8), (3, 3), (0, 0)), ("data.mlm_rate=1",)),
     Row("data.patch_rate", masked_patches, ((0.25, {1}), (0.5, {2}), (0.0, {0}), (1.0, {4}))),
-    Row("data.workers", lambda run: build_loader(run, 0).num_workers, ((0, 0), (2, 2))),
+    Row("data.workers", lambda run: build_loader(run, 0).num_workers, ((None, 0), (0, 0), (2, 2))),
     # model
     Row("model.core", lambda run: (run.tokenizer_dir.name, model_of(run).text_embeddings.word.weight[5, :3].tolist()),
         ((None, Unlike()), ("CORE", ("core", [0.5, 0.5, 0.5])))),

@@ -4,7 +4,9 @@ is tested by tests/test_wheel.py.
 
 from __future__ import annotations
 
+import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -132,6 +134,25 @@ def test_the_installed_command_finds_the_checkouts_benchmarks_from_anywhere(tmp_
     command = [str(Path(sys.executable).parent / "fashionbert"), "bench", "--help"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "--quick" in done.stdout, done.stderr
+
+
+@pytest.fixture
+def setup_py(monkeypatch):
+    monkeypatch.setattr("setuptools.setup", lambda **_: None)
+    return runpy.run_path(str(ROOT / "setup.py"))
+
+
+def test_a_torch_with_cuda_is_not_left_without_kernels(setup_py, tmp_path):
+    nothing = {"PATH": str(tmp_path / "nowhere"), "CUDA_HOME": str(tmp_path)}
+    find = setup_py["cuda_environment"]
+    if not Path("/usr/local/cuda/bin/nvcc").exists():
+        with pytest.raises(SystemExit, match=r"built for CUDA 13\.0.*CUDA_HOME"):
+            find("13.0", nothing)
+    assert find(None, nothing) and find("13.0", nothing | {"FASHIONBERT_CUDA": "OFF"})
+    nvcc = tmp_path / "bin" / "nvcc"
+    nvcc.parent.mkdir()
+    nvcc.touch(mode=0o755)
+    assert str(nvcc.parent) in find("13.0", nothing)["PATH"].split(os.pathsep)
 
 
 def test_a_checkout_has_the_shipped_configurations_in_configs():

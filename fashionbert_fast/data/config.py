@@ -22,7 +22,9 @@ class DataConfig:
     mlm_rate: float = 0.15  # the chance of each word of a title, which is masked whole; at least one a title; 0: none
     mlm_most: int = 10  # masked tokens a title
     patch_rate: float = 0.1  # of the patches
-    workers: int = 0  # processes that assemble batches ahead; 0: the training process itself
+    workers: int | None = (
+        None  # processes that assemble batches ahead; 0: none; null: 4 on a GPU (fewer if cores are), 0 on a CPU
+    )
 
     def __post_init__(self) -> None:
         one_of("data.split", self.split, ("train", "validation", "all"))
@@ -31,6 +33,6 @@ class DataConfig:
         at_least("data.max_text_tokens", self.max_text_tokens, 3)
         at_least("data.random_negative_epochs", self.random_negative_epochs, 0)
         at_least("data.mlm_most", self.mlm_most, 0)
-        at_least("data.workers", self.workers, 0)
+        at_least("data.workers", self.workers or 0, 0)
         for name in ("negative_rate", "mlm_rate", "patch_rate"):
             within(f"data.{name}", getattr(self, name), 0.0, 1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,9 +253,18 @@ def build(config: Config, directory: Path, device: torch.device) -> Run:
     return Run(config, directory, device, store, dataset, engine, tokenizer_dir, rank, world_size)
 
 
+def loader_workers(configured: int | None, device: torch.device, cores: int, processes: int) -> int:
+    """Processes that assemble batches for one of ``processes`` on this machine: a step of a GPU takes less time than
+    assembling its batch does, while on a CPU both want the same cores."""
+    if configured is not None:
+        return configured
+    return min(4, max(1, cores // processes - 1)) if device.type == "cuda" else 0
+
+
 def build_loader(run: Run, first_step: int) -> DataLoader:
-    """Steps ``first_step`` to the last, each a list of micro-batches; assembled ahead where data.workers > 0."""
-    workers = run.config.data.workers
+    """Steps ``first_step`` to the last, each a list of micro-batches; assembled ahead by `loader_workers`."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    workers = loader_workers(run.config.data.workers, run.device, len(os.sched_getaffinity(0)), processes)
     return DataLoader(
         run.dataset,
         batch_size=None,

@@ -195,6 +195,8 @@ def _check_features(features_IPD, scale_IP, weight_HD) -> None:
     narrower = weight_HD.dtype != torch.float64
     if narrower == (features_IPD.dtype == torch.float64) and (narrower or quantised):
         raise ValueError(f"features_IPD is {features_IPD.dtype} but weight_HD is {weight_HD.dtype}: cast one of them")
+    if features_IPD.dtype == torch.float8_e4m3fn and features_IPD.is_cuda:
+        check_float8(torch.cuda.get_device_capability(features_IPD.device))
     if scale_IP is None:
         if features_IPD.dtype == torch.int8:
             raise ValueError("scale_IP is missing: int8 features need one a row")
@@ -202,6 +204,15 @@ def _check_features(features_IPD, scale_IP, weight_HD) -> None:
     if not quantised:
         raise ValueError(f"scale_IP goes with int8 and float8 features, not with {features_IPD.dtype}")
     _check_tensor("scale_IP", scale_IP, features_IPD.shape[:2], torch.float32, features_IPD.device)
+
+
+def check_float8(capability: tuple[int, int]) -> None:
+    """ValueError where a GPU of that capability cannot read float8_e4m3fn: Triton compiles it for sm_89 and later."""
+    if capability < (8, 9):
+        raise ValueError(
+            "features_IPD is float8_e4m3fn, which needs sm_89 or later; this GPU is "
+            f"sm_{capability[0]}{capability[1]}: use float8_e5m2 or int8 with scale_IP"
+        )
 
 
 def _check_tensor(name, tensor, shape, dtype, device) -> None:

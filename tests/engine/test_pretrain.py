@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from training import ENVIRONMENT, fashionbert
 
 from fashionbert_fast import FashionBertForPreTraining
+from fashionbert_fast.engine.build import loader_workers
 from fashionbert_fast.engine.loop import _check_same_products
 from fashionbert_fast.engine.metrics import read_metrics
 from fashionbert_fast.errors import InputError
@@ -320,3 +321,10 @@ def test_cuda_graphs_change_nothing_that_is_learned(config, tmp_path, stage):
         _succeeds(config, runs[-1], "train.precision=bf16", f"train.zero_stage={stage}", f"train.cuda_graphs={switch}")
     for plain, graphed in zip(*map(read_metrics, runs), strict=True):
         assert graphed["losses"] == pytest.approx(plain["losses"], rel=0.02)
+
+
+def test_a_gpu_has_batches_assembled_ahead_unless_told_otherwise():
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [loader_workers(None, gpu, cores, 2) for cores in (2, 4, 8, 64)] == [1, 1, 3, 4]
+    assert loader_workers(None, cpu, 64, 1) == 0
+    assert loader_workers(0, gpu, 64, 1) == 0 and loader_workers(7, cpu, 2, 2) == 7

@@ -110,6 +110,30 @@ def test_opcheck():
     torch.library.opcheck(residual_, (torch.randn(2, 9), torch.randn(9), torch.tensor([1, 8])))
 
 
+def test_rows_that_start_aligned_change_nothing(monkeypatch):
+    """As on a GPU, where 30,522 columns would otherwise leave most rows off any 16-byte boundary."""
+    parameters = (torch.randn(9, 16).bfloat16(), torch.randn(37, 16).bfloat16(), torch.randn(37).bfloat16())
+    labels_M = torch.randint(37, (9,))
+    plain = loss_and_gradients(linear_cross_entropy, parameters, labels_M)
+    monkeypatch.setattr(_linear_residual, "ALIGNED_ON", ("cpu",))
+    aligned = loss_and_gradients(linear_cross_entropy, parameters, labels_M)
+    assert all(torch.equal(a, b) for a, b in zip(aligned, plain, strict=True))
+    _, residual_MV = torch.ops.fashionbert_fast.linear_cross_entropy(*parameters, labels_M, True)
+    assert residual_MV.stride() == (40, 1) and residual_MV.data_ptr() % 16 == 0
+    torch.library.opcheck(
+        torch.ops.fashionbert_fast.linear_cross_entropy.default,
+        (*(p.requires_grad_() for p in parameters), labels_M, True), test_utils=("test_schema", "test_faketensor"),
+    )  # fmt: skip
+
+
+def test_the_scale_of_the_loss_is_not_rounded_before_it_is_multiplied():
+    """By 0.2% in bfloat16: on a GPU the scale is a tensor, which torch would cast to the gradient's dtype first."""
+    gradient_MH, scale = torch.randn(40, 30).bfloat16(), torch.tensor(1 + 2**-9 + 2**-11)
+    exact_MH = (gradient_MH.float() * scale).bfloat16()
+    assert torch.equal(_linear_residual.scaled_(gradient_MH.clone(), scale), exact_MH)
+    assert not torch.equal(gradient_MH * scale.bfloat16(), exact_MH)
+
+
 def test_full_graph_compile():
     def step(hidden_MH, weight_VH, bias_V, labels_M):
         return linear_cross_entropy(hidden_MH * 2, weight_VH, bias_V, labels_M) * 3

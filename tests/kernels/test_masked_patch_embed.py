@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from row_cases import allowed_error, at_thread_counts, check_as_exact, same_bits
 
 from fashionbert_fast.kernels import PackedRows, masked_patch_embed
-from fashionbert_fast.kernels.masked_patch_embed import FLOAT8, masked_patch_embed_reference
+from fashionbert_fast.kernels.masked_patch_embed import FLOAT8, check_float8, masked_patch_embed_reference
 
 OP = torch.ops.fashionbert_fast.masked_patch_embed.default
 NARROW = (torch.float32, torch.bfloat16, torch.float16)
@@ -561,3 +561,10 @@ def test_an_image_out_of_range_is_refused(index):
     x = _tensors(2, 4, 12, 8, torch.Generator().manual_seed(0))
     with pytest.raises(RuntimeError, match=rf"image_index\[1\] is {index}"):
         masked_patch_embed(*x.values(), image_index_B=torch.tensor([0, index]))
+
+
+def test_float8_e4m3_is_refused_by_name_where_the_gpu_has_none():
+    with pytest.raises(ValueError, match=r"float8_e4m3fn.*sm_80"):
+        check_float8((8, 0))
+    check_float8((8, 9))
+    check_float8((9, 0))
