@@ -11,7 +11,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE = ROOT / "benchmarks" / "results", ROOT / "docs" / "measurements.md"
-ITSELF = "itself"  # the peer of figures that earlier results held as rows
 
 HEAD = """# Measurements
 
@@ -112,7 +111,7 @@ def mutants(rows: list[dict]) -> str:
 def section(one: Section, result: dict) -> str:
     """A results file as a section of the page."""
     versions = ", ".join(f"{name} {result['versions'][name]}" for name in ("torch", "deepspeed", "transformers"))
-    rows = [row for row in result["rows"] if row.get("peer", "") != ITSELF]
+    rows = [row for row in result["rows"] if "peer" in row or "proof" in row]  # not the figures that stand alone
     if one.file == "mutants.json":
         body = mutants(rows)
     else:

@@ -22,7 +22,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 COLOURS = ("#4269d0", "#efb118", "#3ca951", "#ff725c", "#a463f2", "#6cc5b0", "#ff8ab7", "#9c6b4e", "#97bbf5", "#9498a0")
 MISSED = "#c1121f"
 ROW_INCHES, HEAD_INCHES = 0.24, 1.5
-ITSELF = "itself"  # the peer of figures that earlier results held as rows
 LEAST, MOST = 1e-3, 1e6  # a memory ratio may be 0 or huge; beyond these a bar only says "off the scale"
 
 
@@ -39,7 +38,7 @@ def plot_rows(result: dict, path: Path) -> None:
     Args:
         result: the contract's benchmark JSON. OSError where ``path`` cannot be written.
     """
-    rows = [row for row in result["rows"] if row.get("peer", ITSELF) != ITSELF]
+    rows = [row for row in result["rows"] if "peer" in row]
     peers = list(dict.fromkeys(row["peer"] for row in rows))
     colour_of = {peer: COLOURS[i % len(COLOURS)] for i, peer in enumerate(peers)}
     height = HEAD_INCHES + ROW_INCHES * max(2, len(rows) + -(-len(peers) // 3))

@@ -15,9 +15,60 @@ RESUME = ("tests/engine/test_resume.py",)
 DIVERGENCE = ("tests/engine/test_divergence.py",)
 VALIDATION = ("tests/engine/test_validation.py",)
 RUN = (PRETRAIN + "test_a_run_directory_holds_what_the_contract_says",)
+OPTIMIZER = ("tests/engine/test_optimizer.py",)
+HOST_SYNC = ("tests/engine/test_host_sync.py",)
 RESUMING = (PRETRAIN + "test_resuming_gives_the_uninterrupted_run",)
 
 MUTANTS = (
+    Mutant(
+        "flat-gradients-are-not-clipped",
+        ENGINE + "flat.py",
+        "clip_divisor(norm, clip) * ranks",
+        "torch.ones_like(norm) * ranks",
+        OPTIMIZER,
+    ),
+    Mutant(
+        "flat-gradients-of-ranks-are-summed",
+        ENGINE + "flat.py",
+        "optimizer.grad_scale = clip_divisor(norm, clip) * ranks",
+        "optimizer.grad_scale = clip_divisor(norm, clip)",
+        STEP,
+    ),
+    Mutant(
+        "flat-step-of-infinite-gradients-stands",
+        ENGINE + "flat.py",
+        "1.0 - norm.isfinite().float()",
+        "norm.isfinite().float() * 0",
+        OPTIMIZER,
+    ),
+    Mutant(
+        "flat-gradients-of-micro-batches-replace-one-another",
+        ENGINE + "flat.py",
+        "target.copy_(source) if first else target.add_(source)",
+        "target.copy_(source)",
+        STEP,
+    ),
+    Mutant(
+        "flat-weights-are-not-gathered",
+        ENGINE + "flat.py",
+        "dist.all_gather_into_tensor(self.bit16_groups_flat[i], part, group=gradients.group)",
+        "pass",
+        STEP,
+    ),
+    Mutant(
+        "flat-optimizer-leaves-the-low-weights",
+        ENGINE + "flat.py",
+        "            if low is not full:\n                low.copy_(full)\n",
+        "            pass\n",
+        OPTIMIZER,
+    ),
+    Mutant(
+        "flat-zero-does-not-take-over",
+        ENGINE + "build.py",
+        "        FlatZeroOptimizer.take_over(engine)\n",
+        "        pass\n",
+        HOST_SYNC,
+    ),
     Mutant(
         "hidden-dropout-does-not-reach-the-model",
         ENGINE + "build.py",

@@ -19,7 +19,7 @@ MUTANTS = (
     Mutant(
         "bias-gradient-ignores-what-arrives",
         KERNELS + "_linear_residual.py",
-        "residual_MD.sum(0).mul_(grad_loss) if bias",
+        "scaled_(residual_MD.sum(0), grad_loss) if bias",
         "residual_MD.sum(0) if bias",
         CROSS_ENTROPY,
     ),
