@@ -44,6 +44,18 @@ def test_bias_correction_counts_the_steps_taken(build_run, stage, precision):
     assert counted and all(step == 2 for step in counted)
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_bf16_weights_are_the_masters_rounded(build_run, stage):
+    run = build_run(*OPTIONS, "train.precision=bf16", f"train.zero_stage={stage}")
+    before = master_weights(run.engine)
+    train_step(run, run.dataset[0], 1)
+    after = master_weights(run.engine)
+    for name, parameter in run.engine.module.named_parameters():
+        assert torch.equal(parameter, after[name].bfloat16()), name
+        assert not torch.equal(after[name], before[name]) or not parameter.any(), name
+        assert parameter.data_ptr() % 16 == 0, f"{name} starts off a 16-byte boundary"
+
+
 @pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler")  # LAMB's first step is passed over
 @pytest.mark.parametrize("optimizer, stage", [("adamw", 0), ("adamw", 1), ("adamw", 2), ("lamb", 0)])
 def test_a_gradient_that_is_not_finite_changes_nothing(build_run, optimizer, stage):
