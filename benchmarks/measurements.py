@@ -62,6 +62,10 @@ SECTIONS = (
     Section("ops_zen4_avx2_cpu.json", "`masked_patch_embed` kept to AVX2",
             "fashionbert bench ops --only masked_patch_embed",
             "The same processor with oneDNN and MKL kept to AVX2; 1,024 rows only."),
+    Section("pace_zen4_cpu.json", "The move into rooms cost no speed",
+            "python -m benchmarks.pace be2688a --json pace.json",
+            "This tree beside the commit before the move, each by its own measurement, in turn: medians of 3 rounds, "
+            "of 5 for `patch_kld`, `bias_gelu`, `dropout_add_layer_norm` and `packed_attention`. The aim is 0.95."),
     Section("loss_curve_cpu.json", "It learns the same",
             "python -m benchmarks.loss_curve",
             "300 steps on the real products, 4 layers, beside a plain padded PyTorch model of the same weights "
