@@ -20,6 +20,7 @@ COMMANDS = {
     "pretrain": ("fashionbert_fast.commands.pretrain", "pre-train under DeepSpeed, in one process or many"),
     "evaluate": ("fashionbert_fast.commands.evaluate", "rank titles and images of a held-out set"),
     "export": ("fashionbert_fast.commands.export", "a checkpoint to Hugging Face's BERT layout"),
+    "profile": ("fashionbert_fast.commands.profile", "where a training step's time goes, in ranges, kernels and bytes"),
     "bench": ("benchmarks.run", "side-by-side measurements, results checked first"),
     "doctor": ("fashionbert_fast.commands.doctor", "what is installed and what each operator would use here"),
 }

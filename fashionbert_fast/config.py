@@ -88,6 +88,7 @@ class TrainConfig:
     zero_stage: int = 1  # DeepSpeed ZeRO: 0 to 3
     cuda_graphs: bool = False  # replay the encoder's forward and backward as CUDA graphs; ZeRO 0 to 2
     fp8: bool = False  # the encoder's products in 8 bits, by torchao, on sm_89 and later; with bf16, ZeRO 0 to 2
+    nvtx: bool = False  # ranges for Nsight Systems, and host seconds by phase in the metrics
     seed: int = 0  # of initialisation, dropout, order, negatives and masks
     log_every: int = 10  # steps between metrics, the only host synchronisation
     checkpoint_every: int = 1000  # steps; the last step is always kept; 0: only the last

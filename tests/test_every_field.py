@@ -357,6 +357,7 @@ RUNS = ({
     "train.output": ("OUTPUT", lambda out: [(out / name).exists() for name in ("config.yaml", "metrics.jsonl")],
                      [True, True]),
     "train.log_every": (3, lambda out: [record["step"] for record in read_metrics(out)], [3, 4, 6, 7]),
+    "train.nvtx": (True, lambda out: "forward" in read_metrics(out)[-1]["phases"], True),
     "train.checkpoint_every": (2, lambda out: [path.name[-1] for path in list_checkpoints(out)], ["4", "6", "7"]),
     "train.keep_checkpoints": (3, lambda out: len(list_checkpoints(out)), 3),
     "validation.every": (4, lambda out: [step for step, _ in validations(out)], [4, 7]),

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "fashionbert_fast"
 # From the ground up; docs/architecture.md says what lives where. A name is a package or a module of the top level.
 FLOORS = (
     "cpu", "errors", "checks", "operators", "files", "progress", "distributed", "run_directory", "kernels",
-    "catalogue", "features", "data", "model", "objectives", "config", "processor", "engine",
+    "catalogue", "features", "data", "model", "objectives", "config", "processor", "profiling", "engine",
     "evaluation", "demo", "commands", "cli",
 )  # fmt: skip
 TOP = {"__init__", "__main__"}  # what people import, and `python -m`: above everything

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
 from fashionbert_fast.errors import InputError
+from fashionbert_fast.profiling import ranges
 
 
 class FlatGradients:
@@ -48,6 +49,10 @@ class FlatGradients:
     @torch.no_grad()
     def collect(self, first: bool, last: bool) -> None:
         """Take the gradients of a micro-batch off the parameters. first, last: of the optimizer step's."""
+        with ranges.phase("gradients"):
+            self._collect(first, last)
+
+    def _collect(self, first: bool, last: bool) -> None:
         gradients = [parameter.grad for parameter in self.parameters]
         views = [view for view, gradient in zip(self.views, gradients, strict=True) if gradient is not None]
         if len(views) < len(self.views):
@@ -70,6 +75,10 @@ class FlatGradients:
         """``staged`` over all ranks: this rank's part of it, or the whole."""
         if self.ranks == 1:
             return self.staged
+        with ranges.phase("all-reduce"):
+            return self._reduced()
+
+    def _reduced(self) -> torch.Tensor:
         if not self.partitioned:
             dist.all_reduce(self.staged, group=self.group)
             return self.staged
@@ -89,7 +98,8 @@ def global_norm(groups: Sequence[FlatGradients]) -> torch.Tensor:
     ranks = groups[0].ranks
     if ranks > 1 and groups[0].partitioned:
         square = norm.square()
-        dist.all_reduce(square, group=groups[0].group)
+        with ranges.phase("all-reduce"):
+            dist.all_reduce(square, group=groups[0].group)
         norm = square.sqrt()
     return norm / ranks
 
@@ -169,7 +179,8 @@ class FlatZeroOptimizer(DeepSpeedZeroOptimizer):
             part = self.parallel_partitioned_bit16_groups[i][dist.get_rank(gradients.group)]
             part.copy_(self.single_partition_of_fp32_groups[i])
             if gradients.ranks > 1:
-                dist.all_gather_into_tensor(self.bit16_groups_flat[i], part, group=gradients.group)
+                with ranges.phase("all-reduce"):
+                    dist.all_gather_into_tensor(self.bit16_groups_flat[i], part, group=gradients.group)
 
 
 class FlatOptimizer(torch.optim.Optimizer):

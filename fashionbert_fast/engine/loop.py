@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +26,7 @@ from fashionbert_fast.engine.validation import Validation
 from fashionbert_fast.errors import InputError, TrainingStopped
 from fashionbert_fast.features.store import FeatureStore, require_same_features
 from fashionbert_fast.model.config import TASKS
+from fashionbert_fast.profiling import ranges
 from fashionbert_fast.progress import progress_bar
 from fashionbert_fast.run_directory import MODEL, newest_valid
 
@@ -48,23 +51,30 @@ class StepReport:
 
 def train_step(run: Run, micro_batches: list[Batch], step: int) -> StepReport:
     """Optimizer step ``step``, from 1: exactly one backward a micro-batch, every head in its loss."""
-    counts = all_reduce_sum(_copied_ahead(StepCounts.of(micro_batches), run.device))
+    with ranges.phase("all-reduce"):
+        counts = all_reduce_sum(_copied_ahead(StepCounts.of(micro_batches), run.device))
     losses_T, weights_T = torch.zeros(2, len(TASKS), device=run.device)
     for i, batch in enumerate(micro_batches):
         seed_dropout(run.device, run.config.train.seed, step, i, run.rank)
-        output = run.engine(batch.to(run.device, non_blocking=True), counts[: len(TASKS)], len(micro_batches))
-        run.engine.backward(output.loss)
-        run.engine.step()
-        losses_T += output.losses_T / len(micro_batches)
-        weights_T += output.report.weights_T / len(micro_batches)
+        with ranges.phase("host to device"):
+            batch = batch.to(run.device, non_blocking=True)
+        with ranges.phase("forward"):
+            output = run.engine(batch, counts[: len(TASKS)], len(micro_batches))
+        with ranges.backward():
+            run.engine.backward(output.loss)
+        with ranges.phase("optimizer"):
+            run.engine.step()
+        with ranges.phase("metrics"):
+            losses_T += output.losses_T / len(micro_batches)
+            weights_T += output.report.weights_T / len(micro_batches)
     return StepReport(losses_T, weights_T, counts)
 
 
 class Meter:
     """Turns what happened since the last logged step into a record. Reading it is the loop's only host sync."""
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, host_seconds: ranges.HostSeconds | None = None) -> None:
+        self.run, self.host_seconds, self.steps = run, host_seconds, 0
         self.peak = peak_flops(run.device, DTYPES[run.config.train.precision]) * run.world_size
         self.counts = torch.zeros(len(StepCounts._fields), dtype=torch.float64, device=run.device)
         self.restart()
@@ -72,10 +82,14 @@ class Meter:
     def restart(self) -> None:
         """Forget what was counted: rates begin here."""
         self.counts.zero_()
+        self.steps = 0
+        if self.host_seconds is not None:
+            self.host_seconds.take()
         self.start = time.perf_counter()
 
     def add(self, counts: torch.Tensor) -> None:
         self.counts += counts
+        self.steps += 1
 
     def record(self, step: int, report: StepReport, lr: float) -> dict:
         run = self.run
@@ -95,6 +109,8 @@ class Meter:
             "tokens_per_s": counts.tokens / seconds,
             "mfu": useful_flops(run.engine.module.config, counts) / seconds / self.peak,
         }
+        if self.host_seconds is not None:
+            record["phases"] = {name: spent / self.steps for name, spent in self.host_seconds.take().items()}
         self.restart()
         return record
 
@@ -120,7 +136,7 @@ def _prepare_directory(config: Config, resume: bool) -> Path:
 def _check_same_run(saved: Path, config: Config) -> None:
     """A resumed run must learn what it would have learned uninterrupted: name the first field that differs."""
     free = {"train.output", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "data.workers",
-            "data.store", "train.cuda_graphs"}  # fmt: skip
+            "data.store", "train.cuda_graphs", "train.nvtx"}  # fmt: skip
     old, new = OmegaConf.load(saved), OmegaConf.structured(config)
     for section in new:
         for key in new[section]:
@@ -175,6 +191,17 @@ def _described(record: dict, validation: dict | None) -> str:
     return f"{losses}{held_out}  {record['samples_per_s']:.0f} pairs/s"
 
 
+@contextlib.contextmanager
+def _watched(run: Run) -> Iterator[ranges.HostSeconds | None]:
+    """NVTX ranges and host seconds by phase while in the block, where ``train.nvtx`` asks for them."""
+    if not run.config.train.nvtx:
+        yield None
+        return
+    seconds, layers = ranges.HostSeconds(), not run.config.train.cuda_graphs
+    with ranges.ranges(run.engine.module, [ranges.Nvtx(), seconds], layers=layers):
+        yield seconds
+
+
 def train(run: Run, first_step: int) -> None:
     """Steps ``first_step`` to the end, with metrics, checkpoints and, last, the plots."""
     t = run.config.train
@@ -182,10 +209,10 @@ def train(run: Run, first_step: int) -> None:
     writer = MetricsWriter(run.directory, first_step) if is_main() else None
     config_yaml = run.config.to_yaml()
     run.engine.train()
-    meter, watch = Meter(run), Watch(run)
-    with progress_bar() as bar:
+    with progress_bar() as bar, _watched(run) as host_seconds:
+        meter, watch = Meter(run, host_seconds), Watch(run)
         task = bar.add_task("pretrain", total=t.steps, completed=first_step)
-        for step, micro_batches in enumerate(build_loader(run, first_step), start=first_step + 1):
+        for step, micro_batches in ranges.steps(iter(build_loader(run, first_step)), first_step + 1, t.steps):
             if validation.exhausted:
                 validation.tell(step - 1)
                 break
@@ -196,12 +223,14 @@ def train(run: Run, first_step: int) -> None:
             saves = step == t.steps or (t.checkpoint_every and step % t.checkpoint_every == 0)
             logs = step % t.log_every == 0 or step == t.steps or validation.due(step)
             if logs or (saves and watch.found()):
-                record = meter.record(step, report, lr)
+                with ranges.phase("metrics"):
+                    record = meter.record(step, report, lr)
                 complaint = watch.complaint(record)
                 if complaint:
                     record["stopped"] = complaint
                 elif validation.due(step):
-                    record["validation"] = validation(step)
+                    with ranges.phase("validation"):
+                        record["validation"] = validation(step)
                     meter.restart()  # validating is not training
                 if writer is not None:
                     writer.write(record)
@@ -210,10 +239,11 @@ def train(run: Run, first_step: int) -> None:
                     raise TrainingStopped(complaint)
             bar.update(task, completed=step)
             if saves or validation.exhausted or validation.step == step:
-                saved = save_checkpoint(
-                    run.engine, run.directory, step, run.tokenizer_dir, config_yaml, t.keep_checkpoints
-                )
-                validation.keep(saved, step)
+                with ranges.phase("checkpoint"):
+                    saved = save_checkpoint(
+                        run.engine, run.directory, step, run.tokenizer_dir, config_yaml, t.keep_checkpoints
+                    )
+                    validation.keep(saved, step)
                 meter.restart()  # writing is not training
     if writer is not None:
         from fashionbert_fast.engine.plots import plot_run
