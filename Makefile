@@ -8,7 +8,7 @@ TEXTS := fashionbert_fast csrc benchmarks tests docs examples README.md CONTRIBU
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow wheel-test dist bench measurements same pace lint format clean
+.PHONY: help setup demo test test-slow wheel-test dist bench results same pace lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,7 +48,7 @@ dist: setup  ## sdist and wheel, for any processor, into dist/
 bench: setup  ## measurements against named alternatives
 	$(BIN)/fashionbert bench ops --quick --json bench.json
 
-measurements: setup  ## docs/measurements.md from the rows in benchmarks/results
+results: setup  ## docs/measurements.md and README's figures from the rows in benchmarks/results
 	$(BIN)/python -m benchmarks.measurements
 
 same: setup  ## does this tree train as COMMIT's does, bit for bit? make same COMMIT=HEAD

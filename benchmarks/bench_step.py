@@ -15,6 +15,7 @@ Useful FLOPs are engine/flops.py's: no padding, heads on masked rows only, maske
 from __future__ import annotations
 
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -30,7 +31,11 @@ MODELS = {
     "large": {"vocab_size": 30522, "patches": 64, "patch_feature_size": 2048, "hidden_size": 1024,
               "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
 }  # fmt: skip
-PAIRS = {"cpu": {"base": 32, "large": 16}, "cuda": {"base": 512, "large": 256}}
+MODELS["toy"] = MODELS["base"] | {
+    "vocab_size": 500, "patch_feature_size": 64, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "intermediate_size": 128,
+}  # fmt: skip
+PAIRS = {"cpu": {"base": 32, "large": 16, "toy": 8}, "cuda": {"base": 256, "large": 128, "toy": 8}}
 TARGETS = {  # times faster than the peer: on a CPU, on a GPU
     "a-float32": (6.0, 4.0), "a-bf16": (1.8, 4.0), "b": (1.5, 1.5), "c": (1.5, 1.5), "d": (1.15, 1.3),
     "d-compiled": (1.15, 1.3), "zero-1": (1 / 1.05, 1 / 1.05), "zero-2": (1 / 1.05, 1 / 1.05),
@@ -135,51 +140,58 @@ def _packing_efficiency(case: str, packed: float, padded: float, batches_tokens:
 
 def rows(
     device: torch.device, quick: bool, *, size: str = "base", store: Path | None = None, only: tuple[str, ...] = ()
-) -> list[Row | Figure]:
-    """Rows of each peer and, on the Fashion-Gen-like profile, of the ladder: each technique of ours switched off.
+) -> Iterator[Row | Figure]:
+    """Rows, as they come, of each peer and, on the Fashion-Gen-like profile, of the ladder: a technique of ours off.
 
     Args:
         size: base or large. store: a feature store whose titles' lengths give a second profile. only: names of peers
             (keys of `TARGETS`, or "ladder"); all by default. quick: half a batch, smaller pools, fewer repeats.
+
+    Raises:
+        RuntimeError: after all other rows, naming the peers that failed.
     """
     pairs = PAIRS[device.type][size] // (2 if quick else 1)
     count = pairs * (2 if quick else POOL)
     profiles = {"Fashion-Gen-like titles": fashion_gen_lengths(count)}
     if store is not None:
         profiles["the store's titles"] = store_lengths(store, count)
-    result = []
+    failed: list[str] = []
     for name, lengths in profiles.items():
         ladder = name.startswith("Fashion")
-        result += _profile(device, quick, size, f"{size}, {name}, {pairs} a batch", lengths, pairs, ladder, only)
-    return result
+        case = f"{size}, {name}, {pairs} a batch"
+        yield from _profile(device, quick, size, case, lengths, pairs, ladder, only, failed)
+    if failed:
+        raise RuntimeError("; ".join(failed))
 
 
-def _profile(device, quick, size, case, lengths, pairs, ladder, only) -> list[Row | Figure]:
+def _profile(device, quick, size, case, lengths, pairs, ladder, only, failed: list[str]) -> Iterator[Row | Figure]:
     ours = Step("ours", MODELS[size], tuple(int(n) for n in lengths), pairs, device.type)
     wanted = {key: step for key, step in peers(ours).items() if not only or key in only}
-    result = []
     with StepProcess(ours) as running:
         comparison = _Comparison(case, running, 2 if quick else 3, device)
         running.seconds()
         for key, step in progress(list(wanted.items()), total=len(wanted), description=f"{case}: peers"):
             repeats = 2 if key == "a-float32" else None  # by far the slowest, and far from its target
-            row, _ = comparison.against(NAMES[key], step, TARGETS[key][device.type == "cuda"], repeats)
-            result.append(_turned(row) if key.startswith("zero") else row)
-        rungs = _ladder(comparison, ours, running.facts(), case) if ladder and (not only or "ladder" in only) else []
-        result += _summary(comparison, running.facts(), case) if comparison.seconds else []
-    return result + rungs
+            try:
+                row, _ = comparison.against(NAMES[key], step, TARGETS[key][device.type == "cuda"], repeats)
+            except (RuntimeError, AssertionError) as error:  # out of memory, say: it must not cost the others
+                failed.append(f"{case}, {NAMES[key]}: {error}")
+                continue
+            yield _turned(row) if key.startswith("zero") else row
+        if comparison.seconds:
+            yield from _summary(comparison, running.facts(), case)
+        if ladder and (not only or "ladder" in only):
+            yield from _ladder(comparison, ours, running.facts(), case)
 
 
-def _ladder(comparison: _Comparison, ours: Step, facts: dict[str, float], case: str) -> list[Row]:
-    result = []
+def _ladder(comparison: _Comparison, ours: Step, facts: dict[str, float], case: str) -> Iterator[Row]:
     for technique in progress(list(TECHNIQUES), total=len(TECHNIQUES), description="each technique off in turn"):
         if technique == "kept memory" and comparison.gpu:
             continue
         before = len(comparison.seconds)
         row, padded = comparison.against(f"ours without {technique}", ours.but(without=technique), 1.0, 2)
-        result.append(row)
+        yield row
         if technique == "packing":
             tokens = len(ours.lengths) * (LONGEST_TITLE + ours.model["patches"])
             packed = statistics.median(comparison.seconds[before:])
-            result.append(_packing_efficiency(case, packed, padded, facts["tokens"], tokens))
-    return result
+            yield _packing_efficiency(case, packed, padded, facts["tokens"], tokens)

@@ -21,6 +21,7 @@ from fashionbert_fast.model.config import FashionBertConfig, TaskWeighting
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 from fashionbert_fast.objectives.weighting import TaskWeighter
 
+QUICK = (4, 8)  # layers, pairs
 METHODS = ("gradient", "min_norm")
 # peer -> times faster to be
 PEERS = {"fixed weights": 1 / 1.05, "three backwards": 2.0}
@@ -88,7 +89,7 @@ def _step(step: Callable[..., torch.Tensor], model: FashionBertForPreTraining, b
 
 def workload(device: torch.device, quick: bool) -> tuple[FashionBertForPreTraining, Batch]:
     """A bfloat16 model of BERT-base's widths and a batch, so large that the encoder is most of the step."""
-    layers, pairs = (4, 8) if quick else (12, 16)
+    layers, pairs = QUICK if quick else (12, 16)
     if device.type == "cuda" and not quick:
         pairs = 256
     config = FashionBertConfig(

@@ -1,38 +1,133 @@
-"""The GPU suite says so where there is no GPU, and otherwise keeps what it measured when a part fails."""
+"""The GPU suite: a part that goes wrong costs no other; the whole of it runs on a CPU at toy sizes."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import gpu_suite
-from benchmarks.measure import Row
+from benchmarks import gpu_cases, gpu_suite
+from benchmarks.gpu_parts import PARTS
+from fashionbert_fast.operators import OPERATORS
+
+sys.path.insert(0, str(Path(__file__).parent))  # for faulty_parts, here and in the processes of parts
+import faulty_parts
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def faulty(tmp_path_factory):
+    """What the suite wrote of the faulty parts."""
+    path = tmp_path_factory.mktemp("suite") / "x.json"
+    suite = gpu_suite.Suite.begin(path, True, False)
+    suite.module = "faulty_parts"
+    gpu_suite.run_suite(suite, faulty_parts.PARTS, 5)
+    return path
+
+
+def test_a_part_that_goes_wrong_costs_no_row(faulty):
+    written = json.loads(faulty.read_text())
+    statuses = {name: entry["status"] for name, entry in written["parts"].items()}
+    assert statuses == {
+        "good": "done", "aborts": "failed", "hangs": "killed", "raises": "failed", "skips": "skipped",
+        "torn": "failed", "last": "done",
+    }  # fmt: skip
+    assert [row["value"] for row in written["rows"]] == [1, 2, 3, 4, 5, 1]
+    details = {name: entry["detail"] for name, entry in written["parts"].items()}
+    assert "SIGABRT" in details["aborts"] and "limit of 2 s" in details["hangs"]
+    assert "out of memory, say" in details["raises"] and details["skips"] == "needs what is not here"
+    missed = {proof["proof"] for proof in written["proofs"] if not proof["met"]}
+    assert missed == {"aborts ran", "hangs ran", "raises ran", "torn ran"}
+    assert written["parts"]["hangs"]["seconds"] < 10
+
+
+def test_going_on_runs_what_has_not_ended(faulty, tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(faulty.read_text())
+    parser = gpu_suite._parser()
+
+    def wanted(*words):
+        suite = gpu_suite.Suite.begin(path, True, True)
+        suite.module = "faulty_parts"
+        args = parser.parse_args(["--json", str(path), "--continue", *words])
+        return [part.name for part in gpu_suite._wanted(args, suite)]
+
+    assert wanted() == ["hangs"]  # which was killed; the others ended, rightly or not
+    assert wanted("--again") == ["aborts", "hangs", "raises", "torn"]
+    suite = gpu_suite.Suite.begin(path, True, True)
+    suite.module = "faulty_parts"
+    gpu_suite.run_suite(suite, [part for part in faulty_parts.PARTS if part.name in ("good", "raises")], 5)
+    again = json.loads(path.read_text())
+    assert len(again["rows"]) == 6 and len(again["proofs"]) == len(json.loads(faulty.read_text())["proofs"])
+
+
+def test_no_time_left_is_said_and_can_be_taken_up(tmp_path):
+    suite = gpu_suite.Suite.begin(tmp_path / "x.json", True, False)
+    suite.module = "faulty_parts"
+    gpu_suite.run_suite(suite, faulty_parts.PARTS, -1)
+    assert {entry["status"] for entry in suite.result["parts"].values()} == {"not run"}
+    assert not any(suite.ended(part.name) for part in faulty_parts.PARTS)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
-def test_without_a_gpu_it_is_an_input_error(tmp_path, capsys):
-    assert gpu_suite.main(["--json", str(tmp_path / "x.json")]) == 2
-    assert "no CUDA device" in capsys.readouterr().err and not (tmp_path / "x.json").exists()
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--json", "x.json"], "no CUDA device"),
+        ([], "--json"),
+        (["--dry", "--json", "x.json", "--only", "nothing"], "no such part"),
+        (["--dry", "--json", "nowhere/x.json"], "nowhere"),
+    ],
+)
+def test_bad_input(tmp_path, monkeypatch, capsys, words, said):
+    monkeypatch.chdir(tmp_path)
+    assert gpu_suite.main(words) == 2
+    assert said in capsys.readouterr().err
 
 
-def test_a_failing_part_costs_no_other(tmp_path, monkeypatch):
-    row = Row("case", "peer", 1.0, 2.0, "us", 2.0, 1.5, True, [1.9, 2.1])
-
-    def broken(device):
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(gpu_suite, "measurements", lambda quick: {"good": lambda device: [row], "bad": broken})
-    monkeypatch.setattr(gpu_suite, "proofs", lambda: [{"proof": "tests", "k": 3, "n": 3, "met": True}])
-    monkeypatch.setattr("benchmarks.measure.device_name", lambda device: "a GPU")
-    assert gpu_suite.main(["--json", str(tmp_path / "x.json")]) == 1
-    written = json.loads((tmp_path / "x.json").read_text())
-    assert [r["case"] for r in written["rows"]] == ["case"]
-    assert [proof["met"] for proof in written["proofs"]] == [True, False] and "out of memory" in str(written["proofs"])
+def test_another_file_is_not_continued(tmp_path, capsys):
+    (tmp_path / "x.json").write_text('{"rows": []}')
+    assert gpu_suite.main(["--dry", "--json", str(tmp_path / "x.json"), "--continue"]) == 2
+    assert "no file of the GPU suite" in capsys.readouterr().err
 
 
-def test_parts_cover_the_operators_and_both_sizes():
-    names = set(gpu_suite.measurements(True))
-    assert {"patch_kld", "packed_attention", "step base", "step large"} <= names
+def test_the_first_pass_is_worth_most_and_fits():
+    names = [part.name for part in PARTS]
+    assert len(set(names)) == len(names)
+    kernels = [f"kernel {operator.name}" for operator in OPERATORS]
+    assert names[: len(kernels) + 2] == [*kernels, "training", "step base"]
+    assert {"graphs", "fp8", "sanitizer", "determinism", "profile", "step large"} <= set(names)
+
+
+def test_every_operator_has_cases_and_a_fault_is_seen(monkeypatch):
+    assert all(len(gpu_cases.cases_of(operator.name)) >= 1 for operator in OPERATORS)
+    case = next(case for case in gpu_cases.cases_of("bias_gelu") if case.dtype == torch.float32)
+    assert gpu_cases.worst_error(case, torch.device("cpu"))[1] <= 1
+    right = gpu_cases._function
+    monkeypatch.setattr(
+        gpu_cases, "_function",
+        lambda name, reference: right(name, True) if reference else lambda x, bias: right(name, False)(x, bias * 1.001),
+    )  # fmt: skip
+    assert gpu_cases.worst_error(case, torch.device("cpu"))[1] > 1
+
+
+def test_the_whole_suite_runs_on_a_cpu(tmp_path):
+    path, start = tmp_path / "dry.json", time.monotonic()
+    command = [sys.executable, "-m", "benchmarks.gpu_suite", "--dry", "--json", str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=400)
+    written = json.loads(path.read_text())
+    statuses = {name: entry["status"] for name, entry in written["parts"].items()}
+    skipped = {name for name, status in statuses.items() if status == "skipped"}
+    assert skipped == {"graphs", "fp8", "sanitizer"}, written["parts"]
+    assert {status for name, status in statuses.items() if name not in skipped} == {"done"}, written["parts"]
+    assert [proof for proof in written["proofs"] if not proof["met"]] == [] and done.returncode == 0
+    with_rows = {row["part"] for row in written["rows"]} | {proof["part"] for proof in written["proofs"]}
+    assert with_rows == set(statuses) - skipped
+    assert (tmp_path / "dry.json.d" / "profile" / "profile.html").exists()
+    assert time.monotonic() - start < 180

@@ -5,13 +5,26 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from benchmarks import measurements
 
 ROOT = Path(__file__).parent.parent.parent
 
 
 def test_the_page_is_what_the_rows_say():
-    assert measurements.PAGE.read_text() == measurements.page(), "run python -m benchmarks.measurements"
+    assert measurements.PAGE.read_text() == measurements.page(), "run make results"
+
+
+def test_the_readme_has_the_figures_of_the_rows(monkeypatch):
+    assert measurements.README.read_text() == measurements.readme(), "run make results"
+    read = measurements._read()
+    row = measurements.find(read["step_cpu.json"]["rows"], "base, Fashion-Gen-like titles, 32 a batch", "(c)")
+    row["ratio"] = 123.4
+    assert "| than the same under torch.compile | 123.4 |" in measurements.measured(read)
+    row["peer"] = "gone"
+    with pytest.raises(ValueError, match=r"'\(c\)'"):
+        measurements.measured(read)
 
 
 def test_a_missed_aim_says_so():

@@ -131,8 +131,8 @@ def write_export(path, domain=DOMAIN):
         (5000, 9000, 60, "optimizer", None, 1, PROCESS + 5),
         (2000, 9000, 59, "step 1", None, 2, PROCESS + 5),  # of another domain
     ])  # fmt: skip
-    connection.executemany("INSERT INTO CUPTI_ACTIVITY_KIND_RUNTIME VALUES (?,?,?,?,?,?,?)",
-                           [(3000, 3100, 0, PROCESS + 6, 11, 3, 0), (6000, 6100, 0, PROCESS + 5, 12, 3, 0)])  # fmt: skip
+    launches = [(3000, 3100, 0, PROCESS + 6, 11, 3, 0), (6000, 6100, 0, PROCESS + 5, 12, 3, 0)]
+    connection.executemany("INSERT INTO CUPTI_ACTIVITY_KIND_RUNTIME VALUES (?,?,?,?,?,?,?)", launches)
     kernel, copy = (4000, 6500, 0, 1, 7, 11, PROCESS, 2, 3, 1), (7000, 8000, 0, 1, 7, 12, PROCESS, 4096, 1)
     connection.execute("INSERT INTO CUPTI_ACTIVITY_KIND_KERNEL VALUES (?,?,?,?,?,?,?,?,?,?)", kernel)
     connection.execute("INSERT INTO CUPTI_ACTIVITY_KIND_MEMCPY VALUES (?,?,?,?,?,?,?,?,?)", copy)
