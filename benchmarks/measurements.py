@@ -168,10 +168,10 @@ dots are held-out pairs.
 
 
 def find(rows: list[dict], case: str, peer: str) -> dict:
-    """The row whose case and peer begin so; ValueError where there is not just one."""
-    found = [row for row in rows if row["case"].startswith(case) and row.get("peer", "").startswith(peer)]
+    """The row of that case whose peer begins so; ValueError where there is not just one."""
+    found = [row for row in rows if row["case"] == case and row.get("peer", "").startswith(peer)]
     if len(found) != 1:
-        raise ValueError(f"{len(found)} rows begin with {case!r} and {peer!r}, not one")
+        raise ValueError(f"{len(found)} rows of {case!r} have a peer that begins with {peer!r}, not one")
     return found[0]
 
 
@@ -188,7 +188,7 @@ def measured(read: dict[str, dict]) -> str:
         if row["case"].startswith("packed_attention") and "bfloat16, dropout 0.1" in row["case"]
         and row["peer"] == "SDPA padded, with a mask"
     ]  # fmt: skip
-    norm = "dropout_add_layer_norm T=2848 H=768 bfloat16 p=0.1"
+    norm = "dropout_add_layer_norm T=2848 H=768 bfloat16 p=0.1 forward+backward"
     curve = [row for row in read["loss_curve_cpu.json"]["rows"] if "bf16" in row.get("proof", "")]
     exact = [row for row in read["loss_curve_cpu.json"]["rows"] if "fp32" in row.get("proof", "")]
     holds, places = sum(row["k"] for row in curve), sum(row["n"] for row in curve)
@@ -209,26 +209,22 @@ def measured(read: dict[str, dict]) -> str:
     }  # fmt: skip
     head = ["| BERT-base, a whole training step of 32 pairs, bf16 | times faster |", "| --- | --- |"]
     table = "\n".join(head + [f"| {than} | {ratio} |" for than, ratio in steps.items()])
-    above = (
-        "Ours beside the named alternative in one run, results found equal first, on "
-        f"{step['device']} (Zen 5, bf16), torch {versions['torch'].split('+')[0]}, DeepSpeed {versions['deepspeed']}. **No row is of a GPU yet**, none "
-        "of an Intel processor: `make test` compiles every CUDA and Triton kernel for A100 and H100, runs Triton's in "
-        "its interpreter and CUDA's on host threads, and `python -m benchmarks.gpu_suite`, rehearsed on a CPU, waits "
-        "to prove and time them all. [What a GPU still has to tell](docs/gpu.md), point by point."
-    )
-    below = (
-        f"Useful FLOPs come to {share:.0%} of the bf16 matrix products of the same run; under DeepSpeed ZeRO-1 the "
-        f"step takes {zero:.2f} of the time. It learns the same: in float32 every loss of 300 steps is within 1e-4 of a "
-        "plain padded PyTorch model's, in bf16 no further from it than three seeds are apart at "
-        f"{holds:,} of {places:,} places. Trained on 4,519 real products it tells a held-out product's photo from "
-        f"another's at an accuracy of {real['alignment_accuracy']:.3f}. Every row, what missed its aim and how to "
-        "measure again: [docs/measurements.md](docs/measurements.md)."
-    )
+    above = f"""Ours beside the named alternative in one run, results found equal first, on {step["device"]} (Zen 5, bf16),
+        torch {versions["torch"].split("+")[0]}, DeepSpeed {versions["deepspeed"]}. **No row is of a GPU yet**, none of an
+        Intel processor: `make test` compiles every CUDA and Triton kernel for A100 and H100, runs Triton's in its
+        interpreter and CUDA's on host threads, and `python -m benchmarks.gpu_suite`, rehearsed on a CPU, waits to prove
+        and time them all. [What a GPU still has to tell](docs/gpu.md), point by point."""
+    below = f"""Useful FLOPs come to {share:.0%} of the bf16 matrix products of the same run; under DeepSpeed ZeRO-1 the
+        step takes {zero:.2f} of the time. It learns the same: in float32 every loss of 300 steps is within 1e-4 of a plain
+        padded PyTorch model's, in bf16 no further from it than three seeds are apart at {holds:,} of {places:,} places.
+        Trained on 4,519 real products it tells a held-out product's photo from another's at an accuracy of
+        {real["alignment_accuracy"]:.3f}. Every row, what missed its aim and how to measure again:
+        [docs/measurements.md](docs/measurements.md)."""
     return "\n\n".join([_wrapped(above), table, _wrapped(below)]) + "\n"
 
 
 def _wrapped(text: str) -> str:
-    return textwrap.fill(text, 130, break_long_words=False, break_on_hyphens=False)
+    return textwrap.fill(" ".join(text.split()), 130, break_long_words=False, break_on_hyphens=False)
 
 
 def readme() -> str:
