@@ -199,25 +199,28 @@ def measured(read: dict[str, dict]) -> str:
     share = find(step["rows"], case, "bf16 GEMM rate")["ratio"]
     zero = 1 / find(step["rows"], f"{case}, (f) ours under ZeRO-1", "")["ratio"]
     steps = {
-        "than Hugging Face `BertModel` + SDPA, heads on masked rows": f"{times('(b)')} (peak memory 1 / {memory:.2f})",
+        "than Hugging Face `BertModel` + SDPA, heads on masked rows":
+            f"{times('(b)')} (peak memory 1 / {memory:.2f})",
         "than the same under torch.compile": times("(c)"),
         "than the released recipe: padded, dense heads, eager, bf16 autocast / float32":
             f"{times('(a) released recipe, bf16')} / {times('(a) released recipe, float32')}",
-        "`packed_attention`, dropout 0.1, than SDPA padded with a mask": f"{min(attention):.1f} to {max(attention):.1f}",
+        "`packed_attention`, dropout 0.1, than SDPA padded with a mask":
+            f"{min(attention):.1f} to {max(attention):.1f}",
         "`dropout_add_layer_norm` than torch.compile":
             f"{find(operators['rows'], norm, 'torch.compile')['ratio']:.0f}",
     }  # fmt: skip
     head = ["| BERT-base, a whole training step of 32 pairs, bf16 | times faster |", "| --- | --- |"]
     table = "\n".join(head + [f"| {than} | {ratio} |" for than, ratio in steps.items()])
+    torch_version, deepspeed = versions["torch"].split("+")[0], versions["deepspeed"]
     above = f"""Ours beside the named alternative in one run, results found equal first, on {step["device"]} (Zen 5, bf16),
-        torch {versions["torch"].split("+")[0]}, DeepSpeed {versions["deepspeed"]}. **No row is of a GPU yet**, none of an
-        Intel processor: `make test` compiles every CUDA and Triton kernel for A100 and H100, runs Triton's in its
-        interpreter and CUDA's on host threads, and `python -m benchmarks.gpu_suite`, rehearsed on a CPU, waits to prove
-        and time them all. [What a GPU still has to tell](docs/gpu.md), point by point."""
-    below = f"""Useful FLOPs come to {share:.0%} of the bf16 matrix products of the same run; under DeepSpeed ZeRO-1 the
-        step takes {zero:.2f} of the time. It learns the same: in float32 every loss of 300 steps is within 1e-4 of a plain
-        padded PyTorch model's, in bf16 no further from it than three seeds are apart at {holds:,} of {places:,} places.
-        Trained on 4,519 real products it tells a held-out product's photo from another's at an accuracy of
+        torch {torch_version}, DeepSpeed {deepspeed}. **No row is of a GPU yet**, none of an Intel processor: `make test`
+        compiles every CUDA and Triton kernel for A100 and H100, runs Triton's in its interpreter and CUDA's on host
+        threads, and `python -m benchmarks.gpu_suite`, rehearsed on a CPU, waits to prove and time them all. [What a GPU
+        still has to tell](docs/gpu.md), point by point."""
+    below = f"""Useful FLOPs come to {share:.0%} of the bf16 matrix products of the same run; under DeepSpeed ZeRO-1
+        the step takes {zero:.2f} of the time. It learns the same: in float32 every loss of 300 steps is within 1e-4 of
+        a plain padded PyTorch model's, in bf16 no further from it than three seeds are apart at {holds:,} of {places:,}
+        places. Trained on 4,519 real products it tells a held-out product's photo from another's at an accuracy of
         {real["alignment_accuracy"]:.3f}. Every row, what missed its aim and how to measure again:
         [docs/measurements.md](docs/measurements.md)."""
     return "\n\n".join([_wrapped(above), table, _wrapped(below)]) + "\n"

@@ -225,6 +225,15 @@ def start_engine(model, optimizer: torch.optim.Optimizer, schedule, config: Conf
     return engine
 
 
+def collects_each_micro_batch(engine) -> bool:
+    """Whether gradients leave the parameters after every micro-batch: at ZeRO-0 they do only after the last."""
+    from fashionbert_fast.engine.flat import FlatOptimizer, FlatZeroOptimizer
+
+    if isinstance(engine.optimizer, FlatOptimizer):
+        return engine.gradient_accumulation_steps() == 1
+    return isinstance(engine.optimizer, FlatZeroOptimizer)
+
+
 def build(config: Config, directory: Path, device: torch.device) -> Run:
     """Assemble a run. The process group exists; every rank calls this with the same configuration."""
     import torch.distributed as dist
@@ -249,7 +258,7 @@ def build(config: Config, directory: Path, device: torch.device) -> Run:
     if config.train.fp8:
         convert_to_fp8(model.encoder)
     if config.train.cuda_graphs:
-        graph_encoder(model.encoder)
+        graph_encoder(model.encoder, collected=collects_each_micro_batch(engine))
     return Run(config, directory, device, store, dataset, engine, tokenizer_dir, rank, world_size)
 
 

@@ -15,6 +15,7 @@ from fashionbert_fast.distributed import is_main
 from fashionbert_fast.engine.build import Run, build_loader
 from fashionbert_fast.engine.flops import useful_flops
 from fashionbert_fast.engine.loop import Meter, train_step
+from fashionbert_fast.engine.prefetch import on_device
 from fashionbert_fast.profiling import ranges
 from fashionbert_fast.profiling.work import Count, Work
 from fashionbert_fast.progress import progress_bar
@@ -46,7 +47,7 @@ class _Steps:
 
     def __init__(self, run: Run, bar, task) -> None:
         self.run, self.bar, self.task = run, bar, task
-        self.batches = iter(build_loader(run, 0))
+        self.batches = on_device(iter(build_loader(run, 0)), run.device)
         self.done = 0
         self.meter = Meter(run)
         self.counts = torch.zeros(len(StepCounts._fields), dtype=torch.float64)
@@ -57,9 +58,9 @@ class _Steps:
         _synchronise(run)
         start = time.perf_counter()
         first = self.done + 1
-        for step, micro_batches in ranges.steps(self.batches, first, first + number - 1):
+        for step, ready in ranges.steps(self.batches, first, first + number - 1):
             lr = run.engine.get_lr()[0]
-            report = train_step(run, micro_batches, step)
+            report = train_step(run, ready.micro_batches, step, ready.counts)
             self.meter.add(report.counts)
             if step % log_every == 0:
                 with ranges.phase("metrics"):

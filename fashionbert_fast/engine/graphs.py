@@ -10,7 +10,9 @@ Shapes: T rows of the packed axis, H hidden.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -51,15 +53,17 @@ class EncoderGraphs:
     Args:
         encoder: with its final parameters: their addresses are part of a graph.
         capture: makes a module into one that replays, given sample inputs; torch's own.
+        collected: whoever steps takes each micro-batch's gradients off the parameters before the next backward, so
+            that no gradient needs memory of its own.
     """
 
-    def __init__(self, encoder: Encoder, capture: Callable | None = None) -> None:
+    def __init__(self, encoder: Encoder, capture: Callable | None = None, *, collected: bool = False) -> None:
         self.encoder = encoder
         self.graphs: dict[tuple, Callable] = {}
         self.capture = capture or self._capture
         self.pool = None
         for parameter in encoder.parameters():
-            if parameter.requires_grad:
+            if parameter.requires_grad and not collected:
                 parameter.register_hook(_own)
 
     @staticmethod
@@ -86,9 +90,24 @@ class EncoderGraphs:
         # use the memory that holds the last one's activations.
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
-        return torch.cuda.make_graphed_callables(module, samples, pool=self.pool)
+        with _capturing_this_thread_alone():
+            return torch.cuda.make_graphed_callables(module, samples, pool=self.pool)
 
 
-def graph_encoder(encoder: Encoder) -> None:
-    """Replay ``encoder`` in training from now on."""
-    encoder.forward = EncoderGraphs(encoder)
+@contextlib.contextmanager
+def _capturing_this_thread_alone() -> Iterator[None]:
+    """Let captures forbid this thread's unsafe calls only: the loader's thread allocates pinned memory meanwhile.
+
+    `make_graphed_callables` has no such argument; it takes its captures from `torch.cuda.graph`.
+    """
+    original = torch.cuda.graph
+    torch.cuda.graph = functools.partial(original, capture_error_mode="thread_local")  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        torch.cuda.graph = original  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def graph_encoder(encoder: Encoder, *, collected: bool = False) -> None:
+    """Replay ``encoder`` in training from now on. collected: see `EncoderGraphs`."""
+    encoder.forward = EncoderGraphs(encoder, collected=collected)

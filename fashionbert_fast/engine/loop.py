@@ -22,6 +22,7 @@ from fashionbert_fast.engine.checkpoint import load_checkpoint, save_checkpoint
 from fashionbert_fast.engine.divergence import Watch
 from fashionbert_fast.engine.flops import peak_flops, useful_flops
 from fashionbert_fast.engine.metrics import METRICS, MetricsWriter, read_metrics
+from fashionbert_fast.engine.prefetch import on_device
 from fashionbert_fast.engine.validation import Validation
 from fashionbert_fast.errors import InputError, TrainingStopped
 from fashionbert_fast.features.store import FeatureStore, require_same_features
@@ -49,10 +50,17 @@ class StepReport:
     counts: torch.Tensor
 
 
-def train_step(run: Run, micro_batches: list[Batch], step: int) -> StepReport:
-    """Optimizer step ``step``, from 1: exactly one backward a micro-batch, every head in its loss."""
+def train_step(
+    run: Run, micro_batches: list[Batch], step: int, counts: torch.Tensor | None = None
+) -> StepReport:  # fmt: skip
+    """Optimizer step ``step``, from 1: exactly one backward a micro-batch, every head in its loss.
+
+    counts: (6,) float32 on the device, of this rank's micro-batches, see `StepCounts`; None: they are on the host.
+    """
+    if counts is None:
+        counts = _copied_ahead(StepCounts.of(micro_batches), run.device)
     with ranges.phase("all-reduce"):
-        counts = all_reduce_sum(_copied_ahead(StepCounts.of(micro_batches), run.device))
+        counts = all_reduce_sum(counts)
     losses_T, weights_T = torch.zeros(2, len(TASKS), device=run.device)
     for i, batch in enumerate(micro_batches):
         seed_dropout(run.device, run.config.train.seed, step, i, run.rank)
@@ -212,12 +220,13 @@ def train(run: Run, first_step: int) -> None:
     with progress_bar() as bar, _watched(run) as host_seconds:
         meter, watch = Meter(run, host_seconds), Watch(run)
         task = bar.add_task("pretrain", total=t.steps, completed=first_step)
-        for step, micro_batches in ranges.steps(iter(build_loader(run, first_step)), first_step + 1, t.steps):
+        batches = on_device(iter(build_loader(run, first_step)), run.device)
+        for step, ready in ranges.steps(batches, first_step + 1, t.steps):
             if validation.exhausted:
                 validation.tell(step - 1)
                 break
             lr = run.engine.get_lr()[0]  # read now: the schedule moves on with the step
-            report = train_step(run, micro_batches, step)
+            report = train_step(run, ready.micro_batches, step, ready.counts)
             meter.add(report.counts)
             watch.add(step, report.losses_T, report.weights_T)
             saves = step == t.steps or (t.checkpoint_every and step % t.checkpoint_every == 0)

@@ -152,3 +152,18 @@ def test_on_a_gpu_a_replay_draws_new_masks(batches):
     graph_encoder(model.encoder)
     first, second = (model(batch, batch.targets.counts_T).losses_T for _ in range(2))
     assert not torch.equal(first, second)
+
+
+def test_a_capture_is_of_its_own_thread_alone(monkeypatch):
+    """In global mode a loader's thread that pins memory meanwhile breaks the capture."""
+    modes = []
+
+    def capture(module, samples, pool):
+        modes.append(torch.cuda.graph.keywords["capture_error_mode"])
+        return module
+
+    original = torch.cuda.graph
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", capture)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    graphs.EncoderGraphs(torch.nn.Linear(1, 1))._capture(torch.nn.Identity(), ())
+    assert modes == ["thread_local"] and torch.cuda.graph is original
