@@ -39,7 +39,7 @@ GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 FIT = (2**16, 2**20, 2**22, 2**24)  # bytes
 PREDICT = (2**18, 3 * 2**20, 2**23)  # none of those
 TOLERANCE = 0.5  # of a predicted time; processes share two cores
-COUNTS_BYTES, NORM_BYTES = 24, 4
+COUNTS_BYTES, LOSSES_BYTES, NORM_BYTES = 24, 12, 4
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def sent(stage: int, groups: list[int], itemsize: int, micro_batches: int) -> li
     Args:
         groups: elements of each parameter group laid flat, padding included. itemsize: bytes of a weight's dtype.
     """
-    found = [("all_reduce", COUNTS_BYTES)]
+    found = [("all_reduce", COUNTS_BYTES), *[("all_reduce", LOSSES_BYTES)] * micro_batches]
     vectors = [size * itemsize for size in groups]
     if stage == 0:
         return found + [("all_reduce", size) for size in vectors]

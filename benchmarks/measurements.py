@@ -212,9 +212,9 @@ def measured(read: dict[str, dict]) -> str:
     head = ["| BERT-base, a whole training step of 32 pairs, bf16 | times faster |", "| --- | --- |"]
     table = "\n".join(head + [f"| {than} | {ratio} |" for than, ratio in steps.items()])
     torch_version, deepspeed = versions["torch"].split("+")[0], versions["deepspeed"]
-    above = f"""Ours beside the named alternative in one run, results found equal first, on {step["device"]} (Zen 5, bf16),
-        torch {torch_version}, DeepSpeed {deepspeed}. **No row is of a GPU yet**, none of an Intel processor: `make test`
-        compiles every CUDA and Triton kernel for A100 and H100, runs Triton's in its interpreter and CUDA's on host
+    above = f"""Ours beside the named alternative in one run, results found equal first, on {step["device"]} (Zen 5,
+        bf16), torch {torch_version}, DeepSpeed {deepspeed}. **No row is of a GPU yet**, none of an Intel processor:
+        `make test` compiles every CUDA and Triton kernel for A100 and H100, runs Triton's in its interpreter and CUDA's on host
         threads, and `python -m benchmarks.gpu_suite`, rehearsed on a CPU, waits to prove and time them all. [What a GPU
         still has to tell](docs/gpu.md), point by point."""
     below = f"""Useful FLOPs come to {share:.0%} of the bf16 matrix products of the same run; under DeepSpeed ZeRO-1
