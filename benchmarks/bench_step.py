@@ -180,8 +180,11 @@ def _profile(device, quick, size, case, lengths, pairs, ladder, only, failed: li
             yield _turned(row) if key.startswith("zero") else row
         if comparison.seconds:
             yield from _summary(comparison, running.facts(), case)
+        compared = bool(comparison.seconds)
         if ladder and (not only or "ladder" in only):
             yield from _ladder(comparison, ours, running.facts(), case)
+        if not compared and comparison.seconds:
+            yield from _summary(comparison, running.facts(), case)
 
 
 def _ladder(comparison: _Comparison, ours: Step, facts: dict[str, float], case: str) -> Iterator[Row]:

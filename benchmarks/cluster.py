@@ -36,8 +36,8 @@ from fashionbert_fast.files import check_writable, write_json
 
 STAGES = (0, 1, 2)
 GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-FIT = (2**16, 2**20, 2**22, 2**24)  # bytes
-PREDICT = (2**18, 3 * 2**20, 2**23)  # none of those
+FIT = (2**20, 2**22, 2**24, 2**25)  # bytes: a step's vectors are megabytes at least
+PREDICT = (3 * 2**20, 2**23, 3 * 2**23)  # none of those
 TOLERANCE = 0.5  # of a predicted time; processes share two cores
 COUNTS_BYTES, LOSSES_BYTES, NORM_BYTES = 24, 12, 4
 

@@ -211,7 +211,7 @@ def _step(size: str, *peers: str) -> Callable[[Teller, torch.device, bool], None
 # Operator -> sizes of its measurement's modules for a rehearsal.
 TOY = {
     "linear_cross_entropy": {"linear_loss": {"ROWS": (64,)}},
-    "linear_patch_kld": {"linear_loss": {"ROWS": (256,)}},
+    "linear_patch_kld": {"linear_loss": {"ROWS": (64, 64)}},
     "masked_patch_embed": {"bench_masked_patch_embed": {"ROWS": (128,)}},
     "packed_attention": {"bench_packed_attention": {"SEQUENCES": (4,)}},
     "patch_kld": {"bench_patch_kld": {"ROWS": (64,)}},

@@ -73,6 +73,11 @@ SECTIONS = (
             "300 steps on the real products, 4 layers, beside a plain padded PyTorch model of the same weights "
             "and batches. In bfloat16 the measure is how far three seeds of the reference lie apart. "
             "[Picture](images/loss_curve.png)."),
+    Section("cluster_cpu.json", "A cluster's model, checked on gloo",
+            "python -m benchmarks.cluster --json cluster.json",
+            "Times of a step's collectives of 3, 8 and 24 MiB over 2 to 4 processes on two cores, predicted from other "
+            "sizes; the bytes are exact, by a test. [Picture](images/cluster.png) up to 1,024 GPUs, whose compute, feed "
+            "and links are assumed: the file says of every input what it is."),
     Section("mutants.json", "Faults that the tests notice",
             "python -m benchmarks.mutants",
             "Deliberate faults, one at a time; a proof is a fault that a test failed on. The survivors got tests "
@@ -212,11 +217,13 @@ def measured(read: dict[str, dict]) -> str:
     head = ["| BERT-base, a whole training step of 32 pairs, bf16 | times faster |", "| --- | --- |"]
     table = "\n".join(head + [f"| {than} | {ratio} |" for than, ratio in steps.items()])
     torch_version, deepspeed = versions["torch"].split("+")[0], versions["deepspeed"]
-    above = f"""Ours beside the named alternative in one run, results found equal first, on {step["device"]} (Zen 5,
-        bf16), torch {torch_version}, DeepSpeed {deepspeed}. **No row is of a GPU yet**, none of an Intel processor:
-        `make test` compiles every CUDA and Triton kernel for A100 and H100, runs Triton's in its interpreter and CUDA's on host
-        threads, and `python -m benchmarks.gpu_suite`, rehearsed on a CPU, waits to prove and time them all. [What a GPU
-        still has to tell](docs/gpu.md), point by point."""
+    above = f"""
+        Ours beside the named alternative in one run, results found equal first, on {step["device"]} (Zen 5, bf16),
+        torch {torch_version}, DeepSpeed {deepspeed}. **No row is of a GPU yet**, none of an Intel processor: `make
+        test` compiles every CUDA and Triton kernel for A100 and H100, runs Triton's in its interpreter and CUDA's
+        on host threads, and `python -m benchmarks.gpu_suite`, rehearsed on a CPU, waits to prove and time them all.
+        [What a GPU still has to tell](docs/gpu.md), point by point.
+    """
     below = f"""Useful FLOPs come to {share:.0%} of the bf16 matrix products of the same run; under DeepSpeed ZeRO-1
         the step takes {zero:.2f} of the time. It learns the same: in float32 every loss of 300 steps is within 1e-4 of
         a plain padded PyTorch model's, in bf16 no further from it than three seeds are apart at {holds:,} of {places:,}

@@ -59,7 +59,9 @@ def test_accumulating_costs_more_at_zero_2_alone():
     once = dataclasses.replace(load, micro_batches=1)
     more = [cluster.step_seconds(load, s, 64, cluster.DGX_H100) - cluster.step_seconds(once, s, 64, cluster.DGX_H100)
             for s in cluster.STAGES]  # fmt: skip
-    assert more[0] == pytest.approx(more[1]) and more[0] < 1e-3 < more[2]  # losses are summed over ranks each time
+    assert (
+        more[0] == pytest.approx(more[1]) and more[0] < 2e-3 < 3 * more[0] < more[2]
+    )  # losses are summed over ranks each time
 
 
 def test_the_launches_name_real_settings():

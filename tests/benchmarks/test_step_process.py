@@ -53,8 +53,8 @@ def test_the_ladder_alone(monkeypatch):
     monkeypatch.setitem(bench_step.MODELS, "base", TINY)
     monkeypatch.setattr(bench_step, "PAIRS", {"cpu": {"base": 8}})
     monkeypatch.setattr(bench_step, "TECHNIQUES", ("packing", "bias_gelu"))
-    rows = bench_step.rows(torch.device("cpu"), True, only=("ladder",))
+    rows = list(bench_step.rows(torch.device("cpu"), True, only=("ladder",)))
     peers = [row.peer for row in rows if isinstance(row, Row)]
-    assert peers[0] == "bf16 GEMM rate of this run" and {"ours without packing", "ours without bias_gelu"} <= set(peers)
+    assert {"bf16 GEMM rate of this run", "ours without packing", "ours without bias_gelu"} <= set(peers)
     (packing,) = (row for row in rows if row.case.endswith("packing: time saved"))
     assert packing.peer_value > 0 and packing.unit == "s"
