@@ -146,7 +146,7 @@ def _page(profile: Profile, pictures: list[tuple[Path, str]]) -> str:
 {_table(["phase", "ranges", "host ms", "of the step", device, "idle ms"], phases)}
 <h2>{what}, a step</h2>
 <p class="note">The longest {len(kernels)} of {len(b.kernels)}. Bytes: each tensor read or written once; GFLOP
-of products by their sizes, of anything else one for each element written.</p>
+of products by their sizes, of anything else one for each element read or written.</p>
 {_table([what.lower()[:-1], "calls", "ms", "of the step", "GFLOP", "MiB", "GFLOP/s", "GB/s"], kernels)}
 <h2>Longest gaps</h2>
 {_table(["at ms", "ms", "phase", "ended by"], gaps)}

@@ -95,20 +95,22 @@ def plot_roofline(points: list[Point], ceilings: Ceilings, dtype: str, path: Pat
     import matplotlib.pyplot as plt
     import numpy as np
 
-    figure, axis = plt.subplots(figsize=(9, 5.5), constrained_layout=True)
+    figure, axis = plt.subplots(figsize=(11, 5.5), constrained_layout=True)
     intensities = [point.flops / point.bytes for point in points]
     x = np.geomspace(min([*intensities, 0.1]) / 2, max([*intensities, 1000]) * 2, 200)
     for name, rate in ceilings.matmul.items():
         style = "-" if name == dtype else "--"
         axis.plot(x, np.minimum(rate, x * ceilings.bandwidth), style, color="#444444", linewidth=1)
-        axis.text(x[-1], rate * 1.05, f"{name} matmul", ha="right", fontsize=8, color="#444444")
+        axis.text(x[0], rate, f"{name} matmul", va="bottom", fontsize=8, color="#444444")
+        axis.axhline(rate, color="#444444", linewidth=0.4, linestyle=":")
     longest = max((point.seconds for point in points), default=1.0)
-    for place, (one, intensity) in enumerate(zip(points, intensities, strict=True)):
-        colour = "#d1495b" if one.name == "step" else "#4c78a8"
-        rate = one.flops / one.seconds
-        axis.scatter(intensity, rate, s=20 + 300 * one.seconds / longest, color=colour, alpha=0.6, linewidths=0)
-        label = f"{one.name.split('::')[-1]} {one.attained:.0%}"
-        axis.annotate(label, (intensity, rate), fontsize=7, xytext=(4, 6 - 8 * (place % 3)), textcoords="offset points")
+    for number, (one, intensity) in enumerate(zip(points, intensities, strict=True), start=1):
+        colour, rate = "#d1495b" if one.name == "step" else "#4c78a8", one.flops / one.seconds
+        label = f"{number}  {one.name.split('::')[-1]}  {one.attained:.0%}"
+        size = 40 + 300 * one.seconds / longest
+        axis.scatter(intensity, rate, s=size, color=colour, alpha=0.6, linewidths=0, label=label)
+        axis.annotate(str(number), (intensity, rate), fontsize=7, ha="center", va="center")
+    axis.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, frameon=False, markerscale=0.4)
     axis.set(xscale="log", yscale="log", xlabel="FLOP / byte", ylabel="FLOP / s")
     axis.set_title(
         "Operators under the roofline; the percentage: share of the ceiling reached", loc="left", fontsize=10

@@ -5,7 +5,7 @@ from, the rows taken. It is what an operator must move, not what caches let thro
 
 FLOPs: a product of (m x k) by (k x n) is 2 m k n. Attention over sequences of n tokens and H features is 4 n^2 H
 forward, and 10 n^2 H backward, where the scores are computed again. What is left is memory's business: one for each
-element written.
+element read or written, whichever are more.
 """
 
 from __future__ import annotations
@@ -115,4 +115,6 @@ class Work(TorchDispatchMode):
             return formula(given, _tensors(out))
         if func.overloadpacket in flop_registry:
             return float(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out))
-        return float(sum(tensor.numel() for tensor in {id(t): t for t in [*_tensors(out), *written]}.values()))
+        made = {id(tensor): tensor for tensor in [*_tensors(out), *written]}
+        read = {id(tensor): tensor for tensor in _tensors(list(given.values()))} if name not in GATHERS else {}
+        return float(max(sum(tensor.numel() for tensor in some.values()) for some in (made, read)))

@@ -40,6 +40,12 @@ def test_gathering_counts_the_rows_taken():
     assert _count(lambda: table.index_select(0, rows), "aten::index_select").bytes == 2 * 3 * 8 * 4
 
 
+def test_a_reduction_is_as_much_work_as_it_reads():
+    x = torch.ones(10, 10)
+    assert _count(x.sum, "aten::sum").flops == 100
+    assert _count(lambda: x.expand(10, 10) + torch.ones(1), "aten::add").flops == 101
+
+
 def test_one_tensor_twice_is_read_once():
     x = torch.ones(10)
     assert _count(lambda: x * x, "aten::mul").bytes == 2 * 40
