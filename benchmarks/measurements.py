@@ -75,9 +75,9 @@ SECTIONS = (
             "[Picture](images/loss_curve.png)."),
     Section("cluster_cpu.json", "A cluster's model, checked on gloo",
             "python -m benchmarks.cluster --json cluster.json",
-            "Times of a step's collectives of 3, 8 and 24 MiB over 2 to 4 processes on two cores, predicted from "
-            "other sizes; the bytes are exact, by a test. [Picture](images/cluster.png) up to 1,024 GPUs, whose compute, "
-            "feed and links are assumed: the file says of every input what it is."),
+            "Times of a step's collectives of 3, 8 and 24 MiB over 2 to 4 processes on two cores, predicted "
+            "from other sizes; the bytes are exact, by a test. [Picture](images/cluster.png) up to 1,024 GPUs, whose "
+            "compute, feed and links are assumed: the file says of every input what it is."),
     Section("mutants.json", "Faults that the tests notice",
             "python -m benchmarks.mutants",
             "Deliberate faults, one at a time; a proof is a fault that a test failed on. The survivors got tests "
