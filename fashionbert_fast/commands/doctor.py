@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import importlib.metadata
 import importlib.util
 import platform
+import re
 import shutil
 import subprocess
 from types import ModuleType
@@ -46,6 +48,37 @@ def _nvcc() -> str:
     return next((line.strip() for line in lines if "release" in line), path)
 
 
+def driver_cuda() -> tuple[int, int] | None:
+    """The newest CUDA (major, minor) that this machine's driver serves; None without a driver."""
+    try:
+        library, version = ctypes.CDLL("libcuda.so.1"), ctypes.c_int()
+    except OSError:
+        return None
+    if library.cuDriverGetVersion(ctypes.byref(version)):
+        return None
+    return version.value // 1000, version.value % 1000 // 10
+
+
+def driver_fit(built: str, driver: tuple[int, int] | None) -> str:
+    """Whether the driver serves the CUDA runtime that is linked into our library, which need not be torch's.
+
+    Args:
+        built: what the build says of CUDA, with "nvcc 13.0.88" where it was compiled. driver: of `driver_cuda`.
+    """
+    if driver is None:
+        return "no NVIDIA driver here"
+    shown = f"{driver[0]}.{driver[1]}"
+    toolkit = re.search(r"nvcc (\d+)\.(\d+)", built)
+    if toolkit is None:
+        return f"serves CUDA {shown}; CUDA operators were not compiled"
+    if driver[0] < int(toolkit[1]):  # within one major version any driver serves any minor one
+        return (
+            f"TOO OLD: serves CUDA {shown}, the operators were compiled with {toolkit[1]}.{toolkit[2]}; update the driver, "
+            f"or build again with an nvcc of CUDA {driver[0]} (CUDA_HOME) by `make setup`"
+        )
+    return f"serves CUDA {shown}, enough for the operators' {toolkit[1]}.{toolkit[2]}"
+
+
 def diagnose() -> dict:
     """Everything the command prints, as plain values."""
     import torch
@@ -64,6 +97,7 @@ def diagnose() -> dict:
         from fashionbert_fast.kernels import _library
 
         report["build"] = _build(_library)
+        report["driver"] = driver_fit(report["build"]["cuda"], driver_cuda())
         report["operators"] = {
             schema: _implementations(schema, operator.gpu, cuda)
             for operator in OPERATORS
@@ -72,6 +106,7 @@ def diagnose() -> dict:
         }
     except ImportError as error:
         report["build"], report["operators"] = {"error": str(error)}, {}
+        report["driver"] = driver_fit("", driver_cuda())
     return report
 
 
@@ -109,6 +144,7 @@ def run(args: argparse.Namespace) -> int:
         table.add_row(name, version or "[red]missing[/red]")
     table.add_row("apex", report["apex"])
     table.add_row("nvcc", report["nvcc"])
+    table.add_row("driver", report["driver"])
     table.add_row("devices", "\n".join(report["devices"]))
     for key, value in report["build"].items():
         table.add_row(f"build: {key}", value)
