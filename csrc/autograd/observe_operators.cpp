@@ -1,5 +1,5 @@
-// Tells a listener when an operator of this library begins and ends, whoever calls it: Python, or autograd's backward in
-// a thread of its own. Not registered, which is the default, it costs nothing.
+// Tells a listener when an operator of this library begins and ends, whoever calls it: Python, or autograd's backward
+// in a thread of its own. Not registered, which is the default, it costs nothing.
 #include <ATen/record_function.h>
 
 #include <cstring>

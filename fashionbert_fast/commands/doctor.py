@@ -73,8 +73,8 @@ def driver_fit(built: str, driver: tuple[int, int] | None) -> str:
         return f"serves CUDA {shown}; CUDA operators were not compiled"
     if driver[0] < int(toolkit[1]):  # within one major version any driver serves any minor one
         return (
-            f"TOO OLD: serves CUDA {shown}, the operators were compiled with {toolkit[1]}.{toolkit[2]}; update the driver, "
-            f"or build again with an nvcc of CUDA {driver[0]} (CUDA_HOME) by `make setup`"
+            f"TOO OLD: serves CUDA {shown}, the operators were compiled with {toolkit[1]}.{toolkit[2]}; update the "
+            f"driver, or build again with an nvcc of CUDA {driver[0]} (CUDA_HOME) by `make setup`"
         )
     return f"serves CUDA {shown}, enough for the operators' {toolkit[1]}.{toolkit[2]}"
 

@@ -31,7 +31,7 @@ def on_device(batches: Iterator[list[Batch]], device: torch.device) -> Iterator[
 def _ahead(batches: Iterator[list[Batch]], device: torch.device) -> Iterator[Ready]:
     stream = torch.cuda.Stream(device)
 
-    def copied(micro_batches: list[Batch]) -> tuple[Ready, torch.cuda.Event, list[Batch]]:
+    def copied(micro_batches: list[Batch]) -> tuple[Ready, torch.Event, list[Batch]]:
         counts = StepCounts.of(micro_batches).pin_memory()  # read on the host, before it goes
         with torch.cuda.stream(stream):
             moved = [batch.to(device, non_blocking=True) for batch in micro_batches]

@@ -1,4 +1,4 @@
-"""`fashionbert doctor` on a driver that is too old for the CUDA runtime in our library, where torch itself would work."""
+"""`fashionbert doctor` on a driver that is too old for the CUDA runtime in our library, where torch works."""
 
 from __future__ import annotations
 
