@@ -233,8 +233,8 @@ MUTANTS = (
     Mutant(
         "counts-of-this-rank-alone",
         ENGINE + "loop.py",
-        "counts = all_reduce_sum(_copied_ahead(StepCounts.of(micro_batches), run.device))",
-        "counts = _copied_ahead(StepCounts.of(micro_batches), run.device)",
+        "counts = all_reduce_sum(counts)",
+        "counts = counts.clone()",
         STEP,
     ),
     Mutant(
@@ -474,5 +474,40 @@ MUTANTS = (
         "full = whole.get(parameter, parameter)",
         "full = parameter",
         (PRETRAIN + "test_checkpoints_of_16_bit_runs_hold_the_whole_weights",),
+    ),
+    Mutant(
+        "a-step-does-not-wait-for-its-copies",
+        ENGINE + "prefetch.py",
+        "torch.cuda.current_stream(device).wait_event(event)",
+        "del event",
+        ("tests/engine/test_prefetch.py",),
+    ),
+    Mutant(
+        "copies-memory-goes-back-to-their-stream",
+        ENGINE + "prefetch.py",
+        "batch.map(used)",
+        "batch",
+        ("tests/engine/test_prefetch.py",),
+    ),
+    Mutant(
+        "captures-forbid-every-thread",
+        ENGINE + "graphs.py",
+        'capture_error_mode="thread_local"',
+        'capture_error_mode="global"',
+        ("tests/engine/test_graphs.py",),
+    ),
+    Mutant(
+        "kernels-belong-to-when-they-run",
+        "fashionbert_fast/profiling/timeline.py",
+        "row(segments.at(kernel.launched)).device_seconds",
+        "row(segments.at(kernel.start)).device_seconds",
+        ("tests/profiling/test_timeline.py",),
+    ),
+    Mutant(
+        "operators-of-ours-count-twice",
+        "fashionbert_fast/profiling/timeline.py",
+        "if stack and stack[-1][2]:",
+        "if False:",
+        ("tests/profiling/test_timeline.py",),
     ),
 )
