@@ -178,12 +178,9 @@ def _profile(device, quick, size, case, lengths, pairs, ladder, only, failed: li
                 failed.append(f"{case}, {NAMES[key]}: {error}")
                 continue
             yield _turned(row) if key.startswith("zero") else row
-        if comparison.seconds:
-            yield from _summary(comparison, running.facts(), case)
-        compared = bool(comparison.seconds)
         if ladder and (not only or "ladder" in only):
             yield from _ladder(comparison, ours, running.facts(), case)
-        if not compared and comparison.seconds:
+        if comparison.seconds:
             yield from _summary(comparison, running.facts(), case)
 
 

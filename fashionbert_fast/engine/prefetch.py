@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -43,19 +44,13 @@ def _ahead(batches: Iterator[list[Batch]], device: torch.device) -> Iterator[Rea
         return tensor
 
     coming = None
-    for micro_batches in batches:
-        current, coming = coming, copied(micro_batches)
-        if current is not None:
-            yield _taken(current, used, device)
-    if coming is not None:
-        yield _taken(coming, used, device)
-
-
-def _taken(copied, used, device: torch.device) -> Ready:
-    """What was copied, for the current stream, which waits for the copies; the host does not."""
-    ready, event, _ = copied
-    torch.cuda.current_stream(device).wait_event(event)
-    used(ready.counts)
-    for batch in ready.micro_batches:
-        batch.map(used)
-    return ready
+    for micro_batches in chain(batches, [None]):
+        current, coming = coming, None if micro_batches is None else copied(micro_batches)
+        if current is None:
+            continue
+        ready, event, _ = current
+        torch.cuda.current_stream(device).wait_event(event)  # the host does not wait
+        used(ready.counts)
+        for batch in ready.micro_batches:
+            batch.map(used)
+        yield ready

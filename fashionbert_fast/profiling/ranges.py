@@ -115,28 +115,29 @@ class HostSeconds:
     def open(self, name: str) -> Any:
         if name.startswith(OPERATORS):
             return False
-        self._credit(time.perf_counter())
-        self.open_.append((phase_of(name), time.perf_counter()))
+        now = self._credit()
+        self.open_.append((phase_of(name), now))
         return True
 
     def close(self, handle: Any) -> None:
         if handle:
-            now = time.perf_counter()
-            self._credit(now)
+            now = self._credit()
             self.open_.pop()
             if self.open_:
                 self.open_[-1] = (self.open_[-1][0], now)
 
-    def _credit(self, now: float) -> None:
+    def _credit(self) -> float:
+        """Give the innermost phase its time up to now, which is returned."""
+        now = time.perf_counter()
         if self.open_:
             name, since = self.open_[-1]
             self.seconds[name] = self.seconds.get(name, 0.0) + now - since
+            self.open_[-1] = (name, now)
+        return now
 
     def take(self) -> dict[str, float]:
         """Host seconds by phase, and begin anew."""
-        self._credit(time.perf_counter())
-        if self.open_:
-            self.open_[-1] = (self.open_[-1][0], time.perf_counter())
+        self._credit()
         seconds, self.seconds = self.seconds, {}
         return seconds
 
