@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import logging
 import os
 import socket
 import sys
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -27,6 +30,40 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+@contextlib.contextmanager
+def _own_extensions() -> Iterator[None]:
+    """Let what torch compiles at run time go to a folder that is locked while in the block.
+
+    torch's own lock is a file, which outlives a process that is killed: then every later one would wait for ever. The
+    kernel's lock ends with its owner, so whoever has it may take such a file away.
+    """
+    from torch.utils import cpp_extension
+
+    before = os.environ.get("TORCH_EXTENSIONS_DIR")
+    version = f"py{sys.version_info.major}{sys.version_info.minor}-torch{torch.__version__}"
+    folder = Path(before or cpp_extension.get_default_build_root(), "fashionbert_fast", version)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / "owner").open("a")
+    except OSError as error:
+        raise InputError(
+            f"{folder}: cannot be written ({error.strerror}); set TORCH_EXTENSIONS_DIR to a folder that can, where "
+            "DeepSpeed's helper is compiled"
+        ) from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for left_behind in folder.glob("*/lock"):
+            left_behind.unlink()
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(folder)
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["TORCH_EXTENSIONS_DIR"]
+            else:
+                os.environ["TORCH_EXTENSIONS_DIR"] = before
+
+
 def init_distributed() -> torch.device:
     """Join the process group under DeepSpeed and return this process's device."""
     if not torch.cuda.is_available():
@@ -40,6 +77,7 @@ def init_distributed() -> torch.device:
     # always this environment's, whether it is activated or not.
     os.environ["PATH"] = os.pathsep.join([os.path.dirname(sys.executable), os.environ.get("PATH", "")])
     import deepspeed
+    from deepspeed.comm.torch import build_shm_op
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
@@ -52,6 +90,8 @@ def init_distributed() -> torch.device:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         with contextlib.redirect_stdout(io.StringIO()):  # it reports its compiled helper on stdout, on every start
+            with _own_extensions():
+                build_shm_op()  # from here on it is loaded, also for init_distributed
             deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
     return device
 
