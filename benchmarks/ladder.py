@@ -104,11 +104,16 @@ def plain_patch_embed(
     return out_TH.index_copy(0, rows, patches_BPH.flatten(0, 1))
 
 
+def plain_linear_fork(x_TK, weight_NK):
+    return F.linear(x_TK, weight_NK), x_TK
+
+
 # technique -> what stands in for it: (module, name, plain function)
 REPLACEMENTS = {
     "packed_attention": [(encoder, "packed_attention", plain_attention)],
     "dropout_add_layer_norm": [(encoder, "dropout_add_layer_norm", plain_dropout_add_layer_norm)],
     "bias_gelu": [(encoder, "bias_gelu", bias_gelu_reference)],
+    "linear_fork": [(encoder, "linear_fork", plain_linear_fork)],
     "masked_patch_embed": [(embeddings, "masked_patch_embed", plain_patch_embed)],
     "linear_cross_entropy": [(heads, "linear_cross_entropy", linear_cross_entropy_reference)],
     "linear_patch_kld": [(heads, "linear_patch_kld", linear_patch_kld_reference)],

@@ -17,6 +17,20 @@ TASKS = ("tests/kernels/test_task_gradients.py",)
 
 MUTANTS = (
     Mutant(
+        "fork-writes-over-a-gradient-that-someone-holds",
+        "csrc/autograd/linear_fork.cpp",
+        "return held_once && !at::GradMode::is_enabled()",
+        "return !at::GradMode::is_enabled()",
+        ("tests/kernels/test_linear_fork.py",),
+    ),
+    Mutant(
+        "fork-forgets-the-residual",
+        "csrc/autograd/linear_fork.cpp",
+        "grad_x = of_residual + of_product.mm(weight);",
+        "grad_x = of_product.mm(weight);",
+        ("tests/kernels/test_linear_fork.py",),
+    ),
+    Mutant(
         "adaptive-weights-of-g-not-squared",
         "csrc/common/adaptive_loss.h",
         "alpha * Real(tasks) - a.g[i] * a.g[i]",

@@ -19,6 +19,7 @@ from torch import nn
 
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.kernels import bias_gelu, dropout_add_layer_norm, packed_attention
+from fashionbert_fast.kernels._linear_fork import linear_fork
 from fashionbert_fast.model.config import FashionBertConfig
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu_new": functools.partial(F.gelu, approximate="tanh"), "relu": F.relu}
@@ -76,7 +77,7 @@ class EncoderLayer(nn.Module):
         self.converted: dict[str, Callable] = {}  # not submodules: they share the weights of those above
 
     def forward(self, hidden_TH: torch.Tensor, packing: Packing) -> torch.Tensor:
-        qkv_T3H = self._matmul("qkv", hidden_TH)
+        qkv_T3H, hidden_TH = self._fork("qkv", hidden_TH)
         context_TH = packed_attention(
             qkv_T3H,
             packing.cu_seqlens_S1,
@@ -108,7 +109,8 @@ class EncoderLayer(nn.Module):
         attended_TH = self._matmul("attention_output", context_TH)
         bias_H = self.attention_output.bias
         hidden_TH = self._close(attended_TH, bias_H, hidden_TH, self.attention_norm, self.site + 1, packing)
-        fed_TH = self._matmul("feed_forward_output", self._inner(hidden_TH))
+        inner_TF, hidden_TH = self._fork("feed_forward", hidden_TH)
+        fed_TH = self._matmul("feed_forward_output", self._activation(inner_TF))
         bias_H = self.feed_forward_output.bias
         return self._close(fed_TH, bias_H, hidden_TH, self.feed_forward_norm, self.site + 2, packing)
 
@@ -138,8 +140,7 @@ class EncoderLayer(nn.Module):
             site=site,
         )
 
-    def _inner(self, hidden_TH: torch.Tensor) -> torch.Tensor:
-        inner_TF = self._matmul("feed_forward", hidden_TH)
+    def _activation(self, inner_TF: torch.Tensor) -> torch.Tensor:
         if self.hidden_act == "gelu":
             return bias_gelu(inner_TF, self.feed_forward.bias)
         return ACTIVATIONS[self.hidden_act](inner_TF + self.feed_forward.bias)
@@ -148,6 +149,12 @@ class EncoderLayer(nn.Module):
         """x @ weight.T of the linear module ``name``, by what it was converted to; its bias is the next operator's."""
         converted = self.converted.get(name)
         return F.linear(x_TK, getattr(self, name).weight) if converted is None else converted(x_TK)
+
+    def _fork(self, name: str, x_TK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`_matmul`, and ``x_TK`` for the residual that it is as well."""
+        if name in self.converted:
+            return self._matmul(name, x_TK), x_TK
+        return linear_fork(x_TK, getattr(self, name).weight)
 
     def _rate(self, dropout: float, packing: Packing) -> float:
         return dropout if self.training and packing.seed is not None else 0.0

@@ -52,7 +52,7 @@ def _patch_products(times: Callable[[dict], int]) -> Callable[[dict, list], floa
     return flops
 
 
-# Of this project: schema -> FLOPs of its arguments by name and its outputs.
+# Of this project, and what torch has no formula of: schema -> FLOPs of its arguments by name and its outputs.
 FORMULAS: dict[str, Callable[[dict, list], float]] = {
     "packed_attention": _attention(4),
     "packed_attention_backward": _attention(10),
@@ -63,6 +63,7 @@ FORMULAS: dict[str, Callable[[dict, list], float]] = {
     "masked_patch_embed_backward": _patch_products(
         lambda given: int(given["weight_gradient"]) + int(given["features_gradient"])
     ),
+    "aten::addmm_": lambda given, _: 2.0 * given["mat1"].numel() * given["mat2"].shape[1],
 }
 
 
@@ -74,6 +75,40 @@ def _tensors(value: object) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
+@dataclass
+class Call:
+    """A call of an operator. read, made: its distinct tensors. moved: bytes read and bytes written."""
+
+    name: str
+    given: dict[str, object]
+    read: list[torch.Tensor]
+    made: list[torch.Tensor]
+    moved: tuple[float, float]
+
+
+def call_of(func, args: tuple, kwargs: dict, out: object) -> Call | None:
+    """What a call worked on; None of a view and of an allocation."""
+    name, schema = func._schema.name, func._schema
+    given = dict(zip((argument.name for argument in schema.arguments), args, strict=False)) | kwargs
+    written = [
+        tensor
+        for argument in schema.arguments
+        if argument.alias_info is not None and argument.alias_info.is_write
+        for tensor in _tensors(given.get(argument.name))
+    ]
+    is_view = not written and any(result.alias_info is not None for result in schema.returns)
+    if is_view or name in ALLOCATES:
+        return None
+    made = {id(tensor): tensor for tensor in [*_tensors(out), *written]}
+    read = {id(tensor): tensor for tensor in _tensors(list(given.values())) if tensor.dim() or tensor.numel()}
+    bytes_made = sum(map(_size, made.values()))
+    if name in GATHERS:
+        return Call(name, given, [], list(made.values()), (bytes_made, bytes_made))
+    if name in OVERWRITES:
+        read = {key: tensor for key, tensor in read.items() if key not in made}
+    return Call(name, given, list(read.values()), list(made.values()), (sum(map(_size, read.values())), bytes_made))
+
+
 class Work(TorchDispatchMode):
     """Counts while it is on. ``counts``: operator as traces name it (``aten::mm``) -> its calls together."""
 
@@ -83,38 +118,19 @@ class Work(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        name, schema = func._schema.name, func._schema
-        given = dict(zip((argument.name for argument in schema.arguments), args, strict=False)) | (kwargs or {})
-        written = [
-            tensor
-            for argument in schema.arguments
-            if argument.alias_info is not None and argument.alias_info.is_write
-            for tensor in _tensors(given.get(argument.name))
-        ]
-        is_view = not written and any(result.alias_info is not None for result in schema.returns)
-        if not is_view and name not in ALLOCATES:
-            count = self.counts.setdefault(name, Count())
+        call = call_of(func, args, kwargs or {}, out)
+        if call is not None:
+            count = self.counts.setdefault(call.name, Count())
             count.calls += 1
-            count.bytes += self._bytes(name, given, out, written)
-            count.flops += self._flops(func, name, args, kwargs or {}, given, out, written)
+            count.bytes += sum(call.moved)
+            count.flops += _flops(func, args, kwargs or {}, call, out)
         return out
 
-    def _bytes(self, name: str, given: dict, out: object, written: list[torch.Tensor]) -> float:
-        made = {id(tensor): tensor for tensor in [*_tensors(out), *written]}
-        total = sum(map(_size, made.values()))
-        if name in GATHERS:
-            return 2 * total
-        read = {id(tensor): tensor for tensor in _tensors(list(given.values())) if tensor.dim() or tensor.numel()}
-        if name in OVERWRITES:
-            read = {key: tensor for key, tensor in read.items() if key not in made}
-        return total + sum(map(_size, read.values()))
 
-    def _flops(self, func, name: str, args, kwargs, given: dict, out: object, written: list[torch.Tensor]) -> float:
-        formula = FORMULAS.get(name.removeprefix("fashionbert_fast::")) if name.startswith("fashionbert_fast") else None
-        if formula is not None:
-            return formula(given, _tensors(out))
-        if func.overloadpacket in flop_registry:
-            return float(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out))
-        made = {id(tensor): tensor for tensor in [*_tensors(out), *written]}
-        read = {id(tensor): tensor for tensor in _tensors(list(given.values()))} if name not in GATHERS else {}
-        return float(max(sum(tensor.numel() for tensor in some.values()) for some in (made, read)))
+def _flops(func, args: tuple, kwargs: dict, call: Call, out: object) -> float:
+    formula = FORMULAS.get(call.name.removeprefix("fashionbert_fast::"))
+    if formula is not None:
+        return formula(call.given, _tensors(out))
+    if func.overloadpacket in flop_registry:
+        return float(flop_registry[func.overloadpacket](*args, **kwargs, out_val=out))
+    return float(max(sum(tensor.numel() for tensor in some) for some in (call.made, call.read)))

@@ -23,6 +23,12 @@ def test_a_product():
     assert (count.calls, count.flops, count.bytes) == (1, 2 * 3 * 5 * 7, 4 * (15 + 35 + 21))
 
 
+def test_a_product_that_is_added_to_a_matrix():
+    a, b, c = torch.randn(3, 5), torch.randn(5, 7), torch.zeros(3, 7)
+    count = _count(lambda: c.addmm_(a, b), "aten::addmm_")
+    assert (count.calls, count.flops, count.bytes) == (1, 2 * 3 * 5 * 7, 4 * (15 + 35 + 2 * 21))
+
+
 def test_views_and_allocations_are_free_and_overwriting_does_not_read():
     x, y = torch.zeros(4, 6), torch.ones(4, 6)
     with Work() as work:

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from fashionbert_fast.kernels._library import on_device_of_first
+from fashionbert_fast.kernels.triton.column_sums import column_sums
 
 ROWS, COLUMNS = 4, 256  # a tile
 SUM_ROWS = 64  # a program of the backward; its sums of columns are added up in order afterwards
@@ -25,7 +26,7 @@ def _biased(x, bias, offsets, columns, inside, width, HAS_BIAS: tl.constexpr):
     return u
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height"])
 def _forward_kernel(x, bias, y, height, width, HAS_BIAS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -36,7 +37,7 @@ def _forward_kernel(x, bias, y, height, width, HAS_BIAS: tl.constexpr, ROWS: tl.
     tl.store(y + offsets, (u * cdf).to(y.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height"])
 def _backward_kernel(
     grad, x, bias, grad_x, sums, height, width,
     HAS_BIAS: tl.constexpr, SUM_ROWS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -80,10 +81,10 @@ def launch_backward(
     bias_F = None if bias_F is None else bias_F.contiguous()
     T, F = x_TF.shape
     grad_x_TF = torch.empty_like(x_TF)
-    sums = x_TF.new_empty((triton.cdiv(T, SUM_ROWS), 0 if bias_F is None else F), dtype=torch.float32)
+    sums = x_TF.new_empty((triton.cdiv(T, SUM_ROWS), 1, 0 if bias_F is None else F), dtype=torch.float32)
     if grad_x_TF.numel() > 0:
         grid = (sums.shape[0], triton.cdiv(F, COLUMNS))
         _backward_kernel[grid](
             grad_TF, x_TF, bias_F, grad_x_TF, sums, T, F, bias_F is not None, SUM_ROWS, ROWS, COLUMNS
         )
-    return grad_x_TF, sums.sum(0).to(x_TF.dtype)
+    return grad_x_TF, *column_sums(sums, x_TF.dtype)

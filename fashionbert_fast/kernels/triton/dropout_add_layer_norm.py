@@ -11,84 +11,97 @@ import triton.language as tl
 
 from fashionbert_fast.kernels._library import on_device_of_first
 from fashionbert_fast.kernels.dropout import scale_of, threshold_of
+from fashionbert_fast.kernels.triton.column_sums import column_sums
 from fashionbert_fast.kernels.triton.dropout import keep_tile
 
-PROGRAMS = 256  # of the backward, at most: two a multiprocessor of the largest GPUs, whose sums are added up afterwards
+# Of the backward: the loop over rows waits for memory, so a program has some rows on the way at once, and there are at
+# most so many programs: three a multiprocessor of an H100, as many as its registers hold. Their sums are added up
+# afterwards.
+BACKWARD_ROWS, PROGRAMS = 2, 396
 
 
 # Kernels -------------------------------------------------------------------------------------------------------------
 @triton.jit
-def _factors(seed, site, row, threshold, scale, BLOCK: tl.constexpr):
-    """What dropout multiplies row ``row`` by, (BLOCK,) float32."""
-    keep = keep_tile(tl.load(seed), site, 0, row + tl.arange(0, 1), 0, threshold, 1, BLOCK // 128)
-    return tl.reshape(keep, (BLOCK,)).to(tl.float32) * scale
+def _factors(seed, site, rows, threshold, scale, ROWS: tl.constexpr, BLOCK: tl.constexpr):
+    """What dropout multiplies those rows by, (ROWS, BLOCK) float32."""
+    return keep_tile(tl.load(seed), site, 0, rows, 0, threshold, ROWS, BLOCK // 128).to(tl.float32) * scale
 
 
 @triton.jit
+def _load_vector(vector, columns, inside):
+    """(1, BLOCK) float32."""
+    return tl.load(vector + columns, mask=inside, other=0.0).to(tl.float32)[None, :]
+
+
+@triton.jit(do_not_specialize=["seed", "height", "site", "threshold"])
 def _forward_kernel(
-    x, residual, bias, weight, ln_bias, y, stats, seed, width, eps, site, threshold, scale,
-    HAS_BIAS: tl.constexpr, DROPS: tl.constexpr, BLOCK: tl.constexpr,
+    x, residual, bias, weight, ln_bias, y, stats, seed, height, width, eps, site, threshold, scale,
+    HAS_BIAS: tl.constexpr, DROPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.arange(0, BLOCK)
-    inside = columns < width
-    offsets = row.to(tl.int64) * width + columns
-    s = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
+    inside, live = columns < width, rows < height
+    mask = live[:, None] & inside[None, :]
+    offsets = rows.to(tl.int64)[:, None] * width + columns[None, :]
+    s = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32)
     if HAS_BIAS:
-        s += tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
+        s += _load_vector(bias, columns, inside)
     if DROPS:
-        s *= _factors(seed, site, row, threshold, scale, BLOCK)
-    s += tl.load(residual + offsets, mask=inside, other=0.0).to(tl.float32)
-    rough = tl.sum(s, axis=0) / width
-    mean = rough + tl.sum(tl.where(inside, s - rough, 0.0), axis=0) / width  # without the rounding of the large sum
-    centred = tl.where(inside, s - mean, 0.0)
-    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=0) / width + eps)
-    scaled = centred * rstd * tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
-    result = scaled + tl.load(ln_bias + columns, mask=inside, other=0.0).to(tl.float32)
-    tl.store(y + offsets, result.to(y.dtype.element_ty), mask=inside)
-    tl.store(stats + 2 * row.to(tl.int64), mean)
-    tl.store(stats + 2 * row.to(tl.int64) + 1, rstd)
+        s *= _factors(seed, site, rows, threshold, scale, ROWS, BLOCK)
+    s += tl.load(residual + offsets, mask=mask, other=0.0).to(tl.float32)
+    rough = tl.sum(s, 1) / width
+    mean = rough + tl.sum(tl.where(mask, s - rough[:, None], 0.0), 1) / width  # without the rounding of the large sum
+    centred = tl.where(mask, s - mean[:, None], 0.0)
+    rstd = 1.0 / tl.sqrt(tl.sum(centred * centred, 1) / width + eps)
+    result = centred * rstd[:, None] * _load_vector(weight, columns, inside) + _load_vector(ln_bias, columns, inside)
+    tl.store(y + offsets, result.to(y.dtype.element_ty), mask=mask)
+    tl.store(stats + 2 * rows.to(tl.int64), mean, mask=live)
+    tl.store(stats + 2 * rows.to(tl.int64) + 1, rstd, mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "height", "rows_each", "site", "threshold"])
 def _backward_kernel(
     grad, x, residual, bias, weight, stats, grad_x, grad_residual, sums, seed, height, width, rows_each,
-    site, threshold, scale, HAS_BIAS: tl.constexpr, DROPS: tl.constexpr, BLOCK: tl.constexpr,
+    site, threshold, scale, HAS_BIAS: tl.constexpr, DROPS: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
-    w = tl.load(weight + columns, mask=inside, other=0.0).to(tl.float32)
-    b = tl.zeros((BLOCK,), tl.float32)
+    w = _load_vector(weight, columns, inside)
+    b = tl.zeros((1, BLOCK), tl.float32)
     if HAS_BIAS:
-        b = tl.load(bias + columns, mask=inside, other=0.0).to(tl.float32)
-    of_bias = tl.zeros((BLOCK,), tl.float32)
-    of_weight = tl.zeros((BLOCK,), tl.float32)
-    of_ln_bias = tl.zeros((BLOCK,), tl.float32)
-    for row in range(program * rows_each, min((program + 1) * rows_each, height)):
-        place = tl.cast(row, tl.int64)
-        offsets = place * width + columns
-        s = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32) + b
+        b = _load_vector(bias, columns, inside)
+    of_bias = tl.zeros((ROWS, BLOCK), tl.float32)
+    of_weight = tl.zeros((ROWS, BLOCK), tl.float32)
+    of_ln_bias = tl.zeros((ROWS, BLOCK), tl.float32)
+    end = min((program + 1) * rows_each, height)
+    for first in range(program * rows_each, end, ROWS):
+        rows = first + tl.arange(0, ROWS)
+        places, live = rows.to(tl.int64), rows < end
+        mask = live[:, None] & inside[None, :]
+        offsets = places[:, None] * width + columns[None, :]
+        dy = tl.load(grad + offsets, mask=mask, other=0.0).to(tl.float32)
+        s = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32) + b
         if DROPS:
-            factors = _factors(seed, site, row, threshold, scale, BLOCK)
+            factors = _factors(seed, site, rows, threshold, scale, ROWS, BLOCK)
             s *= factors
-        s += tl.load(residual + offsets, mask=inside, other=0.0).to(tl.float32)
-        rstd = tl.load(stats + 2 * place + 1)
-        n = tl.where(inside, (s - tl.load(stats + 2 * place)) * rstd, 0.0)
-        dy = tl.load(grad + offsets, mask=inside, other=0.0).to(tl.float32)
+        s += tl.load(residual + offsets, mask=mask, other=0.0).to(tl.float32)
+        mean = tl.load(stats + 2 * places, mask=live, other=0.0)[:, None]
+        rstd = tl.load(stats + 2 * places + 1, mask=live, other=0.0)[:, None]
+        n = tl.where(mask, (s - mean) * rstd, 0.0)
         g = dy * w
-        ds = (g - tl.sum(g, axis=0) / width - n * (tl.sum(g * n, axis=0) / width)) * rstd
-        tl.store(grad_residual + offsets, ds.to(grad_residual.dtype.element_ty), mask=inside)
+        ds = (g - tl.sum(g, 1)[:, None] / width - n * (tl.sum(g * n, 1)[:, None] / width)) * rstd
+        tl.store(grad_residual + offsets, ds.to(grad_residual.dtype.element_ty), mask=mask)
         if DROPS:
             ds *= factors
-            tl.store(grad_x + offsets, ds.to(grad_x.dtype.element_ty), mask=inside)
+            tl.store(grad_x + offsets, ds.to(grad_x.dtype.element_ty), mask=mask)
         of_bias += ds
         of_weight += dy * n
         of_ln_bias += dy
     to = sums + program.to(tl.int64) * 3 * width + columns
-    tl.store(to, of_bias, mask=inside)
-    tl.store(to + width, of_weight, mask=inside)
-    tl.store(to + 2 * width, of_ln_bias, mask=inside)
+    tl.store(to, tl.sum(of_bias, 0), mask=inside)
+    tl.store(to + width, tl.sum(of_weight, 0), mask=inside)
+    tl.store(to + 2 * width, tl.sum(of_ln_bias, 0), mask=inside)
 
 
 # Launch --------------------------------------------------------------------------------------------------------------
@@ -115,8 +128,8 @@ def launch_forward(x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H, eps, dropo
         block, warps = _block(H)
         threshold = threshold_of(dropout)
         _forward_kernel[(T,)](
-            x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H, y_TH, stats_T2, seed, H, eps, site, threshold,
-            scale_of(dropout), bias_H is not None, threshold > 0, block, num_warps=warps,
+            x_TH, residual_TH, bias_H, ln_weight_H, ln_bias_H, y_TH, stats_T2, seed, T, H, eps, site, threshold,
+            scale_of(dropout), bias_H is not None, threshold > 0, 1, block, num_warps=warps,
         )  # fmt: skip
     return y_TH, stats_T2
 
@@ -130,16 +143,16 @@ def launch_backward(grad_TH, x_TH, residual_TH, bias_H, ln_weight_H, stats_T2, d
     threshold = threshold_of(dropout)
     grad_residual_TH = torch.empty_like(x_TH)
     grad_x_TH = torch.empty_like(x_TH) if threshold else x_TH.new_empty(0)
-    rows_each = max(1, triton.cdiv(T, PROGRAMS))
+    rows_each = BACKWARD_ROWS * max(1, triton.cdiv(T, BACKWARD_ROWS * PROGRAMS))
     sums = x_TH.new_empty((triton.cdiv(T, rows_each), 3, H), dtype=torch.float32)
     if x_TH.numel() > 0:
         block, warps = _block(H)
         _backward_kernel[(sums.shape[0],)](
             grad_TH, x_TH, residual_TH, bias_H, ln_weight_H, stats_T2, grad_x_TH, grad_residual_TH, sums, seed, T, H,
-            rows_each, site, threshold, scale_of(dropout), bias_H is not None, threshold > 0, block, num_warps=warps,
+            rows_each, site, threshold, scale_of(dropout), bias_H is not None, threshold > 0, BACKWARD_ROWS, block,
+            num_warps=warps,
         )  # fmt: skip
-    # three tensors, not views of one: an operator's outputs must not share memory
-    grad_bias_H, grad_weight_H, grad_ln_bias_H = (total_H.to(x_TH.dtype, copy=True) for total_H in sums.sum(0))
+    grad_bias_H, grad_weight_H, grad_ln_bias_H = column_sums(sums, x_TH.dtype)
     return (
         grad_x_TH,
         grad_residual_TH,

@@ -12,6 +12,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from fashionbert_fast.kernels import dropout as dropouts
 from fashionbert_fast.kernels._library import on_device_of_first
+from fashionbert_fast.kernels.triton.column_sums import column_sums
 from fashionbert_fast.kernels.triton.dropout import keep_tile
 
 Saved = tuple[torch.Tensor, torch.Tensor]
@@ -60,19 +61,35 @@ def _dot(a, b, DOT: tl.constexpr):
 
 
 @triton.jit
+def _zero_rows(at, row_stride, first, last, columns_E, M: tl.constexpr, E: tl.constexpr):
+    """Zeros in E columns of the rows ``first`` to ``last``."""
+    for start in range(first, last, M):
+        rows_M = start + tl.arange(0, M)
+        place_ME = rows_M.to(tl.int64)[:, None] * row_stride + columns_E[None, :]
+        zero_ME = tl.zeros_like(place_ME).to(at.dtype.element_ty)
+        tl.store(at + place_ME, zero_ME, mask=(rows_M < last)[:, None] & (columns_E < E)[None, :])
+
+
+@triton.jit(do_not_specialize=["seed", "T", "site", "threshold"])
 def _forward_kernel(
     qkv, bias, cu_seqlens, seed, context, lse, row_stride, T, site, threshold, keep_scale, scale,
     N: tl.constexpr, E: tl.constexpr, M: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr,
     HAS_BIAS: tl.constexpr, DROPS: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
-    """M queries of one head of one sequence; program (sequence and head, block of queries)."""
+    """M queries of one head of one sequence; program (sequence and head, block of queries). After the last sequence:
+    zeros in the rows that no sequence has."""
     sequence, head = tl.program_id(0) // N, tl.program_id(0) % N
     first = tl.load(cu_seqlens + sequence)
-    length = tl.load(cu_seqlens + sequence + 1) - first
     start = tl.program_id(1) * M
+    columns_E, rows_M = tl.arange(0, WIDTH), start + tl.arange(0, M)
+    if sequence == tl.num_programs(0) // N - 1:
+        if start == 0:
+            _zero_rows(context + head * E, N * E, first, T, columns_E, M, E)
+            _zero_rows(lse + head.to(tl.int64) * T, 1, first, T, tl.arange(0, 1), M, 1)
+        return
+    length = tl.load(cu_seqlens + sequence + 1) - first
     if start >= length:
         return
-    columns_E, rows_M = tl.arange(0, WIDTH), start + tl.arange(0, M)
     at, bias_at = qkv + first.to(tl.int64) * row_stride + head * E, bias + head * E
     tokens_M, live_M = first + rows_M, rows_M < length
     q_ME = _load_part(at, bias_at, rows_M, live_M, row_stride, columns_E, 0, N, E, HAS_BIAS)
@@ -125,26 +142,34 @@ def _gradients(
     return dropped_MK.to(q_ME.dtype), (p_MK * (slopes_MK - mean_M[:, None])).to(q_ME.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "T", "site", "threshold"])
 def _key_backward_kernel(
-    grad_context, qkv, bias, cu_seqlens, seed, context, lse, grad_qkv, row_stride, T, site, threshold, keep_scale,
+    grad_context, qkv, bias, cu_seqlens, seed, context, lse, grad_qkv, sums, row_stride, T, site, threshold, keep_scale,
     scale, N: tl.constexpr, E: tl.constexpr, M: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr,
     HAS_BIAS: tl.constexpr, DROPS: tl.constexpr, DOT: tl.constexpr, SINGLE: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of K keys and values of one head of one sequence; where they are all its keys, of its queries too."""
+    """Gradients of K keys and values of one head of one sequence; where they are all its keys (SINGLE), of its queries
+    too. Their sums over rows, which are the gradient of bias, go to row (sequence, block) of ``sums``. After the last
+    sequence: zeros in the rows that no sequence has."""
     sequence, head = tl.program_id(0) // N, tl.program_id(0) % N
     first = tl.load(cu_seqlens + sequence)
-    length = tl.load(cu_seqlens + sequence + 1) - first
     from_key = tl.program_id(1) * K
-    if from_key >= length:
-        return
     H: tl.constexpr = N * E
     columns_E, keys_K = tl.arange(0, WIDTH), from_key + tl.arange(0, K)
+    if sequence == tl.num_programs(0) // N - 1:
+        if from_key == 0:
+            for part in tl.static_range(3):
+                _zero_rows(grad_qkv + part * H + head * E, 3 * H, first, T, columns_E, M, E)
+        return
+    length = tl.load(cu_seqlens + sequence + 1) - first
+    if from_key >= length and not SINGLE:
+        return
     inside_E, live_K = columns_E < E, keys_K < length
     at, bias_at = qkv + first.to(tl.int64) * row_stride + head * E, bias + head * E
     k_KE = _load_part(at, bias_at, keys_K, live_K, row_stride, columns_E, 1, N, E, HAS_BIAS)
     v_KE = _load_part(at, bias_at, keys_K, live_K, row_stride, columns_E, 2, N, E, HAS_BIAS)
     grad_k_KE, grad_v_KE = tl.zeros((K, WIDTH), tl.float32), tl.zeros((K, WIDTH), tl.float32)
+    sum_q_E = tl.zeros((WIDTH,), tl.float32)
     result = grad_qkv + first.to(tl.int64) * (3 * H) + head * E
     for from_query in range(0, length, M):
         rows_M = from_query + tl.arange(0, M)
@@ -161,6 +186,7 @@ def _key_backward_kernel(
         grad_k_KE += _dot(tl.trans(ds_MK), q_ME, DOT)
         if SINGLE:
             grad_q_ME = _dot(ds_MK, k_KE, DOT) * scale
+            sum_q_E += tl.sum(grad_q_ME, 0)
             tl.store(
                 result + rows_M.to(tl.int64)[:, None] * (3 * H) + columns_E[None, :],
                 grad_q_ME.to(grad_qkv.dtype.element_ty),
@@ -170,11 +196,18 @@ def _key_backward_kernel(
     live_KE = live_K[:, None] & inside_E[None, :]
     tl.store(result + H + place_KE, (grad_k_KE * scale).to(grad_qkv.dtype.element_ty), mask=live_KE)
     tl.store(result + 2 * H + place_KE, grad_v_KE.to(grad_qkv.dtype.element_ty), mask=live_KE)
+    if HAS_BIAS:
+        block = (sequence * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
+        to = sums + block * (3 * H) + head * E + columns_E
+        if SINGLE:
+            tl.store(to, sum_q_E, mask=inside_E)
+        tl.store(to + H, tl.sum(grad_k_KE, 0) * scale, mask=inside_E)
+        tl.store(to + 2 * H, tl.sum(grad_v_KE, 0), mask=inside_E)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "T", "site", "threshold"])
 def _query_backward_kernel(
-    grad_context, qkv, bias, cu_seqlens, seed, context, lse, grad_qkv, row_stride, T, site, threshold, keep_scale,
+    grad_context, qkv, bias, cu_seqlens, seed, context, lse, grad_qkv, sums, row_stride, T, site, threshold, keep_scale,
     scale, N: tl.constexpr, E: tl.constexpr, M: tl.constexpr, K: tl.constexpr, WIDTH: tl.constexpr,
     HAS_BIAS: tl.constexpr, DROPS: tl.constexpr, DOT: tl.constexpr,
 ):  # fmt: skip
@@ -205,6 +238,9 @@ def _query_backward_kernel(
     place_ME = tokens_M.to(tl.int64)[:, None] * (3 * H) + head * E + columns_E[None, :]
     live_ME = live_M[:, None] & (columns_E < E)[None, :]
     tl.store(grad_qkv + place_ME, (grad_q_ME * scale).to(grad_qkv.dtype.element_ty), mask=live_ME)
+    if HAS_BIAS:
+        block = (sequence * tl.num_programs(1) + tl.program_id(1)).to(tl.int64)
+        tl.store(sums + block * (3 * H) + head * E + columns_E, tl.sum(grad_q_ME, 0) * scale, mask=columns_E < E)
 
 
 # Launch --------------------------------------------------------------------------------------------------------------
@@ -244,13 +280,12 @@ def launch_forward(
     """Context (T, H) and log-sum-exp (N, T) by Triton."""
     qkv_T3H, cu_seqlens_S1 = _dense_rows(qkv_T3H), cu_seqlens_S1.contiguous()
     T, S, H = qkv_T3H.shape[0], cu_seqlens_S1.shape[0] - 1, qkv_T3H.shape[1] // 3
-    context_TH = qkv_T3H.new_zeros(T, H)  # rows past the last sequence stay so
-    lse_NT = qkv_T3H.new_zeros(heads, T, dtype=torch.float32)
     if S == 0 or max_seqlen == 0:
-        return context_TH, lse_NT
+        return qkv_T3H.new_zeros(T, H), qkv_T3H.new_zeros(heads, T, dtype=torch.float32)
+    context_TH, lse_NT = qkv_T3H.new_empty(T, H), qkv_T3H.new_empty(heads, T, dtype=torch.float32)
     options = _launch_options(qkv_T3H, bias_3H, heads, dropout, backward=False)
     bias = qkv_T3H if bias_3H is None else bias_3H.contiguous()
-    _forward_kernel[(S * heads, triton.cdiv(max_seqlen, options["M"]))](
+    _forward_kernel[((S + 1) * heads, triton.cdiv(max_seqlen, options["M"]))](
         qkv_T3H, bias, cu_seqlens_S1, cu_seqlens_S1 if seed is None else seed, context_TH, lse_NT,
         *_numbers(qkv_T3H, heads, dropout, site), **options,
     )  # fmt: skip
@@ -265,18 +300,22 @@ def launch_backward(
     """Gradients of qkv (T, 3H) and bias ((3H,), or (0,) without one) by Triton."""
     qkv_T3H, cu_seqlens_S1 = _dense_rows(qkv_T3H), cu_seqlens_S1.contiguous()
     T, S, H3 = qkv_T3H.shape[0], cu_seqlens_S1.shape[0] - 1, qkv_T3H.shape[1]
-    grad_qkv_T3H = qkv_T3H.new_zeros(T, H3)
-    if S > 0 and max_seqlen > 0:
-        options = _launch_options(qkv_T3H, bias_3H, heads, dropout, backward=True)
-        bias = qkv_T3H if bias_3H is None else bias_3H.contiguous()
-        arguments = (
-            grad_context_TH.contiguous(), qkv_T3H, bias, cu_seqlens_S1, cu_seqlens_S1 if seed is None else seed,
-            context_TH.contiguous(), lse_NT, grad_qkv_T3H, *_numbers(qkv_T3H, heads, dropout, site),
-        )  # fmt: skip
-        single = max_seqlen <= KEY_BLOCK
-        _key_backward_kernel[(S * heads, triton.cdiv(max_seqlen, KEY_BLOCK))](*arguments, **options, SINGLE=single)
-        if not single:
-            _query_backward_kernel[(S * heads, triton.cdiv(max_seqlen, options["M"]))](*arguments, **options)
-    if bias_3H is None:
-        return grad_qkv_T3H, grad_qkv_T3H.new_empty(0)
-    return grad_qkv_T3H, grad_qkv_T3H.sum(0, dtype=torch.float32).to(bias_3H.dtype)
+    biases = 0 if bias_3H is None else H3
+    if S == 0 or max_seqlen == 0:
+        return qkv_T3H.new_zeros(T, H3), qkv_T3H.new_zeros(biases)
+    options = _launch_options(qkv_T3H, bias_3H, heads, dropout, backward=True)
+    single, key_blocks = max_seqlen <= KEY_BLOCK, triton.cdiv(max_seqlen, KEY_BLOCK)
+    query_blocks = triton.cdiv(max_seqlen, options["M"])
+    grad_qkv_T3H = qkv_T3H.new_empty(T, H3)
+    # Of each block, one row; those of several have holes, since no block has both, and a short sequence lacks some.
+    rows = S * max(key_blocks, 1 if single else query_blocks)
+    sums = (torch.empty if single else torch.zeros)(rows, 1, biases, dtype=torch.float32, device=qkv_T3H.device)
+    bias = qkv_T3H if bias_3H is None else bias_3H.contiguous()
+    arguments = (
+        grad_context_TH.contiguous(), qkv_T3H, bias, cu_seqlens_S1, cu_seqlens_S1 if seed is None else seed,
+        context_TH.contiguous(), lse_NT, grad_qkv_T3H, sums, *_numbers(qkv_T3H, heads, dropout, site),
+    )  # fmt: skip
+    _key_backward_kernel[((S + 1) * heads, key_blocks)](*arguments, **options, SINGLE=single)
+    if not single:
+        _query_backward_kernel[(S * heads, query_blocks)](*arguments, **options)
+    return grad_qkv_T3H, *column_sums(sums, qkv_T3H.dtype)
