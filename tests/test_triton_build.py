@@ -2,6 +2,7 @@
 
 The launchers run on CPU tensors under a driver that names a GPU; a launch compiles and stops there. The interpreter,
 which proves what the kernels compute, takes what a compiler would refuse: types, shapes of blocks, shared memory.
+And a batch of another size compiles nothing anew.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import importlib
 import re
 import subprocess
+from collections import defaultdict
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -63,57 +66,90 @@ def compiled(monkeypatch):
     return only_compile
 
 
+@pytest.fixture
+def compilations(monkeypatch):
+    """Calls ``function`` as on an H100; returns for what types, divisors and constants it would compile each kernel."""
+
+    def collect(function) -> dict[str, set[str]]:
+        found = defaultdict(set)
+
+        def bind(kernel, *args, grid, warmup, **keywords):
+            *_, binder = kernel.device_caches[90]
+            _, specialization, options = binder(*args, **keywords)
+            found[kernel.__name__].add(f"{specialization} {options}")
+
+        monkeypatch.setattr(JITFunction, "run", bind)
+        monkeypatch.setattr(triton.runtime.driver, "_active", _Target(90))
+        function()
+        return found
+
+    return collect
+
+
 # What each operator launches, forward and backward -------------------------------------------------------------------
-def bias_gelu(dtype):
-    op, x_TF, bias_F = _module("bias_gelu"), torch.zeros(32, F, dtype=dtype), torch.zeros(F, dtype=dtype)
+@dataclass(frozen=True)
+class Batch:
+    """What differs from one batch, layer or configuration to the next and is to compile nothing anew."""
+
+    rows: int = 32
+    pairs: int = 2
+    site: int = 3
+    dropout: float = 0.1
+    seed: torch.Tensor = SEED
+
+
+def bias_gelu(dtype, batch=Batch()):
+    op, x_TF, bias_F = _module("bias_gelu"), torch.zeros(batch.rows, F, dtype=dtype), torch.zeros(F, dtype=dtype)
     op.launch_forward(x_TF, bias_F)
     op.launch_backward(x_TF, x_TF, bias_F)
 
 
-def dropout_add_layer_norm(dtype):
-    op, x_TH, weight_H = _module("dropout_add_layer_norm"), torch.zeros(32, H, dtype=dtype), torch.zeros(H, dtype=dtype)
-    _, stats_T2 = op.launch_forward(x_TH, x_TH, weight_H, weight_H, weight_H, 1e-12, 0.1, SEED, 3)
-    op.launch_backward(x_TH, x_TH, x_TH, weight_H, weight_H, stats_T2, 0.1, SEED, 3)
+def dropout_add_layer_norm(dtype, batch=Batch()):
+    op, drop = _module("dropout_add_layer_norm"), (batch.dropout, batch.seed, batch.site)
+    x_TH, weight_H = torch.zeros(batch.rows, H, dtype=dtype), torch.zeros(H, dtype=dtype)
+    _, stats_T2 = op.launch_forward(x_TH, x_TH, weight_H, weight_H, weight_H, 1e-12, *drop)
+    op.launch_backward(x_TH, x_TH, x_TH, weight_H, weight_H, stats_T2, *drop)
 
 
-def packed_attention(dtype, max_seqlen: int = 128):
-    op = _module("packed_attention")
-    qkv_T3H, bias_3H = torch.zeros(32, 3 * H, dtype=dtype), torch.zeros(3 * H, dtype=dtype)
-    cu_seqlens_S1, rest = torch.tensor([0, 20, 32], dtype=torch.int32), (HEADS, max_seqlen, 0.1, SEED, 3)
+def packed_attention(dtype, batch=Batch(), max_seqlen: int = 128):
+    op, drop = _module("packed_attention"), (batch.dropout, batch.seed, batch.site)
+    qkv_T3H, bias_3H = torch.zeros(batch.rows, 3 * H, dtype=dtype), torch.zeros(3 * H, dtype=dtype)
+    cu_seqlens_S1 = torch.tensor([0, batch.rows // 2, batch.rows], dtype=torch.int32)
+    rest = (HEADS, max_seqlen, *drop)
     context_TH, lse_NT = op.launch_forward(qkv_T3H, bias_3H, cu_seqlens_S1, *rest)
     op.launch_backward(context_TH, qkv_T3H, bias_3H, cu_seqlens_S1, context_TH, lse_NT, *rest)
 
 
-def packed_attention_of_long_sequences(dtype):
-    packed_attention(dtype, max_seqlen=512)
+def packed_attention_of_long_sequences(dtype, batch=Batch()):
+    packed_attention(dtype, batch, max_seqlen=512)
 
 
-def masked_patch_embed(dtype, features_dtype=None, scaled: bool = False):
-    op, pairs = _module("masked_patch_embed"), 2
+def masked_patch_embed(dtype, batch=Batch(), features_dtype=None, scaled: bool = False):
+    op, pairs, p = _module("masked_patch_embed"), batch.pairs, batch.dropout
     features_IPD = torch.zeros(pairs, P, D, dtype=features_dtype or dtype)
     mask_BP, index_B = torch.zeros(pairs, P, dtype=torch.bool), torch.arange(pairs)
     weight_HD, position_PH, vector_H = (torch.zeros(shape, dtype=dtype) for shape in ((H, D), (P, H), (H,)))
     scale_IP = torch.ones(pairs, P) if scaled else None
     text = torch.zeros(8, H, dtype=dtype), torch.arange(8), 8 + P * index_B
     shared = (features_IPD, mask_BP, weight_HD, position_PH, vector_H, vector_H)
-    drop = (index_B, scale_IP, 0.1, 0.1, SEED, 3)
+    drop = (index_B, scale_IP, p, p, batch.seed, batch.site)
     out, projection_NH, stats_N2 = op.launch_forward(*shared, vector_H, 1e-12, *drop, *text, 8 + pairs * P)
     op.launch_backward(out, *shared, *drop, text[2], projection_NH, stats_N2, features_dtype is None, True)
 
 
-def masked_patch_embed_of_int8(dtype):
-    masked_patch_embed(dtype, torch.int8, scaled=True)
+def masked_patch_embed_of_int8(dtype, batch=Batch()):
+    masked_patch_embed(dtype, batch, torch.int8, scaled=True)
 
 
-def masked_patch_embed_of_float8(dtype):
-    masked_patch_embed(dtype, torch.float8_e5m2, scaled=True)
+def masked_patch_embed_of_float8(dtype, batch=Batch()):
+    masked_patch_embed(dtype, batch, torch.float8_e5m2, scaled=True)
 
 
 CASES = {  # operator -> calls of its launchers, and how many kernels each is to launch
-    "bias_gelu": {bias_gelu: 2},
-    "dropout_add_layer_norm": {dropout_add_layer_norm: 2},
+    "bias_gelu": {bias_gelu: 3},
+    "dropout_add_layer_norm": {dropout_add_layer_norm: 3},
     "masked_patch_embed": {masked_patch_embed: 7, masked_patch_embed_of_int8: 6, masked_patch_embed_of_float8: 6},
-    "packed_attention": {packed_attention: 2, packed_attention_of_long_sequences: 3},
+    "packed_attention": {packed_attention: 3, packed_attention_of_long_sequences: 4},
 }
 LAUNCHED = [
     pytest.param(function, count, id=function.__name__)
@@ -126,7 +162,7 @@ SPILLED = {
     ("_key_backward_kernel", F32): 640,
     ("_query_backward_kernel", F32): 224,
     ("_weight_gradient", F32): 16,
-    ("_key_backward_kernel", BF16): 144,
+    ("_key_backward_kernel", BF16): 184,
 }
 TARGETS = ((90, BF16), (90, F32), (90, F16), (80, BF16))
 
@@ -156,3 +192,27 @@ def test_triton_kernels_compile(function, count, compiled, tmp_path, capsys):
             lines.append(f"{what} {registers:4} registers {stack:5} bytes spilled {shared}")
     with capsys.disabled():
         print("", *lines, sep="\n")
+
+
+BATCHES = (
+    *(Batch(rows=count, pairs=count) for count in (1, 2, 3, 16)),  # one, even, odd, and what 16 divides
+    *(Batch(site=site) for site in (1, 16)),
+    Batch(dropout=0.5),  # 32768 of 65536: a threshold that 16 divides
+    Batch(seed=torch.tensor([7, 7])[1:]),  # at no multiple of 16 bytes
+)
+
+
+@pytest.mark.parametrize(("function", "count"), LAUNCHED)
+def test_another_batch_compiles_nothing_anew(function, count, compilations):
+    found = compilations(lambda: [function(BF16, batch) for batch in BATCHES])
+    assert {name: len(keys) for name, keys in found.items()} == dict.fromkeys(found, 1), found
+    assert len(found) == count
+
+
+def test_a_stride_that_16_does_not_divide_compiles_another_kernel(compilations):
+    """Or the test above would see nothing: such a stride forbids loads of 16 bytes."""
+    op, qkv_T3H = _module("packed_attention"), torch.zeros(4, 3 * H + 1, dtype=BF16)
+    offsets = torch.tensor([0, 4], dtype=torch.int32)
+    inputs = (qkv_T3H[:, :-1], qkv_T3H[:, :-1].contiguous())
+    found = compilations(lambda: [op.launch_forward(x, None, offsets, HEADS, 4, 0.0, None, 0) for x in inputs])
+    assert len(found["_forward_kernel"]) == 2

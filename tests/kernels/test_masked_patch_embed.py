@@ -445,6 +445,27 @@ def check_triton_in_the_interpreter(cases_a_dtype: int) -> None:
         assert (worst <= 2 * theirs).all(), f"{dtype}: {worst} against {theirs}"
 
 
+@pytest.mark.parametrize("new", [False, True])
+def test_float32_products_are_in_tf32_where_torch_was_told_so(new):
+    """By either of torch's ways; asking by the old one after setting by the new one raises."""
+    from fashionbert_fast.kernels.triton.masked_patch_embed import _matmul_arguments
+
+    weight_HD = torch.zeros(2, 2)
+    assert _matmul_arguments(weight_HD)["PRECISION"] == "ieee"
+    before = torch.backends.cuda.matmul.fp32_precision, torch.get_float32_matmul_precision()
+    try:
+        if new:
+            torch.backends.cuda.matmul.fp32_precision = "tf32"
+        else:
+            torch.set_float32_matmul_precision("high")
+        assert _matmul_arguments(weight_HD)["PRECISION"] == "tf32"
+    finally:
+        if new:
+            torch.backends.cuda.matmul.fp32_precision = before[0]
+        else:
+            torch.set_float32_matmul_precision(before[1])
+
+
 def test_triton_matches_in_the_interpreter():
     folders = [os.path.dirname(__file__), os.path.dirname(os.path.dirname(__file__))]
     program = f"import sys; sys.path[:0] = {folders!r}; import test_masked_patch_embed as t; "

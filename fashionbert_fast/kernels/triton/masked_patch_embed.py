@@ -17,9 +17,13 @@ from fashionbert_fast.kernels._library import on_device_of_first
 from fashionbert_fast.kernels.dropout import scale_of, threshold_of
 from fashionbert_fast.kernels.triton.dropout import keep_tile
 
-
 # Kernels -------------------------------------------------------------------------------------------------------------
-@triton.jit
+# Triton compiles anew for an integer of 1, for one that 16 divides and for any other, unless it is named in
+# do_not_specialize: there is what differs from batch to batch. Left out are the widths and strides whose divisibility
+# lets a thread load 16 bytes, and totals of whole rows (`size`), which bound such loads.
+
+
+@triton.jit  # N stays: it bounds the loads of 16 mask bytes at once
 def _unmasked_rows(mask_N, rows_N, count, N, BLOCK: tl.constexpr):
     """The unmasked row numbers in order, and how many they are: one program, so that nothing waits for the host."""
     found = 0
@@ -32,7 +36,7 @@ def _unmasked_rows(mask_N, rows_N, count, N, BLOCK: tl.constexpr):
     tl.store(count, found)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "site", "threshold"])
 def _keep_bits(rows_N, count, bits, seed, site, threshold, ROWS: tl.constexpr):
     """Of ROWS unmasked rows and 128 columns a bit each, 1: kept; eight columns a byte. Drawn here once, because every
     tile of the matmuls would draw it again, and run out of registers doing so."""
@@ -77,7 +81,7 @@ def _feature_tile(
     return x.to(TYPE)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images", "P"])
 def _project(
     features, scale, image_index, image_stride, patch_stride, images, P, D, bits, factor, rows_N, count, weight_HD,
     projection_NH, H, INDEX: tl.constexpr, SCALE: tl.constexpr, DROPOUT: tl.constexpr,
@@ -115,7 +119,7 @@ def _hidden_keep(seed, site, row, threshold, BLOCKS: tl.constexpr):
     return tl.reshape(keep, (BLOCKS * 128,))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["P", "seed", "site", "threshold"])
 def _finish(
     projection_NH, mask_N, position_PH, segment_H, ln_weight_H, ln_bias_H, patch_row_B, out, stats_N2, P, H, size, eps,
     seed, site, threshold, factor, PACKED: tl.constexpr, DROPOUT: tl.constexpr, BLOCKS: tl.constexpr,
@@ -144,14 +148,14 @@ def _finish(
     tl.store(out + place, y, mask=inside & (place >= 0) & (place < size))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "P", "seed", "site", "threshold"])
 def _finish_backward(
     grad_out, projection_NH, mask_N, position_PH, segment_H, ln_weight_H, patch_row_B, stats_N2, grad_NH, sums_3PSH,
-    B, P, H, size, seed, site, threshold, factor, PACKED: tl.constexpr, DROPOUT: tl.constexpr, SPLITS: tl.constexpr,
-    BLOCKS: tl.constexpr,
+    B, P, H, size, seed, site, threshold, factor, PACKED: tl.constexpr, DROPOUT: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
-    """Every SPLITS-th pair's row of one position: its gradient before LayerNorm, and the parameters' sums over them."""
-    patch, split, column = tl.program_id(0), tl.program_id(1), tl.arange(0, BLOCKS * 128)
+    """Every splits-th pair's row of one position: its gradient before LayerNorm, and the parameters' sums over them."""
+    patch, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    column = tl.arange(0, BLOCKS * 128)
     inside = column < H
     start = tl.load(position_PH + patch * H + column, mask=inside, other=0.0).to(tl.float32)
     start += tl.load(segment_H + column, mask=inside, other=0.0).to(tl.float32)
@@ -159,7 +163,7 @@ def _finish_backward(
     of_position = tl.zeros((BLOCKS * 128,), tl.float32)
     of_weight = tl.zeros((BLOCKS * 128,), tl.float32)
     of_bias = tl.zeros((BLOCKS * 128,), tl.float32)
-    for pair in range(split, B, SPLITS):
+    for pair in range(split, B, splits):
         row = pair * P + patch
         masked = tl.load(mask_N + row + 0 * column) != 0
         place = row.to(tl.int64)
@@ -178,23 +182,23 @@ def _finish_backward(
         g = (g - tl.sum(g, 0) / H - normal * (tl.sum(g * normal, 0) / H)) * rstd
         of_position += g
         tl.store(grad_NH + row * H + column, tl.where(masked, 0.0, g), mask=inside)
-    place = (patch * SPLITS + split) * H + column
-    size = P * SPLITS * H
+    place = (patch * splits + split) * H + column
+    size = P * splits * H
     tl.store(sums_3PSH + place, of_position, mask=inside)
     tl.store(sums_3PSH + size + place, of_weight, mask=inside)
     tl.store(sums_3PSH + 2 * size + place, of_bias, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["images", "P"])
 def _weight_gradient(
     features, scale, image_index, image_stride, patch_stride, images, P, D, bits, factor, rows_N, count, grad_NH,
-    sums_SHD, H, INDEX: tl.constexpr, SCALE: tl.constexpr, DROPOUT: tl.constexpr, SPLITS: tl.constexpr,
+    sums_SHD, H, INDEX: tl.constexpr, SCALE: tl.constexpr, DROPOUT: tl.constexpr,
     ROWS: tl.constexpr, HIDDEN: tl.constexpr, COLUMNS: tl.constexpr, TYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """A (HIDDEN, COLUMNS) tile of grad.T @ features over the split's share of the unmasked rows, in float32."""
     hidden_tile, column_tile, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     unmasked = tl.load(count)
-    share = tl.cdiv(tl.cdiv(unmasked, ROWS), SPLITS) * ROWS
+    share = tl.cdiv(tl.cdiv(unmasked, ROWS), tl.num_programs(2)) * ROWS
     hidden = hidden_tile * HIDDEN + tl.arange(0, HIDDEN)
     total = tl.zeros((HIDDEN, COLUMNS), tl.float32)
     for first in range(split * share, tl.minimum(split * share + share, unmasked), ROWS):
@@ -213,7 +217,7 @@ def _weight_gradient(
     tl.store(sums_SHD + place, total, mask=(hidden < H)[:, None] & (column < D)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "P", "seed", "site", "threshold"])
 def _feature_gradient(
     grad_ND, mask_N, image_index, out_IPD, B, P, D, seed, site, threshold, factor, INDEX: tl.constexpr,
     DROPOUT: tl.constexpr,
@@ -264,7 +268,7 @@ def _feature_arguments(features_IPD, image_index_B, scale_IP, rows_N, count, p, 
 
 def _matmul_arguments(weight_HD: torch.Tensor) -> dict:
     """The type of the matmuls and how float32 is multiplied. The interpreter multiplies nothing narrower."""
-    exact = torch.get_float32_matmul_precision() == "highest"
+    exact = torch.backends.cuda.matmul.fp32_precision != "tf32"  # by either of torch's ways of asking for it
     kind = tl.float32 if isinstance(_project, InterpretedFunction) else TYPES[weight_HD.dtype]
     return {"TYPE": kind, "PRECISION": "ieee" if exact else "tf32"}
 
@@ -339,7 +343,7 @@ def launch_backward(
             grad_out, projection_NH, mask_N, position_PH.contiguous(), segment_H.contiguous(),
             ln_weight_H.contiguous(), patch_row_B, stats_N2, grad_NH, sums_3PSH, B, P, H, grad_out.numel(), seed,
             *_dropout_arguments(hidden_dropout, site + 1), PACKED=patch_row_B is not None,
-            DROPOUT=hidden_dropout > 0, SPLITS=splits, BLOCKS=_blocks(H),
+            DROPOUT=hidden_dropout > 0, BLOCKS=_blocks(H),
         )  # fmt: skip
     of_3PH = sums_3PSH.sum(2)
     of_segment_H, of_ln_weight_H, of_ln_bias_H = of_3PH.sum(1).to(weight_HD.dtype).unbind()
@@ -370,7 +374,7 @@ def _launch_weight_gradient(features_IPD, image_index_B, scale_IP, mask_BP, weig
     splits = max(1, min(triton.cdiv(N, 1024), 512 // tiles))  # enough programs for a GPU, by the shapes alone
     sums_SHD = weight_HD.new_empty((splits, H, D), dtype=torch.float32)
     _weight_gradient[(triton.cdiv(H, hidden), triton.cdiv(D, 128), splits)](
-        *arguments, grad_NH, sums_SHD, H, SPLITS=splits, ROWS=16 if hidden == 64 else 64, HIDDEN=hidden, COLUMNS=128,
+        *arguments, grad_NH, sums_SHD, H, ROWS=16 if hidden == 64 else 64, HIDDEN=hidden, COLUMNS=128,
         num_warps=8, num_stages=3, **switches, **_matmul_arguments(weight_HD),
     )  # fmt: skip
     return sums_SHD.sum(0).to(weight_HD.dtype)
