@@ -10,9 +10,11 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 
 import torch
+from torch.linalg import vector_norm
 
 from fashionbert_fast.commands.doctor import installed_versions
 from fashionbert_fast.profiling.device import device_name
@@ -163,15 +165,37 @@ def forward_backward(
     return run
 
 
-def check_same(mine: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor], roundings: float = 2) -> None:
-    """AssertionError unless each pair of tensors is of one dtype and differs by no more than ``roundings`` of it (16 of
-    float32, whose sums over thousands of rows differ by their order), as the norm of the difference to that of theirs.
+PEERS_ROUNDINGS = 32  # further off, a peer is another calculation: sums that plain PyTorch rounds to bfloat16 are 9 off
+
+
+def in_float64(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Inputs of a float64 result: floating ones in float64, leaves as before."""
+    return [
+        x.detach().double().requires_grad_(x.requires_grad) if x.is_floating_point() else x.detach() for x in tensors
+    ]
+
+
+def check_same(
+    mine: Sequence[torch.Tensor], theirs: Sequence[torch.Tensor], exact: Sequence[torch.Tensor], terms: int = 0
+) -> None:
+    """AssertionError unless each tensor of ours is about as near to ``exact``, the same in float64, as the peer's.
+
+    Neither of two honest sums in float32 is the measure of the other: they differ by their order. The largest error may
+    be twice the peer's, a rounding of the dtype, and what summing so many ``terms`` in float32 in any order comes to:
+    sqrt(terms) / 2 of its roundings (each addition rounds a partial sum: a random walk). Units: the largest number.
     """
-    for a, b in zip(mine, theirs, strict=True):
-        assert a.dtype == b.dtype, f"{a.dtype} against {b.dtype}"
-        error = ((a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-30)).item()
-        allowed = max(roundings, 16) if b.dtype == torch.float32 else roundings
-        assert error <= allowed * torch.finfo(b.dtype).eps, f"relative error {error:.2e} against {b.dtype} of a peer"
+    coarsest = max(torch.finfo(x.dtype).eps for x in theirs)
+    summed = terms**0.5 / 2 * torch.finfo(torch.float32).eps
+    for i, (a, b, right) in enumerate(zip(mine, theirs, exact, strict=True)):
+        assert a.dtype == b.dtype and a.shape == b.shape, f"result {i}: {a.dtype} {a.shape}, {b.dtype} {b.shape}"
+        info = torch.finfo(a.dtype)
+        largest = max(vector_norm(right, inf).item(), info.smallest_normal)  # below it, roundings are as large as there
+        ours, peers = (vector_norm(x - right, inf).item() / largest for x in (a, b))
+        assert peers <= PEERS_ROUNDINGS * coarsest + summed, (
+            f"result {i}: the peer's error is {peers:.2e}: not the same"
+        )
+        allowed = 2 * peers + info.eps + summed
+        assert ours <= allowed, f"result {i}: error {ours:.2e}, of the peer {peers:.2e}: more than {allowed:.2e}"
 
 
 def measure_parts(
