@@ -3,10 +3,11 @@
 Every step runs in a process of its own; ours and a peer are timed in turn, pass by pass over the same pool of samples,
 after their losses with the initial weights have been found equal. Peers:
 
-    (a) the released recipe: titles padded to 64, dense heads, eager, in float32 and in bf16 autocast
+    (a) the released recipe: titles padded to 64, dense heads, eager, in float32 (TF32 on a GPU) and in bf16 autocast
     (b) Hugging Face's BertModel, SDPA, bf16 autocast, padded to the longest of the batch, heads on masked rows
     (c) b under torch.compile
     (d) b and c with samples of like length in a batch (bucketing), so almost unpadded
+    (b), (c), (d) once more with bf16 weights and float32 masters, as ours, in place of autocast
     (f) ours under DeepSpeed ZeRO-1 and ZeRO-2, whose ratio says what DeepSpeed costs
 
 Useful FLOPs are engine/flops.py's: no padding, heads on masked rows only, masked patches not projected.
@@ -24,6 +25,7 @@ from benchmarks.ladder import TECHNIQUES
 from benchmarks.measure import Figure, Row
 from benchmarks.step_process import Step, StepProcess
 from benchmarks.workload import LONGEST_TITLE, fashion_gen_lengths, store_lengths
+from fashionbert_fast import cpu
 from fashionbert_fast.progress import progress
 
 MODELS = {
@@ -37,14 +39,19 @@ MODELS["toy"] = MODELS["base"] | {
 }  # fmt: skip
 PAIRS = {"cpu": {"base": 32, "large": 16, "toy": 8}, "cuda": {"base": 256, "large": 128, "toy": 8}}
 TARGETS = {  # times faster than the peer: on a CPU, on a GPU
-    "a-float32": (6.0, 4.0), "a-bf16": (1.8, 4.0), "b": (1.5, 1.5), "c": (1.5, 1.5), "d": (1.15, 1.3),
-    "d-compiled": (1.15, 1.3), "zero-1": (1 / 1.05, 1 / 1.05), "zero-2": (1 / 1.05, 1 / 1.05),
+    "a-float32": (6.0, 4.0), "a-bf16": (1.8, 4.0), "b": (1.5, 1.5), "b-weights": (1.5, 1.5), "c": (1.5, 1.5),
+    "c-weights": (1.5, 1.5), "d": (1.15, 1.3), "d-weights": (1.15, 1.3), "d-compiled": (1.15, 1.3),
+    "d-compiled-weights": (1.15, 1.3), "zero-1": (1 / 1.05, 1 / 1.05), "zero-2": (1 / 1.05, 1 / 1.05),
 }  # fmt: skip
+BUCKETED_ON_AMX = 1.7  # in place of 1.15: there matmuls take so little of the time that all else shows
 NAMES = {
     "a-float32": "(a) released recipe, float32", "a-bf16": "(a) released recipe, bf16 autocast",
-    "b": "(b) HF + SDPA, bf16 autocast", "c": "(c) HF + SDPA + torch.compile", "d": "(d) HF + SDPA, bucketed",
-    "d-compiled": "(d) HF + SDPA + torch.compile, bucketed", "zero-1": "(f) ours under ZeRO-1",
-    "zero-2": "(f) ours under ZeRO-2",
+    "b": "(b) HF + SDPA, bf16 autocast", "b-weights": "(b) HF + SDPA, bf16 weights",
+    "c": "(c) HF + SDPA + torch.compile", "c-weights": "(c) HF + SDPA + torch.compile, bf16 weights",
+    "d": "(d) HF + SDPA, bucketed", "d-weights": "(d) HF + SDPA, bucketed, bf16 weights",
+    "d-compiled": "(d) HF + SDPA + torch.compile, bucketed",
+    "d-compiled-weights": "(d) HF + SDPA + torch.compile, bucketed, bf16 weights",
+    "zero-1": "(f) ours under ZeRO-1", "zero-2": "(f) ours under ZeRO-2",
 }  # fmt: skip
 # Two models in bf16 from equal weights: their losses differ by rounding of the hidden states.
 TOLERANCE = 1e-2
@@ -54,16 +61,33 @@ POOL = 4  # batches of samples, among which (d) sorts
 def peers(ours: Step) -> dict[str, Step]:
     """What ours is measured against."""
     padded = ours.but(ours=False)
+    narrow = padded.but(narrow_weights=True)
     return {
         "a-float32": padded.but(precision="fp32", pad_to=LONGEST_TITLE, dense_heads=True),
         "a-bf16": padded.but(pad_to=LONGEST_TITLE, dense_heads=True),
         "b": padded,
+        "b-weights": narrow,
         "c": padded.but(compiled=True),
+        "c-weights": narrow.but(compiled=True),
         "d": padded.but(bucketed=True),
+        "d-weights": narrow.but(bucketed=True),
         "d-compiled": padded.but(bucketed=True, compiled=True),
+        "d-compiled-weights": narrow.but(bucketed=True, compiled=True),
         "zero-1": ours.but(zero_stage=1),
         "zero-2": ours.but(zero_stage=2),
     }
+
+
+def peer_name(key: str, device: torch.device) -> str:
+    """As rows show it: on a GPU the float32 peer multiplies in TF32."""
+    return NAMES[key] + (" (TF32)" if key == "a-float32" and device.type == "cuda" else "")
+
+
+def aim(key: str, device: torch.device) -> float:
+    """How many times faster than that peer ours is to be on this machine."""
+    if device.type == "cpu" and key.startswith("d") and "amx_bf16" in cpu.flags():
+        return BUCKETED_ON_AMX
+    return TARGETS[key][device.type == "cuda"]
 
 
 def check_losses(ours: list[float], theirs: StepProcess) -> None:
@@ -172,10 +196,11 @@ def _profile(device, quick, size, case, lengths, pairs, ladder, only, failed: li
         running.seconds()
         for key, step in progress(list(wanted.items()), total=len(wanted), description=f"{case}: peers"):
             repeats = 2 if key == "a-float32" else None  # by far the slowest, and far from its target
+            peer = peer_name(key, device)
             try:
-                row, _ = comparison.against(NAMES[key], step, TARGETS[key][device.type == "cuda"], repeats)
+                row, _ = comparison.against(peer, step, aim(key, device), repeats)
             except (RuntimeError, AssertionError) as error:  # out of memory, say: it must not cost the others
-                failed.append(f"{case}, {NAMES[key]}: {error}")
+                failed.append(f"{case}, {peer}: {error}")
                 continue
             yield _turned(row) if key.startswith("zero") else row
         if ladder and (not only or "ladder" in only):

@@ -210,11 +210,13 @@ def _step(size: str, *peers: str) -> Callable[[Teller, torch.device, bool], None
 
 # Operator -> sizes of its measurement's modules for a rehearsal.
 TOY = {
-    "linear_cross_entropy": {"linear_loss": {"ROWS": (64,)}},
-    "linear_patch_kld": {"linear_loss": {"ROWS": (64, 64)}},
-    "masked_patch_embed": {"bench_masked_patch_embed": {"ROWS": (128,)}},
-    "packed_attention": {"bench_packed_attention": {"SEQUENCES": (4,)}},
-    "patch_kld": {"bench_patch_kld": {"ROWS": (64,)}},
+    "bias_gelu": {"bench_bias_gelu": {"ROWS": {"cpu": 64}}},
+    "dropout_add_layer_norm": {"bench_dropout_add_layer_norm": {"ROWS": {"cpu": 64}}},
+    "linear_cross_entropy": {"linear_loss": {"ROWS": {"cpu": (64,)}}, "bench_linear_cross_entropy": {"V": 1000}},
+    "linear_patch_kld": {"linear_loss": {"ROWS": {"cpu": (64, 64)}}},
+    "masked_patch_embed": {"bench_masked_patch_embed": {"ROWS": {"cpu": (128,)}}},
+    "packed_attention": {"bench_packed_attention": {"SEQUENCES": {"cpu": (4,)}}},
+    "patch_kld": {"bench_patch_kld": {"ROWS": {"cpu": (64,)}}},
     "weighted_step": {"bench_weighted_step": {"QUICK": (1, 2)}},
 }
 
@@ -283,7 +285,8 @@ PARTS = (
     *(Part(f"kernel {o.name}", f"{o.name} is right on {len(cases_of(o.name))} shapes, against float64", 60,
            _kernel(o.name)) for o in OPERATORS),
     Part("training", "50 steps in bf16 under ZeRO-1 learn what float32 on a CPU learns", 150, _training),
-    Part("step base", "a step of BERT-base beside Hugging Face's, compiled and bucketed", 240, _step("base", "d", "c")),
+    Part("step base", "a step of BERT-base beside Hugging Face's, bucketed and compiled", 240,
+         _step("base", "d-weights", "d", "c")),
     Part("ceilings", "matmul rates and copy bandwidth of this device", 30, _ceilings),
     *(Part(f"op {name.removeprefix('bench_')}", "an operator beside plain PyTorch and torch.compile", 60,
            _operator(name.removeprefix("bench_"))) for name in SUITES["ops"]),
@@ -293,7 +296,8 @@ PARTS = (
     Part("sanitizer", "compute-sanitizer's memcheck and racecheck on every CUDA operator", 300, _sanitizer),
     Part("determinism", "two runs of one seed are equal", 90, _determinism),
     Part("profile", "where the step's time goes, and the roofline", 120, _profile),
-    Part("step base all", "the other peers of BERT-base, and what DeepSpeed costs", 400,
-         _step("base", "b", "d-compiled", "a-bf16", "zero-1", "zero-2")),
-    Part("step large", "a step of BERT-large beside Hugging Face's", 400, _step("large", "b", "c")),
+    Part("step base all", "the other peers of BERT-base, and what DeepSpeed costs", 550,
+         _step("base", "b", "b-weights", "d-compiled-weights", "d-compiled", "a-bf16", "zero-1", "zero-2",
+               "a-float32")),
+    Part("step large", "a step of BERT-large beside Hugging Face's", 400, _step("large", "d-weights", "b", "c")),
 )  # fmt: skip

@@ -41,7 +41,8 @@ SECTIONS = (
     Section("step_cpu.json", "A whole training step",
             "fashionbert bench step --json step.json",
             "Forward, backward and AdamW of BERT-base, 32 pairs a batch, titles of N(25, 10) tokens, dropout 0.1,"
-            " bfloat16 weights: medians of passes in turn over 128 samples. The processor is an AMD EPYC of Zen "
+            " bfloat16 weights (a peer's are float32 under autocast, unless its name says otherwise): medians of passes"
+            " in turn over 128 samples. The processor is an AMD EPYC of Zen "
             "5. Below 1 under DeepSpeed means: its ZeRO engine, with one process, takes that much of the rate. "
             "[Picture](images/bench_step.png)."),
     Section("step_store_cpu.json", "The step on titles of 5,000 real products",
@@ -173,10 +174,10 @@ dots are held-out pairs.
 
 
 def find(rows: list[dict], case: str, peer: str) -> dict:
-    """The row of that case whose peer begins so; ValueError where there is not just one."""
-    found = [row for row in rows if row["case"] == case and row.get("peer", "").startswith(peer)]
+    """The row of that case and peer; ValueError where there is not just one."""
+    found = [row for row in rows if row["case"] == case and row.get("peer") == peer]
     if len(found) != 1:
-        raise ValueError(f"{len(found)} rows of {case!r} have a peer that begins with {peer!r}, not one")
+        raise ValueError(f"{len(found)} rows of {case!r} have the peer {peer!r}, not one")
     return found[0]
 
 
@@ -200,15 +201,15 @@ def measured(read: dict[str, dict]) -> str:
     if not all(row["met"] for row in exact):
         raise ValueError("loss_curve_cpu.json: a float32 loss is not within its tolerance; say so in the README")
     versions, real = step["versions"], read["real_products_cpu.json"]
-    memory = find(step["rows"], f"{case}, peak memory", "(b)")["ratio"]
-    share = find(step["rows"], case, "bf16 GEMM rate")["ratio"]
-    zero = 1 / find(step["rows"], f"{case}, (f) ours under ZeRO-1", "")["ratio"]
+    memory = find(step["rows"], f"{case}, peak memory", "(b) HF + SDPA, bf16 autocast")["ratio"]
+    share = find(step["rows"], case, "bf16 GEMM rate of this run")["ratio"]
+    zero = 1 / find(step["rows"], f"{case}, (f) ours under ZeRO-1", "ours without DeepSpeed")["ratio"]
     steps = {
         "than Hugging Face `BertModel` + SDPA, heads on masked rows":
-            f"{times('(b)')} (peak memory 1 / {memory:.2f})",
-        "than the same under torch.compile": times("(c)"),
+            f"{times('(b) HF + SDPA, bf16 autocast')} (peak memory 1 / {memory:.2f})",
+        "than the same under torch.compile": times("(c) HF + SDPA + torch.compile"),
         "than the released recipe: padded, dense heads, eager, bf16 autocast / float32":
-            f"{times('(a) released recipe, bf16')} / {times('(a) released recipe, float32')}",
+            f"{times('(a) released recipe, bf16 autocast')} / {times('(a) released recipe, float32')}",
         "`packed_attention`, dropout 0.1, than SDPA padded with a mask":
             f"{min(attention):.1f} to {max(attention):.1f}",
         "`dropout_add_layer_norm` than torch.compile":

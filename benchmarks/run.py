@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="fewer repetitions: minutes on two cores")
     parser.add_argument(
         "--only", nargs="+", default=(), metavar="NAME",
-        help="of ops and solve: operators, as patch_kld; of step: peers, of a-float32 a-bf16 b c d d-compiled zero-1 "
-        "zero-2 ladder",
+        help="of ops and solve: operators, as patch_kld; of step: peers, of a-float32 a-bf16 b c d d-compiled, each "
+        "of the last four with -weights, zero-1 zero-2 ladder",
     )  # fmt: skip
     step = parser.add_argument_group("step")
     step.add_argument("--size", choices=("base", "large"), default="base", help="BERT's (default: %(default)s)")

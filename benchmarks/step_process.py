@@ -31,7 +31,8 @@ class Step:
     pairs: int
     device: str
     ours: bool = True
-    precision: str = "bf16"  # ours: dtype of the weights (fp32 master kept); peers: fp32, or bf16 autocast
+    precision: str = "bf16"  # ours: dtype of the weights (fp32 masters kept); peers: fp32, or bf16 autocast
+    narrow_weights: bool = False  # peers in bf16: bf16 weights with fp32 masters, as ours, in place of autocast
     pad_to: int | None = None  # peers: title tokens, else the longest of the batch
     dense_heads: bool = False
     bucketed: bool = False  # peers: samples of like length in a batch
@@ -157,21 +158,19 @@ class _Runner:
         s = self.step
         self.config = model.config
         self.batches = [pad(batch, s.pad_to).to(self.device) for batch in batches]
-        self.model = model.to(self.device)
+        allow_tf32(s)
+        self.model = model.to(self.device, torch.bfloat16 if s.narrow_weights else torch.float32)
         run = torch.compile(self.model) if s.compiled else self.model
-        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=s.precision == "bf16")
+        narrow_products = s.precision == "bf16" and not s.narrow_weights
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=narrow_products)
 
         def call(batch):
             with autocast:
                 return run(batch)
 
         self.call = call
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
-        self.backward, self.update = torch.Tensor.backward, self._plain_update
-
-    def _plain_update(self) -> None:
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.optimizer = MasterAdamW(self.model)
+        self.backward, self.update = torch.Tensor.backward, self.optimizer.step
 
     @torch.no_grad()
     def losses(self) -> list[float]:
@@ -207,6 +206,12 @@ class _Runner:
             "gemm_rate": _gemm_rate(self.config, self.device),
             "memory": peak,
         }
+
+
+def allow_tf32(peer: Step) -> None:
+    """In float32 on a GPU, as torch advises: nobody who trains so goes without. In this process."""
+    if peer.device == "cuda" and peer.precision == "fp32":
+        torch.set_float32_matmul_precision("high")
 
 
 def _counts(batches) -> dict[str, Any]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import bench_step
+from benchmarks import bench_step, step_process
 from benchmarks.bench_step import _Comparison, check_losses, peers
 from benchmarks.measure import Row
-from benchmarks.step_process import Step, StepProcess
+from benchmarks.step_process import Step, StepProcess, _Runner
 from benchmarks.workload import fashion_gen_lengths
 
 TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
@@ -18,13 +18,18 @@ OURS = Step("ours", TINY, tuple(int(n) for n in fashion_gen_lengths(16)), 8, "cp
 
 def test_every_peer_is_a_change_of_ours():
     steps = peers(OURS)
-    assert set(steps) == {"a-float32", "a-bf16", "b", "c", "d", "d-compiled", "zero-1", "zero-2"}
+    narrow = {"b-weights", "c-weights", "d-weights", "d-compiled-weights"}
+    assert set(steps) == {"a-float32", "a-bf16", "b", "c", "d", "d-compiled", "zero-1", "zero-2"} | narrow
+    assert set(steps) == set(bench_step.TARGETS) == set(bench_step.NAMES)
+    assert len(set(bench_step.NAMES.values())) == len(steps)
     assert all(step.lengths == OURS.lengths and step.model == TINY for step in steps.values())
     assert steps["a-float32"].pad_to == 64 and steps["a-float32"].dense_heads and steps["c"].compiled
+    for key in narrow:
+        assert steps[key] == steps[key.removesuffix("-weights")].but(narrow_weights=True)
     assert steps["d"].bucketed and steps["zero-2"].zero_stage == 2 and steps["zero-2"].ours
 
 
-@pytest.mark.parametrize("peer", ["d", "zero-1"])
+@pytest.mark.parametrize("peer", ["d", "d-weights", "zero-1"])
 def test_losses_agree_and_a_row_comes_out(peer):
     with StepProcess(OURS) as ours:
         comparison = _Comparison("case", ours, 2, torch.device("cpu"))
@@ -33,6 +38,36 @@ def test_losses_agree_and_a_row_comes_out(peer):
         facts = ours.facts()
         assert facts["samples"] == 16 and facts["useful_flops"] > 0 and facts["gemm_rate"] > 0 and facts["memory"] > 0
         assert facts["tokens"] == sum(OURS.lengths) + 16 * 4
+
+
+def test_the_aim_beside_a_bucketed_peer_is_higher_where_the_processor_has_amx(monkeypatch):
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    for has, bucketed in (({"avx512_bf16"}, 1.15), ({"amx_bf16"}, 1.7)):
+        monkeypatch.setattr(bench_step.cpu, "flags", lambda has=has: frozenset(has))
+        assert {bench_step.aim(key, cpu) for key in peers(OURS) if key.startswith("d")} == {bucketed}
+        assert bench_step.aim("b-weights", cpu) == 1.5 and bench_step.aim("d-weights", cuda) == 1.3
+
+
+def test_a_peer_with_narrow_weights_learns_what_float32_masters_do():
+    """Its weights are the masters rounded to bfloat16, step after step; its steps would be lost in bfloat16 alone."""
+    runner = _Runner(peers(OURS)["d-weights"].but(model=TINY))
+    weights, masters = list(runner.model.parameters()), runner.optimizer.masters
+    assert {w.dtype for w in weights} == {torch.bfloat16} and {m.dtype for m in masters} == {torch.float32}
+    before = [m.clone() for m in masters]
+    for _ in range(2):
+        runner.seconds()
+    assert all(torch.equal(w, m.bfloat16()) for w, m in zip(weights, masters, strict=True))
+    assert sum(not torch.equal(m, b) for m, b in zip(masters, before, strict=True)) > len(masters) / 2
+
+
+@pytest.mark.parametrize(("device", "name", "how"), [("cpu", "float32", []), ("cuda", "float32 (TF32)", ["high"])])
+def test_the_float32_peer_multiplies_in_tf32_on_a_gpu_and_says_so(device, name, how, monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    for step in peers(OURS.but(device=device)).values():
+        step_process.allow_tf32(step)
+    assert asked == how
+    assert bench_step.peer_name("a-float32", torch.device(device)) == f"(a) released recipe, {name}"
 
 
 def test_another_step_is_found_out():
