@@ -69,6 +69,10 @@ SECTIONS = (
             "python -m benchmarks.pace be2688a --json pace.json",
             "This tree beside the commit before the move, each by its own measurement, in turn: medians of 3 rounds, "
             "of 5 for `patch_kld`, `bias_gelu`, `dropout_add_layer_norm` and `packed_attention`. The aim is 0.95."),
+    Section("layer_bytes.json", "Passes over memory",
+            "python -m benchmarks.layer_bytes --json layer_bytes.json",
+            "Bytes that an encoder layer of BERT-base moves in a step of 256 pairs on a GPU in bfloat16, counted, not "
+            "timed: a test holds the list of kernels against the launchers, to the byte."),
     Section("loss_curve_cpu.json", "It learns the same",
             "python -m benchmarks.loss_curve",
             "300 steps on the real products, 4 layers, beside a plain padded PyTorch model of the same weights "
