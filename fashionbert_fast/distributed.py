@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,8 +41,9 @@ def _own_extensions() -> Iterator[None]:
     from torch.utils import cpp_extension
 
     before = os.environ.get("TORCH_EXTENSIONS_DIR")
-    version = f"py{sys.version_info.major}{sys.version_info.minor}-torch{torch.__version__}"
-    folder = Path(before or cpp_extension.get_default_build_root(), "fashionbert_fast", version)
+    # Of this environment: another's headers lie elsewhere, for which ninja compiles anew, and so would this one again.
+    environment = f"torch{torch.__version__}-{zlib.crc32(torch.__file__.encode()):08x}"
+    folder = Path(before or cpp_extension.get_default_build_root(), "fashionbert_fast", environment)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / "owner").open("a")
