@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,23 @@ def shop(tmp_path_factory) -> Path:
     from shop import write_shop
 
     return write_shop(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture(scope="session")
+def dist(tmp_path_factory) -> Path:
+    """A folder with the sdist, and the wheel built from it: minutes, of which only slow tests ask."""
+    from outside import run_outside
+
+    out, root = tmp_path_factory.mktemp("dist"), Path(__file__).parent.parent
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    run_outside(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, root, cwd=root, PATH=path)
+    return out
+
+
+@pytest.fixture(scope="session")
+def wheel(dist) -> Path:
+    (wheel,) = dist.glob("*.whl")
+    return wheel
 
 
 TINY_MODEL = ["model.hidden_size=32", "model.heads=2", "model.layers=2", "model.intermediate_size=64",

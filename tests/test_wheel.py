@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from outside import run_outside
 
 from fashionbert_fast import cpu
 
@@ -25,40 +26,14 @@ TORCH = f"torch=={os.environ.get('WHEEL_TORCH', torch.__version__.split('+')[0])
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
-def _run(*command: object, cwd: Path, status: int = 0, **environment: str) -> str:
-    """What the command prints; AssertionError unless it exits with ``status``. Nothing of this environment reaches it
-    but what pip and compilers are set up by."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "FASHIONBERT"))}
-    done = subprocess.run(
-        [str(word) for word in command], cwd=cwd, env=inherited | environment, capture_output=True, text=True
-    )
-    assert done.returncode == status, done.stdout[-3000:] + done.stderr[-3000:]
-    return done.stdout + done.stderr
-
-
-@pytest.fixture(scope="module")
-def dist(tmp_path_factory) -> Path:
-    """A folder with the sdist, and the wheel built from it."""
-    out = tmp_path_factory.mktemp("dist")
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    _run(sys.executable, "-m", "build", "--no-isolation", "--outdir", out, ROOT, cwd=ROOT, PATH=path)
-    return out
-
-
-@pytest.fixture(scope="module")
-def wheel(dist) -> Path:
-    (wheel,) = dist.glob("*.whl")
-    return wheel
-
-
 @pytest.fixture(scope="module")
 def environment(wheel, tmp_path_factory) -> Path:
     """An environment that holds the wheel and its dependencies; its folder is outside the checkout."""
     root = tmp_path_factory.mktemp("installed")
-    _run(sys.executable, "-m", "venv", root / "env", cwd=root)
+    run_outside(sys.executable, "-m", "venv", root / "env", cwd=root)
     # Named first: a range would bring the newest torch, and what it needs for CUDA.
     for what in (TORCH, wheel):
-        _run(root / "env/bin/pip", "install", "--quiet", what, cwd=root)
+        run_outside(root / "env/bin/pip", "install", "--quiet", what, cwd=root)
     return root
 
 
@@ -68,7 +43,7 @@ def fashionbert(environment):
 
     def run(*words: object, status: int = 0, **variables: str) -> str:
         path = os.pathsep.join([str(environment / "env/bin"), os.environ["PATH"]])
-        return _run(
+        return run_outside(
             environment / "env/bin/fashionbert", *words, cwd=environment, status=status, PATH=path, COLUMNS="200",
             **variables,
         )  # fmt: skip
@@ -103,7 +78,14 @@ def test_no_library_has_a_run_path(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         libraries = [archive.extract(name, tmp_path) for name in archive.namelist() if name.endswith(".so")]
     assert libraries
-    assert not re.findall(r"RPATH|RUNPATH", _run("readelf", "-d", *libraries, cwd=tmp_path))
+    assert not re.findall(r"RPATH|RUNPATH", run_outside("readelf", "-d", *libraries, cwd=tmp_path))
+
+
+def test_no_library_says_where_it_was_built(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        held = b"".join(archive.read(name) for name in archive.namelist())
+    assert b"csrc/" in held  # what checks say of themselves
+    assert [path for path in (str(ROOT), sys.prefix, "/build-via-sdist-") if path.encode() in held] == []
 
 
 def test_doctor_says_which_level_is_used(fashionbert):
