@@ -52,7 +52,8 @@ class CMakeBuild(build_ext):
             "cmake",
             "-G",
             "Ninja",
-            f"-DPython_EXECUTABLE={sys.executable}",
+            # benchmarks.carry builds for the Python of another machine; only _host is made for one.
+            f"-DPython_EXECUTABLE={os.environ.get('FASHIONBERT_PYTHON', sys.executable)}",
             f"-DTORCH_ROOT={Path(torch.__file__).parent}",
             f"-DTORCH_VERSION={torch.__version__}",
             f"-DTORCH_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",

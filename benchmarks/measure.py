@@ -223,6 +223,8 @@ def measure_parts(
 def commit() -> str:
     """The checked-out commit, with `+` where the tree has changes; `unknown` outside a checkout."""
     root = Path(__file__).parent
+    if (root / "COMMIT").exists():  # carried from a checkout by benchmarks.carry
+        return (root / "COMMIT").read_text().strip()
     try:
         head = subprocess.run(
             ["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, check=True
