@@ -8,8 +8,8 @@ against the other to the byte, so a pass over memory that nobody wrote down fail
 
 The floor is what separate matmuls and fused element-wise passes allow: a matmul reads its two operands and writes its
 product (the backward's, where a residual joins, adds to the residual's gradient in place), and between two matmuls one
-pass reads the tensors of its formula once and writes its results once. It has no statistics, no log-sum-exps, no partial
-sums, no seeds. A tensor that a kernel reads twice counts once: that much a cache does.
+pass reads the tensors of its formula once and writes its results once. It has no statistics, no log-sum-exps, no
+partial sums, no seeds. A tensor that a kernel reads twice counts once: that much a cache does.
 
 Shapes: T rows of the packed axis, of which U belong to the S sequences, H hidden, F feed-forward, N heads.
 """

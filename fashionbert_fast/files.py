@@ -1,12 +1,31 @@
-"""Files written whole or not at all, and read with a clear error."""
+"""Files written whole or not at all, manifests that vouch for themselves, and clear errors where reading fails."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fashionbert_fast.errors import InputError
+
+SEAL = "manifest_sha256"  # of a manifest: over all its other fields
+
+
+def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a manifest with the hash over them."""
+    return dict(manifest) | {SEAL: _digest(manifest)}
+
+
+def is_sealed(manifest: Mapping[str, Any]) -> bool:
+    """Whether the fields are those that `seal` gave."""
+    return manifest.get(SEAL) == _digest({name: part for name, part in manifest.items() if name != SEAL})
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def write_json(path: str | Path, value: object) -> None:

@@ -1,8 +1,9 @@
 """What stands in a run directory, for whoever reads it: which checkpoints are whole, which is the newest, the best.
 
     RUN/checkpoints/best -> step-00001000      where validation.keep_best is set
+    RUN/checkpoints/damaged-step-00000900/     was not whole when a run was resumed: set aside, not counted, not deleted
     RUN/checkpoints/step-00001000/
-        manifest.json     every file with size and SHA-256, written last
+        manifest.json     every file with size and SHA-256, and the hash of itself, written last
         state/            DeepSpeed's shards: optimizer, schedule, loss scale
         model/            config.json, model.safetensors (fp32 master weights), tokenizer, patch_features.json
 
@@ -16,10 +17,14 @@ import json
 from pathlib import Path
 
 from fashionbert_fast.errors import InputError
+from fashionbert_fast.files import SEAL, is_sealed
 
 MANIFEST = "manifest.json"
 STATE, MODEL = "state", "model"
 BEST = "best"  # a link beside the checkpoints
+PREFIX, DAMAGED = "step-", "damaged-"  # of a checkpoint's name; of what was set aside
+# What no checkpoint goes without: a manifest of nothing would vouch for anything.
+REQUIRED = ("config.yaml", f"{MODEL}/config.json", f"{MODEL}/model.safetensors", f"{MODEL}/patch_features.json")
 
 
 def sha256(path: Path) -> str:
@@ -38,22 +43,45 @@ def best_step(run: Path) -> int | None:
 
 def list_checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints, oldest first, their files not yet verified."""
-    return sorted(path.parent for path in (run / "checkpoints").glob(f"step-*/{MANIFEST}"))
+    return sorted(path.parent for path in (run / "checkpoints").glob(f"{PREFIX}*/{MANIFEST}"))
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+    """What is wrong with a checkpoint's files, or None: they are those of its manifest, all and no others, and the
+    manifest is the one that was sealed, of the step that the directory is named for."""
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text())["files"]
-        for name, expected in files.items():
-            path = checkpoint / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]:
-                return f"{name} is damaged"
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        if not isinstance(manifest, dict):
+            return f"{MANIFEST} cannot be read (it is no object)"
+        if SEAL not in manifest:
+            return f"{MANIFEST} has no {SEAL}: it was edited, or written by an older fashionbert_fast"
+        if not is_sealed(manifest):
+            return f"{MANIFEST} was edited or is damaged: its {SEAL} does not belong to its fields"
+        if checkpoint.name.startswith(PREFIX) and checkpoint.name != checkpoint_name(manifest["step"]):
+            return f"{MANIFEST} is of step {manifest['step']}"
+        return _damaged_file(checkpoint, manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"{MANIFEST} cannot be read ({type(error).__name__}: {error})"
+
+
+def _damaged_file(checkpoint: Path, files: dict[str, dict]) -> str | None:
+    there = {str(path.relative_to(checkpoint)): path for path in checkpoint.rglob("*") if not path.is_dir()}
+    for name in (*REQUIRED, *files):
+        if name not in there:
+            return f"{name} is missing"
+    for name in sorted(there.keys() - {MANIFEST}):
+        path = there[name]
+        if name not in files:
+            return f"{name} is not of this checkpoint"
+        if path.is_symlink() or not path.is_file():
+            return f"{name} is a link or no file"
+        if path.stat().st_size != files[name]["bytes"] or sha256(path) != files[name]["sha256"]:
+            return f"{name} is damaged"
     return None
+
+
+def checkpoint_name(step: int) -> str:
+    return f"{PREFIX}{step:08d}"
 
 
 def newest_valid(run: Path) -> tuple[Path | None, list[str]]:

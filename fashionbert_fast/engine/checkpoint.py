@@ -1,24 +1,46 @@
 """Checkpoints: complete or not there; run_directory.py has the layout and reads it.
 
 All ranks write into a temporary sibling, rank 0 adds the manifest and renames the directory: a killed run leaves a
-whole checkpoint or none. DeepSpeed's shards are pickles, so they are loaded only when the manifest vouches for them.
+whole checkpoint or none. A checkpoint may come from a stranger: DeepSpeed's shards are pickles, of which nothing is
+built but tensors, plain containers and the classes of `ALLOWED`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import pickle
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+from deepspeed.utils.tensor_fragment import fragment_address
 from torch._utils import _unflatten_dense_tensors
 
 from fashionbert_fast.data.tokenizer import copy_tokenizer
-from fashionbert_fast.distributed import barrier, is_main
+from fashionbert_fast.distributed import barrier, first_of_all_ranks, is_main
 from fashionbert_fast.engine.divergence import require_finite
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.run_directory import BEST, MANIFEST, MODEL, STATE, best_step, list_checkpoints, sha256
+from fashionbert_fast.files import seal
+from fashionbert_fast.run_directory import (
+    BEST,
+    DAMAGED,
+    MANIFEST,
+    MODEL,
+    STATE,
+    best_step,
+    checkpoint_name,
+    damage,
+    list_checkpoints,
+    sha256,
+)
+
+ALLOWED = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]  # of DeepSpeed's state; numbers and strings
 
 
 def _fsync(path: Path) -> None:
@@ -67,7 +89,7 @@ def save_checkpoint(engine, run: Path, step: int, tokenizer: Path, config_yaml: 
     """
     weights = master_weights(engine)
     require_finite(weights, step)
-    final = run / "checkpoints" / _name(step)
+    final = run / "checkpoints" / checkpoint_name(step)
     partial = final.with_name(f".{final.name}.partial")
     if is_main():
         shutil.rmtree(partial, ignore_errors=True)
@@ -93,12 +115,8 @@ def _drop_old(run: Path, keep: int) -> None:
     """Remove all but the newest ``keep`` checkpoints and the best one."""
     best = best_step(run)
     for old in list_checkpoints(run)[:-keep]:
-        if old.name != _name(best):
+        if best is None or old.name != checkpoint_name(best):
             shutil.rmtree(old)
-
-
-def _name(step: int | None) -> str:
-    return "" if step is None else f"step-{step:08d}"
 
 
 def mark_best(run: Path, checkpoint: Path, keep: int) -> None:
@@ -125,8 +143,50 @@ def _seal(directory: Path, step: int) -> None:
         files[str(path.relative_to(directory))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     manifest = {"step": step, "world_size": world_size, "files": files}
-    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+    (directory / MANIFEST).write_text(json.dumps(seal(manifest), indent=2) + "\n")
     _fsync(directory / MANIFEST)
+
+
+def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole to every rank, and what was wrong with newer ones, which are set aside: under
+    another name they are no longer counted by retention, and nothing is lost. Every rank calls it."""
+    complaints = []
+    for checkpoint in reversed(list_checkpoints(run)):
+        wrong = first_of_all_ranks(damage(checkpoint))
+        if wrong is None:
+            return checkpoint, complaints
+        if is_main():
+            aside = _set_aside(checkpoint)
+            complaints.append(f"{checkpoint}: {wrong}; it is {aside.name} now")
+        barrier()
+    return None, complaints
+
+
+def _set_aside(checkpoint: Path) -> Path:
+    aside, number = checkpoint.with_name(DAMAGED + checkpoint.name), 1
+    while aside.exists():
+        number += 1
+        aside = checkpoint.with_name(f"{DAMAGED}{checkpoint.name}.{number}")
+    os.replace(checkpoint, aside)
+    return aside
+
+
+class _Unpickled(TorchCheckpointEngine):
+    """DeepSpeed's reader, which would run whatever a pickle says, by torch's that builds `ALLOWED` alone."""
+
+    def load(self, path: str, map_location=None):
+        with torch.serialization.safe_globals(ALLOWED):
+            return torch.load(path, map_location=map_location, weights_only=True)
+
+
+@contextlib.contextmanager
+def _reading_safely(engine) -> Iterator[None]:
+    before = engine.checkpoint_engine
+    engine.checkpoint_engine = _Unpickled(engine._config)
+    try:
+        yield
+    finally:
+        engine.checkpoint_engine = before
 
 
 def load_checkpoint(engine, checkpoint: Path) -> int:
@@ -138,7 +198,14 @@ def load_checkpoint(engine, checkpoint: Path) -> int:
             f"{checkpoint}: written by {manifest['world_size']} processes, this run has {world_size}; "
             f"resume with as many, or start a new run with model.core={checkpoint / MODEL} and another train.output"
         )
-    path, _ = engine.load_checkpoint(str(checkpoint), tag=STATE)
+    try:
+        with _reading_safely(engine):
+            path, _ = engine.load_checkpoint(str(checkpoint), tag=STATE)
+    except (pickle.UnpicklingError, OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{checkpoint}: its state cannot be loaded ({reason}); resume from an earlier one by moving it away"
+        ) from error
     if path is None:
-        raise InputError(f"{checkpoint}: DeepSpeed could not load it; resume from an earlier one by removing it")
+        raise InputError(f"{checkpoint}: DeepSpeed could not load it; resume from an earlier one by moving it away")
     return manifest["step"]

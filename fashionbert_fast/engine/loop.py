@@ -18,7 +18,7 @@ from fashionbert_fast.config import Config
 from fashionbert_fast.data.batch import Batch, StepCounts
 from fashionbert_fast.distributed import all_reduce_sum, barrier, init_distributed, is_main, shutdown
 from fashionbert_fast.engine.build import DTYPES, Run, build, build_loader, seed_dropout
-from fashionbert_fast.engine.checkpoint import load_checkpoint, save_checkpoint
+from fashionbert_fast.engine.checkpoint import load_checkpoint, newest_whole, save_checkpoint
 from fashionbert_fast.engine.divergence import Watch
 from fashionbert_fast.engine.flops import peak_flops, useful_flops
 from fashionbert_fast.engine.metrics import METRICS, MetricsWriter, read_metrics
@@ -29,7 +29,7 @@ from fashionbert_fast.features.store import FeatureStore, require_same_features
 from fashionbert_fast.model.config import TASKS
 from fashionbert_fast.profiling import ranges
 from fashionbert_fast.progress import progress_bar
-from fashionbert_fast.run_directory import MODEL, newest_valid
+from fashionbert_fast.run_directory import DAMAGED, MODEL
 
 
 def _copied_ahead(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -131,6 +131,10 @@ def _prepare_directory(config: Config, resume: bool) -> Path:
         raise InputError(
             f"{directory}: already holds a run; continue it with --resume or set train.output to another directory"
         )
+    if resume and not used and not (directory / "config.yaml").exists():
+        raise InputError(
+            f"{directory}: holds no run to resume; set train.output to one that does, or begin it without --resume"
+        )
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / f".probe-{os.getpid()}"
@@ -170,17 +174,27 @@ def _check_same_products(saved: dict, store: FeatureStore, began_with: str) -> N
 
 
 def _resume(run: Run) -> int:
-    """Load the newest valid checkpoint; 0 where the run has none yet."""
-    checkpoint, complaints = newest_valid(run.directory)
+    """Load the newest whole checkpoint; 0 where the run was interrupted before it had one.
+
+    Raises:
+        InputError: it had, and none is whole: beginning anew would lose what they hold.
+    """
+    checkpoint, complaints = newest_whole(run.directory)
     if is_main():
         for complaint in complaints:
             print(f"passed over {complaint}", flush=True)
-        print(
-            f"resuming from {checkpoint}" if checkpoint else "no complete checkpoint yet: starting at step 0",
-            flush=True,
-        )
     if checkpoint is None:
+        aside = sorted((run.directory / "checkpoints").glob(f"{DAMAGED}*"))
+        if aside:
+            raise InputError(
+                f"{run.directory}: none of its checkpoints is whole ({', '.join(path.name for path in aside)} are set "
+                "aside); to begin anew, start without --resume and with another train.output"
+            )
+        if is_main():
+            print("the run has no checkpoint yet: starting at step 0", flush=True)
         return 0
+    if is_main():
+        print(f"resuming from {checkpoint}", flush=True)
     _check_same_run(checkpoint / "config.yaml", run.config)
     saved = json.loads((checkpoint / MODEL / "patch_features.json").read_text())
     require_same_features(saved, run.store.manifest, f"{checkpoint} and {run.store.path}")

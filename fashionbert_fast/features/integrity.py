@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fashionbert_fast.errors import InputError
+from fashionbert_fast.files import SEAL, is_sealed
 from fashionbert_fast.progress import progress
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from fashionbert_fast.features.store import FeatureStore
 
 CRC_COLUMN = "features_crc32"  # of products.parquet: CRC-32 (zlib) of the row's bytes in features.bin
-SEAL = "manifest_sha256"  # of manifest.json: over all its other fields
 # Not the photo's path: the same content may have been prepared from a catalogue that lay elsewhere.
 CONTENT = ("id", "title", "category", "subcategory", "split", "group", "image_hash")
 EXPONENT = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F80_0000}  # all of these bits set: infinite or NaN
@@ -47,22 +47,12 @@ class Damage:
         return f"{self.file}{f': row {self.row} (id {self.id})' if self.row >= 0 else ''}: {self.what}"
 
 
-def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of manifest.json with the hash over them."""
-    return dict(manifest) | {SEAL: _digest(manifest)}
-
-
 def check_seal(value: Mapping[str, Any]) -> None:
-    """ValueError where manifest.json does not hold what `seal` gave; one without any hashes passes."""
-    rest = {name: part for name, part in value.items() if name != SEAL}
-    if SEAL not in value and (rest.get("files") or rest.get("content_sha256")):
+    """ValueError where manifest.json does not hold what `files.seal` gave; one without any hashes passes."""
+    if SEAL not in value and (value.get("files") or value.get("content_sha256")):
         raise ValueError(f"was edited or is damaged: its {SEAL} is not there")
-    if SEAL in value and value[SEAL] != _digest(rest):
+    if SEAL in value and not is_sealed(value):
         raise ValueError(f"was edited or is damaged: its {SEAL} does not belong to its fields")
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def row_crc32(raw_nPD: np.ndarray) -> list[int]:

@@ -31,6 +31,7 @@ from fashionbert_fast.catalogue.twins import leaks, twins
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features import integrity
 from fashionbert_fast.features.manifest import DTYPES, FORMAT_VERSION, Manifest, require_same_features
+from fashionbert_fast.files import seal
 
 _UNSIGNED = {"bfloat16": torch.uint16, "float16": torch.uint16, "float32": torch.uint32}
 _RAW = {"bfloat16": np.dtype("<u2"), "float16": np.dtype("<u2"), "float32": np.dtype("<u4")}
@@ -229,7 +230,7 @@ class StoreWriter:
             self.file.close()
             manifest.files = integrity.file_hashes(self.partial)
             manifest.content_sha256 = integrity.content_sha256(self.columns, self.crc32, manifest)
-            sealed = integrity.seal(manifest.to_dict())
+            sealed = seal(manifest.to_dict())
             (self.partial / "manifest.json").write_text(json.dumps(sealed, indent=2) + "\n")
             _replace(self.partial, self.out)
         except OSError as error:

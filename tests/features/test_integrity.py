@@ -13,8 +13,9 @@ import torch
 
 from fashionbert_fast.catalogue.product import Problems, Product
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.features.integrity import ROWS_AT_OPENING, is_finite, seal
+from fashionbert_fast.features.integrity import ROWS_AT_OPENING, is_finite
 from fashionbert_fast.features.store import FeatureStore, Manifest, StoreWriter
+from fashionbert_fast.files import seal
 
 COUNT, PATCHES, FEATURES = 40, 4, 3
 UNREAD_ROW = 2  # not among those that opening looks at
