@@ -17,6 +17,7 @@ from fashionbert_fast import FashionBertConfig, FashionBertForPreTraining
 from fashionbert_fast.data.tokenizer import train_wordpiece
 from fashionbert_fast.features.prepare import prepare
 from fashionbert_fast.features.store import FeatureStore
+from fashionbert_fast.files import seal
 from fashionbert_fast.run_directory import sha256
 
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200), "green": (30, 150, 60), "black": (20, 20, 20)}
@@ -58,7 +59,7 @@ def write_run(run: Path, store: FeatureStore) -> Path:
     )
     files = {str(path.relative_to(checkpoint)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
              for path in checkpoint.rglob("*") if path.is_file()}  # fmt: skip
-    (checkpoint / "manifest.json").write_text(json.dumps({"step": 1, "files": files}))
+    (checkpoint / "manifest.json").write_text(json.dumps(seal({"step": 1, "files": files})))
     return checkpoint / "model"
 
 

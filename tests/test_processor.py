@@ -127,7 +127,7 @@ def test_features_need_no_encoder(shop, store, monkeypatch):
         ("a", ["p.jpg", "q.jpg"], "1 titles, but 2 images"),
         (["a", None], ["p.jpg"] * 2, r"text\[1\] is None, not a title"),
         ("a", "nowhere.jpg", r"images\[0\]: nowhere.jpg cannot be read \(.*No such file.*\); give a photo"),
-        (["a", "b"], ["broken.jpg"] * 2, r"images\[0\]: broken.jpg cannot be read \(cannot identify"),
+        (["a", "b"], ["broken.jpg"] * 2, r"images\[0\]: broken.jpg cannot be read \(it is no JPEG"),
         ("a", [np.zeros((8, 8, 3))], r"images\[0\]: a ndarray; give a path, a PIL image or patch features"),
         ("a", torch.zeros(PATCHES, 3), r"images\[0\]: torch.float32 \(4, 3\), not patch features \(4, 16\)"),
         ("a", torch.zeros(1, PATCHES, FEATURE, dtype=torch.uint8), r"images\[0\]: torch.uint8 \(4, 16\), not patch"),

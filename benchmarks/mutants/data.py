@@ -11,6 +11,7 @@ DATA = "fashionbert_fast/data/"
 BATCHES = ("tests/data/test_batches.py",)
 CATALOGUE = ("tests/catalogue/test_read.py",)
 ENCODER = ("tests/features/test_patch_encoder.py",)
+PHOTO = ("tests/features/test_photo.py",)
 FIELDS = ("tests/test_every_field.py",)
 MASKING = ("tests/data/test_masking.py",)
 PREPARE = ("tests/features/test_prepare.py",)
@@ -22,25 +23,39 @@ TWINS = ("tests/catalogue/test_twins.py",)
 
 MUTANTS = (
     Mutant(
+        "photo-of-any-format-is-decoded",
+        "fashionbert_fast/features/photo.py",
+        "Image.open(path, formats=FORMATS)",
+        "Image.open(path)",
+        ("tests/features/test_photo.py",),
+    ),
+    Mutant(
+        "links-out-of-the-folder-are-followed",
+        "fashionbert_fast/catalogue/read.py",
+        "real = path.resolve() if path is not None else None",
+        "real = path.absolute() if path is not None else None",
+        ("tests/catalogue/test_read.py",),
+    ),
+    Mutant(
         "photos-as-bgr",
-        "fashionbert_fast/features/patch_encoder.py",
+        "fashionbert_fast/features/photo.py",
         "return np.asarray(square)",
         "return np.asarray(square)[..., ::-1].copy()",
-        ENCODER,
+        PHOTO,
     ),
     Mutant(
         "transparent-photos-on-black",
-        "fashionbert_fast/features/patch_encoder.py",
-        'Image.new("RGBA", upright.size, "white")',
-        'Image.new("RGBA", upright.size, "black")',
-        ENCODER,
+        "fashionbert_fast/features/photo.py",
+        'Image.new("RGBA", strip.size, "white")',
+        'Image.new("RGBA", strip.size, "black")',
+        PHOTO,
     ),
     Mutant(
         "photos-lie-on-their-side",
-        "fashionbert_fast/features/patch_encoder.py",
+        "fashionbert_fast/features/photo.py",
         "upright = ImageOps.exif_transpose(image)",
         "upright = image",
-        ENCODER,
+        PHOTO,
     ),
     Mutant(
         "grid-of-patches-transposed",
@@ -255,7 +270,7 @@ MUTANTS = (
     Mutant(
         "the-seal-of-a-manifest-is-not-checked",
         "fashionbert_fast/features/integrity.py",
-        "if SEAL in value and value[SEAL] != _digest(rest):",
+        "if SEAL in value and not is_sealed(value):",
         "if SEAL in value and not value[SEAL]:",
         INTEGRITY,
     ),
@@ -409,10 +424,10 @@ MUTANTS = (
     ),
     Mutant(
         "grey-of-16-bits-at-a-scale-of-8",
-        "fashionbert_fast/features/patch_encoder.py",
+        "fashionbert_fast/features/photo.py",
         '"I": (255.0, 65535.0)}.get(image.mode, (65535.0,))',
         '"I": (255.0, 65535.0)}.get(image.mode, (255.0, 65535.0))',
-        ENCODER,
+        PHOTO,
     ),
     Mutant(
         "second-rows-are-lost",

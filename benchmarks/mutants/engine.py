@@ -21,6 +21,41 @@ RESUMING = (PRETRAIN + "test_resuming_gives_the_uninterrupted_run",)
 
 MUTANTS = (
     Mutant(
+        "checkpoint-is-unpickled-whatever-it-holds",
+        ENGINE + "checkpoint.py",
+        "map_location=map_location, weights_only=True",
+        "map_location=map_location, weights_only=False",
+        ("tests/engine/test_hostile_checkpoints.py",),
+    ),
+    Mutant(
+        "manifest-vouches-for-others-files-too",
+        "fashionbert_fast/run_directory.py",
+        "        if name not in files:\n",
+        "        if False:\n",
+        ("tests/engine/test_hostile_checkpoints.py",),
+    ),
+    Mutant(
+        "seal-of-a-manifest-not-looked-at",
+        "fashionbert_fast/run_directory.py",
+        "        if not is_sealed(manifest):",
+        "        if False:",
+        ("tests/engine/test_hostile_checkpoints.py",),
+    ),
+    Mutant(
+        "signal-stops-its-own-rank-alone",
+        ENGINE + "stop.py",
+        "        dist.all_reduce(asked, group=self.group)\n",
+        "",
+        ("tests/engine/test_pretrain.py::test_a_signal_to_one_process_stops_all_after_the_same_step",),
+    ),
+    Mutant(
+        "signalled-run-does-not-save",
+        ENGINE + "loop.py",
+        "saves = stops or step == t.steps",
+        "saves = step == t.steps",
+        ("tests/engine/test_pretrain.py::test_a_signalled_run_saves_its_step_and_the_command_it_offers_goes_on",),
+    ),
+    Mutant(
         "flat-gradients-are-not-clipped",
         ENGINE + "flat.py",
         "clip_divisor(norm, clip) * ranks",
@@ -246,21 +281,21 @@ MUTANTS = (
     ),
     Mutant(
         "resuming-with-another-rate-is-accepted",
-        ENGINE + "loop.py",
+        ENGINE + "resume.py",
         '{"train.output", "train.log_every",',
         '{"train.output", "train.lr", "train.log_every",',
         (PRETRAIN + "test_resume_refuses_another_configuration",),
     ),
     Mutant(
         "resuming-on-other-features-is-accepted",
-        ENGINE + "loop.py",
+        ENGINE + "resume.py",
         '    require_same_features(saved, run.store.manifest, f"{checkpoint} and {run.store.path}")\n',
         "",
         (PRETRAIN + "test_a_run_is_not_resumed_on_features_of_another_encoder",),
     ),
     Mutant(
         "a-used-directory-is-taken",
-        ENGINE + "loop.py",
+        ENGINE + "resume.py",
         "    if used and not resume:\n",
         "    if used and resume:\n",
         (PRETRAIN + "test_an_existing_run_is_not_overwritten",),
@@ -275,8 +310,8 @@ MUTANTS = (
     Mutant(
         "hashes-of-checkpoints-are-not-compared",
         "fashionbert_fast/run_directory.py",
-        'path.stat().st_size != expected["bytes"] or sha256(path) != expected["sha256"]',
-        'path.stat().st_size != expected["bytes"]',
+        'path.stat().st_size != files[name]["bytes"] or sha256(path) != files[name]["sha256"]',
+        'path.stat().st_size != files[name]["bytes"]',
         (PRETRAIN + "test_resume_passes_over_a_damaged_checkpoint",),
     ),
     Mutant(
@@ -379,7 +414,7 @@ MUTANTS = (
     ),
     Mutant(
         "resumed-on-other-products",
-        ENGINE + "loop.py",
+        ENGINE + "resume.py",
         "        if saved.get(name) != now[name]:\n",
         "        if saved.get(name) is None:\n",
         (PRETRAIN + "test_a_run_is_not_resumed_on_other_products_of_the_same_encoder", *RESUME),
@@ -387,8 +422,8 @@ MUTANTS = (
     Mutant(
         "the-best-checkpoint-is-dropped",
         ENGINE + "checkpoint.py",
-        "        if old.name != _name(best):\n            shutil.rmtree(old)",
-        "        if old.name != best:\n            shutil.rmtree(old)",
+        "        if best is None or old.name != checkpoint_name(best):\n            shutil.rmtree(old)",
+        "        if old.name != str(best):\n            shutil.rmtree(old)",
         VALIDATION,
     ),
     Mutant(

@@ -6,7 +6,8 @@ with ``Problems(strict=True)`` the first one stops the job.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,13 @@ REQUIRED = ("id", "title")
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "dev": "validation",
           "test": "test"}  # fmt: skip
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG")
+OUTSIDE = "image outside"
 NOT_YET = {".h5": "Fashion-Gen HDF5", ".hdf5": "Fashion-Gen HDF5", ".tar": "WebDataset"}
 
 
 def read_catalogue(
     source: Path, *, problems: Problems, images: Path | None = None, columns: Mapping[str, str] | None = None,
-    delimiter: str | None = None, encoding: str | None = None,
+    delimiter: str | None = None, encoding: str | None = None, roots: Sequence[Path] = (),
 ) -> list[Product]:  # fmt: skip
     """Products of ``source`` in its order; the first usable row of an id, with later ones as its spares.
 
@@ -48,6 +50,7 @@ def read_catalogue(
         columns: field (see COLUMNS) -> column name, for sources that name theirs otherwise; "" ignores the column.
         delimiter: the character between the columns of a CSV, or "tab"; None: see `tables.find_delimiter`.
         encoding: of a CSV or JSONL; None: what its byte order mark says, else UTF-8.
+        roots: further folders that images may lie in; others than these and the image folder are refused.
 
     Raises InputError when the source cannot be read at all, lacks a column, or no product is left.
     """
@@ -55,7 +58,10 @@ def read_catalogue(
     table = find_table(source)
     if images is not None and not Path(images).is_dir():
         raise InputError(f"{images}: no such image folder; give --images an existing directory")
-    finder = ImageFinder(table.parent, images)
+    for root in roots:
+        if not Path(root).is_dir():
+            raise InputError(f"{root}: no such folder; give --allow-root an existing directory")
+    finder = ImageFinder(table.parent, images, roots)
     products: dict[str, Product] = {}
     spares: dict[str, list[Product]] = {}
     try:
@@ -121,28 +127,51 @@ def resolve_columns(table: Path, header: list[str], columns: Mapping[str, str]) 
 
 
 class ImageFinder:
-    """Finds a product's image file: the path its row gives, else the file of its id's name in the image folder."""
+    """Finds a product's image file: the path its row gives, else the file of its id's name in the image folder.
 
-    def __init__(self, folder: Path, images: Path | None) -> None:
+    A catalogue may come from a stranger, so what it names must lie in the image folder or in one of ``roots``, links
+    followed: else ``../../private.jpg`` would become a product.
+    """
+
+    def __init__(self, folder: Path, images: Path | None, roots: Sequence[Path] = ()) -> None:
         folder = folder.absolute()  # a store names its photos: they must be found from any working directory
         self.by_path = Path(images).absolute() if images is not None else folder
         self.by_id = Path(images).absolute() if images is not None else folder / "images"
+        self.roots = [root.resolve() for root in (self.by_path, self.by_id, *roots)]
 
-    def __call__(self, identity: str, given: str) -> tuple[Path | None, str]:
-        """(the file, "") or (None, what is missing)."""
+    def __call__(self, identity: str, given: str) -> tuple[Path | None, str, str]:
+        """(the file, "", "") or (None, the kind of problem, what is wrong)."""
         if given:
-            path = self.by_path / given
-            return (path, "") if path.is_file() else (None, f"image {path} is not there")
-        for suffix in IMAGE_SUFFIXES:
-            path = self.by_id / f"{identity}{suffix}"
-            if path.is_file():
-                return path, ""
-        return None, f"image {self.by_id / (identity + '.jpg')} is not there"
+            return self._found([self.by_path / given])
+        if "/" in identity or identity in (".", ".."):
+            return None, OUTSIDE, f"id {identity} is no file's name in {self.by_id}; give a column of image paths"
+        return self._found([self.by_id / f"{identity}{suffix}" for suffix in IMAGE_SUFFIXES])
+
+    def _found(self, paths: Sequence[Path]) -> tuple[Path | None, str, str]:
+        try:
+            path = next((path for path in paths if path.is_file()), None)
+            real = path.resolve() if path is not None else None
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, links in a circle
+            reason = getattr(error, "strerror", None) or error
+            return None, "missing image", f"image {str(paths[0])[:200]} cannot be looked for ({reason})"
+        if path is None or real is None:
+            return None, "missing image", f"image {paths[0]} is not there"
+        if not any(real.is_relative_to(root) for root in self.roots):
+            return None, OUTSIDE, f"image {path} lies outside of {self.by_path}; --allow-root its folder if it is meant"
+        return path, "", ""
+
+
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal obeys some of them
 
 
 def _text(value: Any) -> str:
-    """A cell as one line of text; None and NaN are empty."""
-    return "" if value is None or value != value else " ".join(str(value).split())
+    """A cell as one line of text without control characters; None and NaN are empty."""
+    return "" if value is None or value != value else " ".join(CONTROLS.sub(" ", str(value)).split())
+
+
+def _is_text(text: str) -> bool:
+    """Whether it has no half of a character of UTF-16, which JSON can name and no file can hold."""
+    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _product(
@@ -159,6 +188,10 @@ def _product(
     def report(kind: str, what: str) -> None:
         problems.add(table, number, kind, what, id=identity)
 
+    for name, text in cell.items():
+        if not _is_text(text):
+            identity = identity if _is_text(identity) else ""
+            return report("bad row", f"{names[name]} has half of a character (a lone surrogate)")
     if not identity:
         return report("missing id", f"no {names['id']}")
     if not cell["title"]:
@@ -167,9 +200,9 @@ def _product(
     if split and split.lower() not in SPLITS:
         what = f"{names['split']} {split!r}, know {', '.join(SPLITS)} (ignore the column: --column split=)"
         return report("unknown split", what)
-    path, missing = finder(identity, cell.get("image", ""))
+    path, kind, what = finder(identity, cell.get("image", ""))
     if path is None:
-        return report("missing image", missing)
+        return report(kind, what)
     category = cell.get("category", "")
     subcategory = cell.get("subcategory", category)
     return Product(identity, cell["title"], category, subcategory, path, SPLITS.get(split.lower(), ""),

@@ -117,8 +117,8 @@ def _read_jsonl(path: Path, problems: Problems, delimiter: str | None, encoding:
                 continue
             try:
                 value = json.loads(line)
-            except ValueError as error:
-                problems.add(path, number, "bad row", f"is not JSON ({error})")
+            except (ValueError, RecursionError) as error:
+                problems.add(path, number, "bad row", f"is not JSON ({str(error)[:200]})")
                 continue
             if not isinstance(value, dict):
                 problems.add(path, number, "bad row", "is not a JSON object")

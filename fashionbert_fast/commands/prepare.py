@@ -10,6 +10,7 @@ from pathlib import Path
 from fashionbert_fast.catalogue.read import COLUMNS, FORMATS
 from fashionbert_fast.catalogue.splits import SPLIT_BY
 from fashionbert_fast.errors import InputError
+from fashionbert_fast.features.photo import MOST_PIXELS
 from fashionbert_fast.features.prepare import DEFAULT_ENCODER, prepare
 from fashionbert_fast.files import check_writable, write_json
 
@@ -59,6 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="side of a patch as the encoder sees it (default: 64 for a CNN, a transformer's own input size, 28 for "
         "random; at 32 nearly all features of efficientnet-lite0 are zero)")
     add("--images", type=Path, metavar="DIR", help="folder of the photos (default: beside the catalogue)")
+    add("--allow-root", action="append", default=[], type=Path, metavar="DIR",
+        help="photos may lie in this folder as well; a catalogue that names others is not believed; repeatable")
+    add("--max-megapixels", type=float, default=MOST_PIXELS / 1e6, metavar="N",
+        help="leave out photos of more (default: %(default)g)")
     add("--column", action="append", default=[], metavar="FIELD=COLUMN",
         help=f"the catalogue's name for one of {', '.join(COLUMNS)}; FIELD= ignores it; repeatable")
     add("--delimiter", metavar="CHARACTER",
@@ -102,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
         holdout=args.holdout, seed=args.seed, split_by=args.split_by, images=args.images,
         columns=parse_columns(args.column), delimiter=args.delimiter, encoding=args.encoding, strict=args.strict,
         dtype=args.dtype, batch_size=args.batch_size, workers=args.workers, device=args.device,
-        overwrite=args.overwrite,
+        overwrite=args.overwrite, roots=args.allow_root, most_pixels=round(args.max_megapixels * 1e6),
     )  # fmt: skip
     splits = ", ".join(f"{count} {name}" for name, count in report.splits.items())
     print(f"{report.store}: {report.products} products ({splits}), {args.grid} x {args.grid} patches of "

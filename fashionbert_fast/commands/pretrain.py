@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 
 from fashionbert_fast import config as settings
 from fashionbert_fast.config import SHIPPED, load_config
@@ -35,12 +37,22 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         directory = pretrain(config, resume=args.resume)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"{config.train.output} keeps its checkpoints; "
-            f"continue with `fashionbert pretrain --config {args.config} --resume`"
-        ) from None
+    except KeyboardInterrupt as interrupt:
+        kept = str(interrupt) or "its checkpoints are kept"
+        raise KeyboardInterrupt(f"{config.train.output}: {kept}; continue with `{_again(args)}`") from None
     if is_main():
         steps = read_metrics(directory)[-1]["step"]  # fewer than train.steps where validation stopped it
         print(f"{directory}: {steps} steps done; metrics.jsonl, losses.png, weights.png, checkpoints/")
     return 0
+
+
+def _again(args: argparse.Namespace) -> str:
+    """The command that continues this run, to be pasted. Of a launch over several machines: what each of them runs."""
+    words = ["pretrain", "--config", args.config, *args.overrides, "--resume"]
+    here, all_ = (int(os.environ.get(name, "1")) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    if all_ == 1:
+        return shlex.join(["fashionbert", *words])
+    launcher = ["torchrun", "--nproc-per-node", str(here)]
+    if here < all_:
+        launcher += ["--nnodes", str(all_ // here), "..."]
+    return shlex.join([*launcher, "-m", "fashionbert_fast", *words]).replace("'...'", "...")

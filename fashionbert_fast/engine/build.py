@@ -22,6 +22,7 @@ from fashionbert_fast.engine.fp8 import check_fp8, convert_to_fp8
 from fashionbert_fast.engine.graphs import check_cuda_graphs, graph_encoder
 from fashionbert_fast.engine.memory import keep_freed_memory
 from fashionbert_fast.engine.optimizer import build_optimizer, build_schedule
+from fashionbert_fast.engine.stop import ignore_signals
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.manifest import require_same_features
 from fashionbert_fast.features.store import FeatureStore
@@ -281,4 +282,5 @@ def build_loader(run: Run, first_step: int) -> DataLoader:
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=run.device.type == "cuda",
+        worker_init_fn=ignore_signals,
     )

@@ -23,7 +23,7 @@ from deepspeed.utils.tensor_fragment import fragment_address
 from torch._utils import _unflatten_dense_tensors
 
 from fashionbert_fast.data.tokenizer import copy_tokenizer
-from fashionbert_fast.distributed import barrier, first_of_all_ranks, is_main
+from fashionbert_fast.distributed import barrier, first_of_all_ranks, is_main, world_size
 from fashionbert_fast.engine.divergence import require_finite
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.files import seal
@@ -81,8 +81,12 @@ def _whole_masters(optimizer) -> dict[torch.Tensor, torch.Tensor]:
     return {low: full for lows, fulls in pairs for low, full in zip(lows, fulls, strict=True)}
 
 
-def save_checkpoint(engine, run: Path, step: int, tokenizer: Path, config_yaml: str, keep: int) -> Path:
+def save_checkpoint(engine, run: Path, step: int, tokenizer: Path, config_yaml: str, keep: int) -> Path | None:
     """Write checkpoint ``step`` and drop all but the newest ``keep`` and the best; every rank calls it.
+
+    Returns:
+        Its directory; None where the disk has no room for it, which is told in a line: then nothing was dropped, and
+        nothing is left behind.
 
     Raises:
         TrainingStopped: a weight is not finite; nothing was written or dropped.
@@ -91,6 +95,44 @@ def save_checkpoint(engine, run: Path, step: int, tokenizer: Path, config_yaml: 
     require_finite(weights, step)
     final = run / "checkpoints" / checkpoint_name(step)
     partial = final.with_name(f".{final.name}.partial")
+    needed = space_needed(run, weights)
+    if first_of_all_ranks(_lack_of_space(run, needed) if is_main() else None) is not None:
+        return _not_written(step, _lack_of_space(run, needed))
+    try:
+        _write(engine, partial, final, step, weights, tokenizer, config_yaml)
+    except (OSError, RuntimeError):  # torch's writer says of a full disk what it says of any
+        lack = _lack_of_space(run, needed)
+        if lack is None or world_size() > 1:  # other ranks may wait for this one
+            raise
+        shutil.rmtree(partial, ignore_errors=True)
+        return _not_written(step, lack)
+    if is_main():
+        _drop_old(run, keep)
+    barrier()
+    return final
+
+
+def space_needed(run: Path, weights: dict[str, torch.Tensor]) -> int:
+    """Bytes: what the newest checkpoint takes, and where there is none float32 weights and Adam's state thrice."""
+    listed = list_checkpoints(run)
+    if listed:
+        return sum(path.stat().st_size for path in listed[-1].rglob("*") if path.is_file())
+    return 5 * 4 * sum(weight.numel() for weight in weights.values())
+
+
+def _lack_of_space(run: Path, needed: int) -> str | None:
+    free = shutil.disk_usage(run).free
+    return f"{run} has {free / 1e9:.2f} GB free and needs {needed / 1e9:.2f}" if free < needed else None
+
+
+def _not_written(step: int, lack: str | None) -> None:
+    if is_main():
+        print(f"the checkpoint of step {step} is not written: {lack}; training goes on to the next", flush=True)
+
+
+def _write(
+    engine, partial: Path, final: Path, step: int, weights: dict[str, torch.Tensor], tokenizer: Path, config_yaml: str
+) -> None:
     if is_main():
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -106,9 +148,6 @@ def save_checkpoint(engine, run: Path, step: int, tokenizer: Path, config_yaml: 
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         _fsync(final.parent)
-        _drop_old(run, keep)
-    barrier()
-    return final
 
 
 def _drop_old(run: Path, keep: int) -> None:
@@ -141,8 +180,7 @@ def _seal(directory: Path, step: int) -> None:
     for path in sorted(p for p in directory.rglob("*") if p.is_file()):
         _fsync(path)
         files[str(path.relative_to(directory))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    manifest = {"step": step, "world_size": world_size, "files": files}
+    manifest = {"step": step, "world_size": int(os.environ.get("WORLD_SIZE", "1")), "files": files}
     (directory / MANIFEST).write_text(json.dumps(seal(manifest), indent=2) + "\n")
     _fsync(directory / MANIFEST)
 
@@ -192,10 +230,10 @@ def _reading_safely(engine) -> Iterator[None]:
 def load_checkpoint(engine, checkpoint: Path) -> int:
     """Restore engine, optimizer and schedule from a verified checkpoint; returns its step."""
     manifest = json.loads((checkpoint / MANIFEST).read_text())
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if manifest["world_size"] != world_size:
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if manifest["world_size"] != processes:
         raise InputError(
-            f"{checkpoint}: written by {manifest['world_size']} processes, this run has {world_size}; "
+            f"{checkpoint}: written by {manifest['world_size']} processes, this run has {processes}; "
             f"resume with as many, or start a new run with model.core={checkpoint / MODEL} and another train.output"
         )
     try:

@@ -3,33 +3,30 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
-import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
-from omegaconf import OmegaConf
 
 from fashionbert_fast.config import Config
 from fashionbert_fast.data.batch import Batch, StepCounts
 from fashionbert_fast.distributed import all_reduce_sum, barrier, init_distributed, is_main, shutdown
 from fashionbert_fast.engine.build import DTYPES, Run, build, build_loader, seed_dropout
-from fashionbert_fast.engine.checkpoint import load_checkpoint, newest_whole, save_checkpoint
+from fashionbert_fast.engine.checkpoint import save_checkpoint
 from fashionbert_fast.engine.divergence import Watch
 from fashionbert_fast.engine.flops import peak_flops, useful_flops
-from fashionbert_fast.engine.metrics import METRICS, MetricsWriter, read_metrics
+from fashionbert_fast.engine.metrics import MetricsWriter, read_metrics
 from fashionbert_fast.engine.prefetch import on_device
+from fashionbert_fast.engine.resume import prepare_directory, resume_run, sole_writer
+from fashionbert_fast.engine.stop import Interrupted, StopRequest, end_with_launcher
 from fashionbert_fast.engine.validation import Validation
 from fashionbert_fast.errors import InputError, TrainingStopped
-from fashionbert_fast.features.store import FeatureStore, require_same_features
 from fashionbert_fast.model.config import TASKS
 from fashionbert_fast.profiling import ranges
 from fashionbert_fast.progress import progress_bar
-from fashionbert_fast.run_directory import DAMAGED, MODEL
 
 
 def _copied_ahead(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -123,94 +120,16 @@ class Meter:
         return record
 
 
-def _prepare_directory(config: Config, resume: bool) -> Path:
-    """The run directory, checked before any work: new, or (``resume``) continued with the same configuration."""
-    directory = Path(config.train.output)
-    used = (directory / METRICS).exists() or (directory / "checkpoints").exists()
-    if used and not resume:
-        raise InputError(
-            f"{directory}: already holds a run; continue it with --resume or set train.output to another directory"
-        )
-    if resume and not used and not (directory / "config.yaml").exists():
-        raise InputError(
-            f"{directory}: holds no run to resume; set train.output to one that does, or begin it without --resume"
-        )
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".probe-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(f"{directory}: cannot be written ({error.strerror}); set train.output elsewhere") from error
-    return directory
-
-
-def _check_same_run(saved: Path, config: Config) -> None:
-    """A resumed run must learn what it would have learned uninterrupted: name the first field that differs."""
-    free = {"train.output", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "data.workers",
-            "data.store", "train.cuda_graphs", "train.nvtx"}  # fmt: skip
-    old, new = OmegaConf.load(saved), OmegaConf.structured(config)
-    for section in new:
-        for key in new[section]:
-            name = f"{section}.{key}"
-            before, after = OmegaConf.select(old, name), OmegaConf.select(new, name)
-            if section != "validation" and name not in free and before != after:
-                raise InputError(
-                    f"{name}: was {before}, now {after}; resume with the value the run began with ({saved})"
-                )
-
-
-def _check_same_products(saved: dict, store: FeatureStore, began_with: str) -> None:
-    """A store may move, but a resumed run goes on with the products it began with: by content where both hashes are
-    known, else by their number in each split."""
-    now = store.manifest.to_dict()
-    names = ("content_sha256",) if saved.get("content_sha256") and now.get("content_sha256") else ("products", "splits")
-    for name in names:
-        if saved.get(name) != now[name]:
-            raise InputError(
-                f"{store.path}: not what this run began with, {began_with}: {name} {now[name]} against "
-                f"{saved.get(name)}; set data.store to the store it began with, or train.output to another directory"
-            )
-
-
-def _resume(run: Run) -> int:
-    """Load the newest whole checkpoint; 0 where the run was interrupted before it had one.
-
-    Raises:
-        InputError: it had, and none is whole: beginning anew would lose what they hold.
-    """
-    checkpoint, complaints = newest_whole(run.directory)
-    if is_main():
-        for complaint in complaints:
-            print(f"passed over {complaint}", flush=True)
-    if checkpoint is None:
-        aside = sorted((run.directory / "checkpoints").glob(f"{DAMAGED}*"))
-        if aside:
-            raise InputError(
-                f"{run.directory}: none of its checkpoints is whole ({', '.join(path.name for path in aside)} are set "
-                "aside); to begin anew, start without --resume and with another train.output"
-            )
-        if is_main():
-            print("the run has no checkpoint yet: starting at step 0", flush=True)
-        return 0
-    if is_main():
-        print(f"resuming from {checkpoint}", flush=True)
-    _check_same_run(checkpoint / "config.yaml", run.config)
-    saved = json.loads((checkpoint / MODEL / "patch_features.json").read_text())
-    require_same_features(saved, run.store.manifest, f"{checkpoint} and {run.store.path}")
-    _check_same_products(saved, run.store, OmegaConf.load(checkpoint / "config.yaml").data.store)
-    return load_checkpoint(run.engine, checkpoint)
-
-
-def _raise_interrupt(signum, frame):
-    raise KeyboardInterrupt
-
-
 def _described(record: dict, validation: dict | None) -> str:
     """What stands below the progress bar, of a record and the last validation."""
     losses = "  ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
     held_out = "" if validation is None else f"  held out {validation['alignment_accuracy']:.3f}"
     return f"{losses}{held_out}  {record['samples_per_s']:.0f} pairs/s"
+
+
+def _log_line(step: int, steps: int, record: dict, global_batch: int, described: str) -> str:
+    left = timedelta(seconds=round((steps - step) * global_batch / record["samples_per_s"]))
+    return f"{time.strftime('%H:%M:%S')}  step {step:,} of {steps:,}  {described}  {left} left"
 
 
 @contextlib.contextmanager
@@ -225,13 +144,18 @@ def _watched(run: Run) -> Iterator[ranges.HostSeconds | None]:
 
 
 def train(run: Run, first_step: int) -> None:
-    """Steps ``first_step`` to the end, with metrics, checkpoints and, last, the plots."""
+    """Steps ``first_step`` to the end, with metrics, checkpoints and, last, the plots.
+
+    Raises:
+        Interrupted: a signal asked for it; the step that was under way is done and saved. InputError: the disk has no
+            room for the last step.
+    """
     t = run.config.train
     validation = Validation(run, first_step)
     writer = MetricsWriter(run.directory, first_step) if is_main() else None
     config_yaml = run.config.to_yaml()
     run.engine.train()
-    with progress_bar() as bar, _watched(run) as host_seconds:
+    with StopRequest() as stop, progress_bar() as bar, _watched(run) as host_seconds:
         meter, watch = Meter(run, host_seconds), Watch(run)
         task = bar.add_task("pretrain", total=t.steps, completed=first_step)
         batches = on_device(iter(build_loader(run, first_step)), run.device)
@@ -243,7 +167,8 @@ def train(run: Run, first_step: int) -> None:
             report = train_step(run, ready.micro_batches, step, ready.counts)
             meter.add(report.counts)
             watch.add(step, report.losses_T, report.weights_T)
-            saves = step == t.steps or (t.checkpoint_every and step % t.checkpoint_every == 0)
+            stops = step < t.steps and stop.agreed()
+            saves = stops or step == t.steps or (t.checkpoint_every and step % t.checkpoint_every == 0)
             logs = step % t.log_every == 0 or step == t.steps or validation.due(step)
             if logs or (saves and watch.found()):
                 with ranges.phase("metrics"):
@@ -257,7 +182,10 @@ def train(run: Run, first_step: int) -> None:
                     meter.restart()  # validating is not training
                 if writer is not None:
                     writer.write(record)
-                    bar.update(task, detail=_described(record, validation.last))
+                    described = _described(record, validation.last)
+                    bar.update(task, detail=described)
+                    if bar.disable:  # no terminal: a batch job is watched by its log
+                        print(_log_line(step, t.steps, record, run.dataset.global_batch, described), flush=True)
                 if complaint:
                     raise TrainingStopped(complaint)
             bar.update(task, completed=step)
@@ -266,8 +194,15 @@ def train(run: Run, first_step: int) -> None:
                     saved = save_checkpoint(
                         run.engine, run.directory, step, run.tokenizer_dir, config_yaml, t.keep_checkpoints
                     )
-                    validation.keep(saved, step)
+                    if saved is not None:
+                        validation.keep(saved, step)
+                    elif stops or step == t.steps:
+                        raise InputError(
+                            f"{run.directory}: its last step, {step}, is not saved; make room and --resume"
+                        )
                 meter.restart()  # writing is not training
+            if stops:
+                raise Interrupted(step)
     if writer is not None:
         from fashionbert_fast.engine.plots import plot_run
 
@@ -279,17 +214,22 @@ def pretrain(config: Config, *, resume: bool = False) -> Path:
     """Pre-train as ``config`` says and return the run directory. Under a launcher every process calls this.
 
     Raises:
-        InputError: bad input, before any work is lost. KeyboardInterrupt on SIGINT and SIGTERM.
+        InputError: bad input, before any work is lost. Interrupted: see `train`. KeyboardInterrupt: a later Ctrl-C.
     """
-    directory = _prepare_directory(config, resume)  # on every rank: none may wait for one that has given up
+    end_with_launcher()
+    directory = prepare_directory(config, resume)  # on every rank: none may wait for one that has given up
+    with sole_writer(directory):
+        return _pretrain(config, directory, resume)
+
+
+def _pretrain(config: Config, directory: Path, resume: bool) -> Path:
     device = init_distributed()
     try:
         barrier()
         run = build(config, directory, device)
-        first_step = _resume(run) if resume else 0
+        first_step = resume_run(run) if resume else 0
         if is_main():
             (directory / "config.yaml").write_text(config.to_yaml())
-        signal.signal(signal.SIGTERM, _raise_interrupt)  # not before: Python cannot interrupt the wait for other ranks
         train(run, first_step)
         barrier()
     finally:

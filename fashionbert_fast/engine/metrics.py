@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,7 +44,9 @@ class MetricsWriter:
 
         kept = [record for record in read_metrics(run) if record["step"] <= resumed_step]
         try:
-            (run / METRICS).write_text("".join(json.dumps(record) + "\n" for record in kept))
+            partial = run / f".{METRICS}.partial"  # killed between dropping and writing, it keeps what it had
+            partial.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            os.replace(partial, run / METRICS)
             self.file = (run / METRICS).open("a")
             self.board = SummaryWriter(str(run / "tensorboard"), purge_step=resumed_step + 1 if resumed_step else None)
         except OSError as error:

@@ -19,7 +19,8 @@ import torch
 
 from fashionbert_fast.catalogue.product import Problems, Product
 from fashionbert_fast.features.manifest import DTYPES
-from fashionbert_fast.features.patch_encoder import PatchEncoder, read_image
+from fashionbert_fast.features.patch_encoder import PatchEncoder
+from fashionbert_fast.features.photo import MOST_PIXELS, read_image
 from fashionbert_fast.progress import progress
 
 T = TypeVar("T")
@@ -38,7 +39,13 @@ class Photos:
 
 
 def encode_products(
-    products: Sequence[Product], encoder: PatchEncoder, problems: Problems, *, dtype: str, workers: int | None = None
+    products: Sequence[Product],
+    encoder: PatchEncoder,
+    problems: Problems,
+    *,
+    dtype: str,
+    workers: int | None = None,
+    most_pixels: int = MOST_PIXELS,
 ) -> Iterator[tuple[list[Product], torch.Tensor]]:
     """Batches (products, features [I, P, D] in ``dtype``) in order, without the products whose photo cannot be used.
 
@@ -53,7 +60,7 @@ def encode_products(
     on_cpu = encoder.device.type == "cpu"
 
     def work(batch: Sequence[Product]) -> tuple[Photos, torch.Tensor | None]:
-        photos = read_batch(batch, side)
+        photos = read_batch(batch, side, most_pixels)
         return photos, encoder.encode(photos.images_ISS3) if on_cpu and photos.products else None
 
     results = on_cores(work, batches, workers=workers, one_thread=on_cpu)
@@ -81,7 +88,7 @@ def without_nonfinite(
     return [p for p, finite in zip(products, finite_I.tolist(), strict=True) if finite], features_IPD[finite_I]
 
 
-def read_batch(batch: Sequence[Product], side: int) -> Photos:
+def read_batch(batch: Sequence[Product], side: int, most_pixels: int = MOST_PIXELS) -> Photos:
     """The photos of ``batch``, ``side`` pixels high and wide; for one that cannot be read, that of a spare row."""
     good, images, bad, spares = [], [], [], []
     for product in batch:
@@ -89,7 +96,7 @@ def read_batch(batch: Sequence[Product], side: int) -> Photos:
             if row is not product:
                 spares.append(row)
             try:
-                image_SS3 = read_image(row.image, side)
+                image_SS3 = read_image(row.image, side, most_pixels=most_pixels)
             except Exception as error:  # a broken file can make Pillow raise nearly anything
                 bad.append((row, f"image {row.image} cannot be read ({reason(error, row.image)})"))
                 continue

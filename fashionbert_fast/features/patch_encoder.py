@@ -11,12 +11,8 @@ import io
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from itertools import pairwise
-from pathlib import Path
-from typing import BinaryIO
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -24,6 +20,7 @@ from fashionbert_fast.distributed import pick_device
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.backbones import Backbone, load_backbone
 from fashionbert_fast.features.manifest import Manifest
+from fashionbert_fast.features.photo import read_image
 from fashionbert_fast.features.probe import probe_of, probe_photo
 
 INTERPOLATION = "bilinear"  # Pillow's, which widens its window when it shrinks
@@ -145,50 +142,6 @@ def cut_patches(images_ISS3: torch.Tensor, grid: int) -> torch.Tensor:
     h = side // grid
     grid_of_patches = images_ISS3.view(images, grid, h, grid, h, channels).transpose(2, 3)
     return grid_of_patches.reshape(images * grid * grid, h, h, channels)
-
-
-def read_image(path: Path | BinaryIO, side: int) -> np.ndarray:
-    """The photo as uint8 RGB [side, side, 3]: upright by its EXIF, on white where it is transparent.
-
-    Grey of more than 8 bits (`_eight_bits`) is scaled to them; Pillow itself drops the lower 8 of 16-bit colour.
-    Raises what Pillow raises on a file that is no image, is cut short or is unreasonably large, and ValueError where
-    the scale of its values cannot be told.
-    """
-    with Image.open(path) as image:
-        image.draft("RGB", (side, side))  # a JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8
-        return square_image(image, side)
-
-
-def square_image(image: Image.Image, side: int) -> np.ndarray:
-    """`read_image` of an image that is open already, at the size it has."""
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode in ("F", "I") or upright.mode.startswith("I;16"):
-        upright = _eight_bits(upright)
-    if upright.has_transparency_data:
-        upright = upright.convert("RGBA")
-        white = Image.new("RGBA", upright.size, "white")
-        upright = Image.alpha_composite(white, upright)
-    square = upright.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
-    return np.asarray(square)
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey of 16 bits, 32 bits or floating point (Pillow would cut it off at 255) as grey of 8.
-
-    16-bit values are divided by 257. Wider ones say nowhere what is white, so the largest decides: integers count as
-    8-bit up to 255, as 16-bit up to 65,535; floats as shares of white up to 1.0, as 8-bit up to 255. ValueError beyond,
-    on negative values and on NaN.
-    """
-    values_hw = np.asarray(image).astype(np.float64)
-    low, high = values_hw.min(), values_hw.max()
-    whites = {"F": (1.0, 255.0), "I": (255.0, 65535.0)}.get(image.mode, (65535.0,))
-    white = next((white for white in whites if high <= white), None)
-    if white is None or not low >= 0:
-        raise ValueError(f"grey values from {low:g} to {high:g}, whose scale cannot be told; save it with 8 or 16 bits")
-    scaled_hw = np.rint(values_hw * (255 / white)).astype(np.uint8)
-    if image.mode.startswith("I;16") and "transparency" in image.info:  # one value of a PNG stands for nothing there
-        scaled_hw[values_hw == image.info["transparency"]] = 255
-    return Image.fromarray(scaled_hw)
 
 
 def fold_batch_norm(module: nn.Module, example_B3hw: torch.Tensor) -> nn.Module:

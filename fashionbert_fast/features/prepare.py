@@ -19,6 +19,7 @@ from fashionbert_fast.catalogue.product import Problems
 from fashionbert_fast.catalogue.read import read_catalogue
 from fashionbert_fast.catalogue.splits import SPLIT_BY, hold_out, parse_split_by, split_warnings
 from fashionbert_fast.errors import InputError
+from fashionbert_fast.features.photo import MOST_PIXELS
 
 if TYPE_CHECKING:  # torch takes seconds to import: `fashionbert prepare --help` answers without it
     from fashionbert_fast.features.store import Manifest
@@ -51,30 +52,32 @@ def prepare(
     images: Path | None = None, columns: Mapping[str, str] | None = None,
     delimiter: str | None = None, encoding: str | None = None, strict: bool = False, dtype: str = "bfloat16",
     batch_size: int | None = None, workers: int | None = None, device: str | None = None, overwrite: bool = False,
+    roots: Sequence[Path] = (), most_pixels: int = MOST_PIXELS,
 ) -> PrepareReport:  # fmt: skip
     """Read ``source``, encode its photos and write the feature store ``out``.
 
     Args:
-        source, images, columns, delimiter, encoding: see `catalogue.read_catalogue`.
+        source, images, columns, delimiter, encoding, roots: see `catalogue.read_catalogue`.
         encoder: see `backbones.load_backbone`. grid: patches a side. patch_pixels: of a side of a patch as the encoder
             sees it; None: the encoder's own default.
         holdout: share of the products whose split becomes "validation", by a hash of seed and id, where the source
             has no split of its own. split_by: what rows must share to land in the same split, some of
             "group,title,photo", or "none". strict: stop at the first row that cannot be used.
         dtype: of the stored features. batch_size: images of a forward pass. workers: threads. None: chosen to suit.
+        most_pixels: a photo of more is left out.
 
     Raises InputError on bad input; then ``out`` is as it was.
     """
     started = time.perf_counter()
     source, out = Path(source), Path(out)
-    check_options(holdout, dtype, batch_size, workers)
+    check_options(holdout, dtype, batch_size, workers, most_pixels)
     by = parse_split_by(split_by)
     from fashionbert_fast.features.store import StoreWriter, check_out
 
     check_out(out, overwrite)
     problems = Problems(strict)
     products = read_catalogue(
-        source, problems=problems, images=images, columns=columns, delimiter=delimiter, encoding=encoding
+        source, problems=problems, images=images, columns=columns, delimiter=delimiter, encoding=encoding, roots=roots
     )
 
     from fashionbert_fast.features.encoding import PHOTO_PROBLEMS, encode_products
@@ -92,7 +95,10 @@ def prepare(
         out, patches=grid * grid, feature_size=patch_encoder.feature_size, dtype=dtype, overwrite=overwrite,
         expected=len(products),
     ) as writer:  # fmt: skip
-        for good, features_IPD in encode_products(products, patch_encoder, problems, dtype=dtype, workers=workers):
+        encoded = encode_products(
+            products, patch_encoder, problems, dtype=dtype, workers=workers, most_pixels=most_pixels
+        )
+        for good, features_IPD in encoded:
             writer.append(good, features_IPD)
         if not writer.columns["id"]:
             first = next(problem for problem in problems.items if problem.kind in PHOTO_PROBLEMS)
@@ -109,12 +115,16 @@ def prepare(
     )  # fmt: skip
 
 
-def check_options(holdout: float, dtype: str, batch_size: int | None, workers: int | None) -> None:
+def check_options(
+    holdout: float, dtype: str, batch_size: int | None, workers: int | None, most_pixels: int
+) -> None:  # fmt: skip
     """InputError on nonsense."""
     if not 0 <= holdout < 1:
         raise InputError(f"--holdout {holdout}: must lie in [0, 1), say 0.1")
     if dtype not in ("bfloat16", "float16", "float32"):
         raise InputError(f"--dtype {dtype}: must be bfloat16, float16 or float32")
+    if most_pixels < 1:
+        raise InputError(f"--max-megapixels {most_pixels / 1e6:g}: must be above 0")
     for option, value in (("--batch-size", batch_size), ("--workers", workers)):
         if value is not None and value < 1:
             raise InputError(f"{option} {value}: must be 1 or more")

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.features.patch_encoder import read_image
+from fashionbert_fast.features.photo import read_image
 from fashionbert_fast.features.store import FeatureStore
 
 COLUMNS = 6

@@ -280,3 +280,104 @@ def test_unknown_field_column_and_folder(tmp_path):
         read(source, columns={"category": "articleType"})
     with pytest.raises(InputError, match="no such image folder"):
         read(source, images=tmp_path / "nowhere")
+
+
+# What a stranger's catalogue may name ---------------------------------------------------------------------------------
+@pytest.fixture
+def beside_secrets(tmp_path) -> Path:
+    """A shop's folder with a photo, beside one whose photos are nobody's business."""
+    touch_images(tmp_path / "private", "x.jpg")
+    touch_images(tmp_path / "shop" / "images", "1.jpg")
+    (tmp_path / "shop" / "images" / "link.jpg").symlink_to(tmp_path / "private" / "x.jpg")
+    (tmp_path / "shop" / "images" / "inside.jpg").symlink_to(tmp_path / "shop" / "images" / "1.jpg")
+    (tmp_path / "shop" / "away").symlink_to(tmp_path / "private")
+    return tmp_path
+
+
+@pytest.mark.parametrize("image", ["../private/x.jpg", "images/../../private/x.jpg", "ABSOLUTE/private/x.jpg",
+                                   "images/link.jpg", "away/x.jpg"])  # fmt: skip
+def test_photos_outside_of_the_folder_are_refused_by_row(beside_secrets, image):
+    shop = beside_secrets / "shop"
+    image = image.replace("ABSOLUTE", str(beside_secrets))
+    (shop / "shop.csv").write_text(f"id,title,image\n1,red shirt,images/1.jpg\n2,blue shirt,{image}\n")
+    products, problems = read(shop / "shop.csv")
+    assert [product.id for product in products] == ["1"]
+    (problem,) = problems.items
+    assert (problem.row, problem.kind) == (3, "image outside")
+    assert "--allow-root" in problem.what
+
+
+def test_links_within_the_folder_and_allowed_roots_are_followed(beside_secrets):
+    shop = beside_secrets / "shop"
+    (shop / "shop.csv").write_text(
+        "id,title,image\n1,red shirt,images/inside.jpg\n"
+        f"2,blue shirt,{beside_secrets}/private/x.jpg\n3,a hat,away/x.jpg\n"
+    )
+    products, problems = read(shop / "shop.csv", roots=[beside_secrets / "private"])
+    assert [product.id for product in products] == ["1", "2", "3"]
+    assert problems.count == 0
+
+
+@pytest.mark.parametrize("identity", ["../../private/x", "/etc/passwd", "..", "sub/1"])
+def test_ids_are_no_paths(beside_secrets, identity):
+    shop = beside_secrets / "shop"
+    (shop / "shop.csv").write_text(f"id,title\n1,red shirt\n{identity},blue shirt\n")
+    products, problems = read(shop / "shop.csv")
+    assert [product.id for product in products] == ["1"]
+    assert [problem.kind for problem in problems.items] == ["image outside"]
+
+
+@pytest.mark.parametrize("image", ["x" * 300 + ".jpg", "images/" * 1000 + "1.jpg", "a\\u0000b.jpg"])
+def test_paths_that_no_file_can_have_cost_one_row(beside_secrets, image):
+    shop = beside_secrets / "shop"
+    rows = ['{"id": 1, "title": "red shirt"}', f'{{"id": 2, "title": "blue shirt", "image": "{image}"}}']
+    (shop / "shop.jsonl").write_text("\n".join(rows))
+    products, problems = read(shop / "shop.jsonl")
+    assert [product.id for product in products] == ["1"]
+    assert [problem.kind for problem in problems.items] == ["missing image"]
+
+
+def test_a_loop_of_links_costs_one_row(beside_secrets):
+    images = beside_secrets / "shop" / "images"
+    (images / "2.jpg").symlink_to(images / "2.jpg")
+    (beside_secrets / "shop" / "shop.csv").write_text("id,title\n1,red shirt\n2,blue shirt\n")
+    products, problems = read(beside_secrets / "shop" / "shop.csv")
+    assert [product.id for product in products] == ["1"]
+    assert problems.count == 1
+
+
+def test_a_root_that_is_not_there(beside_secrets):
+    (beside_secrets / "shop" / "shop.csv").write_text("id,title\n1,red shirt\n")
+    with pytest.raises(InputError, match="nowhere: no such folder; give --allow-root"):
+        read(beside_secrets / "shop" / "shop.csv", roots=[beside_secrets / "nowhere"])
+
+
+HOSTILE_ROWS = {
+    "half of a character in the title": ('{"id": 2, "title": "blue \\ud800 shirt"}', "lone surrogate"),
+    "half of a character in the id": ('{"id": "\\udfff", "title": "blue shirt"}', "lone surrogate"),
+    "deep nesting": ('{"id": 2, "title": ' + "[" * 200_000 + "]" * 200_000 + "}", "is not JSON"),
+    "a number of 10,000 digits": ('{"id": 2, "title": ' + "9" * 10_000 + "}", "is not JSON"),
+    "nothing but control characters": ('{"id": 2, "title": "\\u0000\\u001b\\u009b"}', "no title"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE_ROWS)
+def test_a_hostile_row_costs_itself_alone(beside_secrets, kind):
+    row, said = HOSTILE_ROWS[kind]
+    shop = beside_secrets / "shop"
+    (shop / "shop.jsonl").write_text(f'{{"id": 1, "title": "red shirt"}}\n{row}\n')
+    products, problems = read(shop / "shop.jsonl")
+    assert [product.id for product in products] == ["1"]
+    (problem,) = problems.items
+    assert problem.row == 2
+    assert said in problem.what
+    assert problems.to_jsonl()
+
+
+def test_a_terminal_is_told_nothing_by_a_title(beside_secrets):
+    shop = beside_secrets / "shop"
+    (shop / "shop.jsonl").write_text(
+        '{"id": 1, "title": "red \\u001b[2J\\u001b]0;owned\\u0007 caf\u00e9 \\u200d shirt"}\n'
+    )
+    (product,), _ = read(shop / "shop.jsonl")
+    assert product.title == "red [2J ]0;owned caf\u00e9 \u200d shirt"

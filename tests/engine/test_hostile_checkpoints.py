@@ -223,6 +223,54 @@ def test_resuming_what_holds_no_run_is_refused(store_path, tmp_path):
     assert "holds no run to resume" in done.stderr
 
 
+class _Disk:
+    """One that is full while ``free`` is 0."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.free, self.usage = 0, shutil.disk_usage
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: self.usage(path)._replace(free=self.free))
+
+
+def test_a_full_disk_costs_a_checkpoint_and_not_the_run(build_run, monkeypatch, capsys):
+    run, disk = build_run("train.keep_checkpoints=1"), _Disk(monkeypatch)
+    directory = run.directory / "checkpoints"
+
+    def save(step: int) -> Path | None:
+        return save_checkpoint(run.engine, run.directory, step, run.tokenizer_dir, run.config.to_yaml(), 1)
+
+    disk.free = 2**40
+    assert save(1) == directory / "step-00000001"
+    disk.free = 100_000
+    assert save(2) is None
+    assert "the checkpoint of step 2 is not written" in capsys.readouterr().out
+    assert [path.name for path in directory.iterdir()] == ["step-00000001"]
+    assert damage(directory / "step-00000001") is None
+    disk.free = 2**40
+    assert save(3) == directory / "step-00000003"
+    assert [path.name for path in directory.iterdir()] == ["step-00000003"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), RuntimeError("basic_ios::clear: iostream error")]
+)
+def test_a_disk_that_fills_up_while_it_is_written(build_run, monkeypatch, error):
+    run, disk = build_run(), _Disk(monkeypatch)
+    disk.free = 2**40
+
+    def fill_up(*_, **__) -> None:
+        disk.free = 0
+        raise error
+
+    monkeypatch.setattr(run.engine, "save_checkpoint", fill_up)
+    arguments = (run.directory, 1, run.tokenizer_dir, run.config.to_yaml(), 1)
+    assert save_checkpoint(run.engine, *arguments) is None
+    assert list((run.directory / "checkpoints").iterdir()) == []
+    monkeypatch.setattr(run.engine, "save_checkpoint", lambda *_, **__: (_ for _ in ()).throw(error))
+    disk.free = 2**40
+    with pytest.raises(type(error)):  # not for want of room: it is told
+        save_checkpoint(run.engine, *arguments)
+
+
 def _config_of(run) -> Path:
     path = run.directory / "as-it-was.yaml"
     path.write_text(run.config.to_yaml())

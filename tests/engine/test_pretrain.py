@@ -6,6 +6,7 @@ In processes of their own where that is what is tested, else in this one (`train
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -23,8 +24,9 @@ from training import ENVIRONMENT, fashionbert
 
 from fashionbert_fast import FashionBertForPreTraining
 from fashionbert_fast.engine.build import loader_workers
-from fashionbert_fast.engine.loop import _check_same_products
 from fashionbert_fast.engine.metrics import read_metrics
+from fashionbert_fast.engine.resume import check_same_products
+from fashionbert_fast.engine.stop import StopRequest
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.run_directory import damage, list_checkpoints, newest_valid, resolve_model_dir
 
@@ -133,6 +135,42 @@ def test_resume_refuses_another_configuration(config, whole_run):
     _is_one_line_error(done, "train.lr")
 
 
+def test_a_finished_run_goes_on_for_more_steps_and_not_for_fewer(config, whole_run, tmp_path):
+    run = tmp_path / "longer"
+    shutil.copytree(whole_run, run)
+    _is_one_line_error(_pretrain(config, run, "train.steps=6", "--resume"), "train.steps")
+    _succeeds(config, run, "train.steps=12", "--resume")
+    assert [record["step"] for record in read_metrics(run)] == [2, 4, 6, 8, 10, 12]
+
+
+def test_two_runs_do_not_write_one_output(config, tmp_path):
+    """Not a second start and not a resume beside it; a killed owner does not hold the directory."""
+    run = tmp_path / "run"
+    words = _words(config, run, "train.steps=100000", "train.log_every=1", "data.workers=1")
+    command = [sys.executable, "-m", "fashionbert_fast", *words]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    _until(lambda: list_checkpoints(run))
+    second = _started([sys.executable], config, run, "train.steps=100000", "--resume")
+    _is_one_line_error(second, "another run is writing it", f"process {process.pid}")
+    assert process.poll() is None
+    process.kill()
+    process.communicate()
+    newest = newest_valid(run)[0]
+    assert newest is not None
+    third = subprocess.Popen([*command, "--resume"], env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    before = read_metrics(run)[-1]["step"]
+    _until(lambda: read_metrics(run)[-1]["step"] > before)
+    third.kill()
+    third.communicate()
+
+
+def test_without_a_terminal_every_logged_step_is_a_line(config, tmp_path):
+    done = _pretrain(config, tmp_path / "run")
+    lines = [line for line in done.stdout.splitlines() if " step " in line]
+    assert [line.split()[2] for line in lines] == ["2", "4", "6", "8"]
+    assert all("mlm" in line and "pairs/s" in line and line.endswith("left") for line in lines)
+
+
 def test_the_deepspeed_launcher(config, tmp_path):
     launcher = Path(sys.executable).parent / "deepspeed"
     environment = ENVIRONMENT | {"DS_ACCELERATOR": "cpu"}
@@ -225,7 +263,7 @@ def test_products_are_the_same_by_content_or_where_a_hash_is_unknown_by_number()
     def complaint(**changes) -> str:
         store = SimpleNamespace(path="stores/now", manifest=SimpleNamespace(to_dict=lambda: began | changes))
         try:
-            _check_same_products(began, store, "stores/began")
+            check_same_products(began, store, "stores/began")
         except InputError as error:
             return str(error)
         return ""
@@ -278,19 +316,100 @@ def test_bad_input_is_told_though_torchrun_ends_the_slower_rank_first(tmp_path, 
     assert len([line for line in done.stderr.splitlines() if line.startswith("fashionbert pretrain: error:")]) == 1
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_says_how_to_go_on_and_goes_on(config, tmp_path, sent):
-    run = tmp_path / "run"
-    words = _words(config, run, "train.steps=100000", "train.log_every=1")
-    command = [sys.executable, "-m", "fashionbert_fast", *words]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    deadline = time.time() + 120
-    while not list_checkpoints(run) and time.time() < deadline:
-        time.sleep(0.1)
-    process.send_signal(sent)
+def _until(condition, seconds: float = 120) -> None:
+    deadline = time.time() + seconds
+    while not condition():
+        assert time.time() < deadline, "it did not come to that in time"
+        time.sleep(0.05)
+
+
+def _ended(process: subprocess.Popen, run: Path) -> tuple[int, str]:
+    """The step that a signalled run saved, and its line: no step that was logged is lost, and it was quick."""
+    start = time.time()
     _, stderr = process.communicate(timeout=60)
-    _is_one_line_error(subprocess.CompletedProcess(command, process.returncode, "", stderr), "interrupted", "--resume")
-    assert newest_valid(run)[0] is not None
+    assert time.time() - start < 10
+    (line,) = [line for line in stderr.splitlines() if line.startswith("fashionbert pretrain: error: interrupted")]
+    newest = newest_valid(run)[0]
+    assert newest is not None
+    step = int(newest.name.removeprefix("step-"))
+    assert f"step {step} is saved" in line
+    assert read_metrics(run)[-1]["step"] == step  # every step is logged
+    return step, line
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signalled_run_saves_its_step_and_the_command_it_offers_goes_on(config, tmp_path, sent):
+    """The whole process group is signalled, loader processes too, as a terminal and Slurm do."""
+    run = tmp_path / "run"
+    words = _words(config, run, "train.steps=100000", "train.log_every=1", "train.checkpoint_every=0", "data.workers=1")
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "start_new_session": True}
+    process = subprocess.Popen([sys.executable, "-m", "fashionbert_fast", *words], env=ENVIRONMENT, **pipes)
+    _until(lambda: len(read_metrics(run)) > 3)
+    os.killpg(process.pid, sent)
+    step, line = _ended(process, run)
+    assert process.returncode == 2
+    command = line.partition("`")[2].rstrip("`")
+    assert command.endswith("--resume")
+    path = os.pathsep.join([str(Path(sys.executable).parent), ENVIRONMENT["PATH"]])
+    process = subprocess.Popen(["bash", "-c", f"exec {command}"], env=ENVIRONMENT | {"PATH": path}, **pipes)
+    _until(lambda: read_metrics(run)[-1]["step"] > step + 1)
+    os.killpg(process.pid, sent)
+    assert _ended(process, run)[0] > step + 1
+    assert [record["step"] for record in read_metrics(run)] == list(range(1, read_metrics(run)[-1]["step"] + 1))
+
+
+@pytest.mark.parametrize("signalled", ["one rank", "the launcher"])
+def test_a_signal_to_one_process_stops_all_after_the_same_step(config, tmp_path, signalled):
+    run = tmp_path / "run"
+    words = _words(config, run, "train.steps=100000", "train.log_every=1", "train.checkpoint_every=0")
+    pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([*TORCHRUN, "-m", "fashionbert_fast", *words], env=ENVIRONMENT, **pipes)
+    _until(lambda: len(read_metrics(run)) > 3)
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(ranks) == 2
+    os.kill(int(ranks[1]) if signalled == "one rank" else process.pid, signal.SIGTERM)
+    _, line = _ended(process, run)
+    assert process.returncode != 0
+    assert "`torchrun --nproc-per-node 2 -m fashionbert_fast pretrain --config" in line
+    assert not any(map(_lives, ranks))
+
+
+def test_ranks_end_with_a_launcher_that_is_killed(config, tmp_path):
+    """And save their step first."""
+    run = tmp_path / "run"
+    words = _words(config, run, "train.steps=100000", "train.log_every=1", "train.checkpoint_every=0")
+    process = subprocess.Popen(
+        [*TORCHRUN, "-m", "fashionbert_fast", *words], env=ENVIRONMENT, stdout=subprocess.DEVNULL
+    )
+    _until(lambda: len(read_metrics(run)) > 3)
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(ranks) == 2
+    process.kill()
+    process.wait()
+    _until(lambda: not any(_lives(rank) for rank in ranks), 15)
+    newest = newest_valid(run)[0]
+    assert newest is not None
+    assert newest.name == f"step-{read_metrics(run)[-1]['step']:08d}"
+
+
+def _lives(process: str) -> bool:
+    """Whether it runs; one that nobody has waited for yet has ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_a_later_ctrl_c_interrupts_at_once(monkeypatch):
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
+        for sent in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):  # as a launcher's end brings them
+            os.kill(os.getpid(), sent)
+        assert stop.agreed()
+        monkeypatch.setattr("fashionbert_fast.engine.stop.PATIENCE", 0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        pytest.fail("it was not interrupted")
+    assert signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL
 
 
 def test_a_run_interrupted_before_its_first_checkpoint(tmp_path):

