@@ -18,6 +18,7 @@ from fashionbert_fast.engine.build import build_model, find_tokenizer
 from fashionbert_fast.engine.metrics import read_metrics
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.store import FeatureStore
+from fashionbert_fast.files import SEAL, seal
 from fashionbert_fast.run_directory import MANIFEST, resolve_model_dir
 
 
@@ -107,7 +108,8 @@ def test_the_remedy_for_another_number_of_processes_works_as_printed(first, stor
     moved = tmp_path / "of two"
     shutil.copytree(first, moved)
     for manifest in moved.glob(f"checkpoints/*/{MANIFEST}"):
-        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"world_size": 2}))
+        fields = json.loads(manifest.read_text()) | {"world_size": 2}
+        manifest.write_text(json.dumps(seal({name: value for name, value in fields.items() if name != SEAL})))
     options = ["validation.keep_best=mlm", "validation.every=4", "train.lr=1e-2"]
     with pytest.raises(InputError, match="written by 2 processes, this run has 1") as caught:
         run_here(store_path, moved, *options, resume=True)

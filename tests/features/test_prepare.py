@@ -102,7 +102,7 @@ def test_bad_rows_and_photos_are_left_out_and_named(broken, tmp_path):
     assert report.problems == {"unreadable image": 2, "missing image": 1, "bad row": 1} == store.manifest.problems
     problems = [json.loads(line) for line in (tmp_path / "s" / "problems.jsonl").read_text().splitlines()]
     assert {problem["id"] for problem in problems} == {"200", "201", "102", "105"}
-    assert any("102.jpg cannot be read (cannot identify" in p["what"] and p["row"] == 4 for p in problems)
+    assert any("102.jpg cannot be read (it is no JPEG" in p["what"] and p["row"] == 4 for p in problems)
     assert all(p["file"] == str(broken / "styles.csv") for p in problems)
 
 
@@ -331,5 +331,7 @@ def test_arguments_match_the_function():
     add_arguments(parser)
     defaults = vars(parser.parse_args(["x", "--out", "y"]))
     for name, parameter in signature(prepare).parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY and name != "columns":
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("columns", "roots", "most_pixels"):
             assert defaults[name] == parameter.default, name
+    assert defaults["allow_root"] == []
+    assert defaults["max_megapixels"] * 1e6 == signature(prepare).parameters["most_pixels"].default

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.features import patch_encoder
+from fashionbert_fast.features import patch_encoder, photo
 from fashionbert_fast.features.manifest import Manifest, require_same_features
 from fashionbert_fast.features.patch_encoder import PatchEncoder, load_encoder
 from fashionbert_fast.features.photo import read_image
@@ -97,7 +97,7 @@ def test_a_change_of_the_way_from_photo_to_features_is_named(encoder, reference,
     if change == "bicubic":
         monkeypatch.setattr(Image.Image, "resize", lambda i, size, _: resize(i, size, Image.Resampling.BICUBIC))
     elif change == "no EXIF":
-        monkeypatch.setattr(patch_encoder.ImageOps, "exif_transpose", lambda image: image)
+        monkeypatch.setattr(photo.ImageOps, "exif_transpose", lambda image: image)
     elif change == "channels":
         monkeypatch.setattr(
             patch_encoder, "cut_patches", lambda x, g, cut=patch_encoder.cut_patches: cut(x, g).flip(-1)
