@@ -22,7 +22,7 @@ RESUMING = (PRETRAIN + "test_resuming_gives_the_uninterrupted_run",)
 MUTANTS = (
     Mutant(
         "checkpoint-is-unpickled-whatever-it-holds",
-        ENGINE + "checkpoint.py",
+        ENGINE + "unpickling.py",
         "map_location=map_location, weights_only=True",
         "map_location=map_location, weights_only=False",
         ("tests/engine/test_hostile_checkpoints.py",),

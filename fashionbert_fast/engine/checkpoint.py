@@ -2,24 +2,18 @@
 
 All ranks write into a temporary sibling, rank 0 adds the manifest and renames the directory: a killed run leaves a
 whole checkpoint or none. A checkpoint may come from a stranger: DeepSpeed's shards are pickles, of which nothing is
-built but tensors, plain containers and the classes of `ALLOWED`.
+built but tensors, plain containers and a few classes by name (`engine.unpickling`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
 from torch._utils import _unflatten_dense_tensors
 
 from fashionbert_fast.data.tokenizer import copy_tokenizer
@@ -39,8 +33,6 @@ from fashionbert_fast.run_directory import (
     list_checkpoints,
     sha256,
 )
-
-ALLOWED = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]  # of DeepSpeed's state; numbers and strings
 
 
 def _fsync(path: Path) -> None:
@@ -209,26 +201,10 @@ def _set_aside(checkpoint: Path) -> Path:
     return aside
 
 
-class _Unpickled(TorchCheckpointEngine):
-    """DeepSpeed's reader, which would run whatever a pickle says, by torch's that builds `ALLOWED` alone."""
-
-    def load(self, path: str, map_location=None):
-        with torch.serialization.safe_globals(ALLOWED):
-            return torch.load(path, map_location=map_location, weights_only=True)
-
-
-@contextlib.contextmanager
-def _reading_safely(engine) -> Iterator[None]:
-    before = engine.checkpoint_engine
-    engine.checkpoint_engine = _Unpickled(engine._config)
-    try:
-        yield
-    finally:
-        engine.checkpoint_engine = before
-
-
 def load_checkpoint(engine, checkpoint: Path) -> int:
     """Restore engine, optimizer and schedule from a verified checkpoint; returns its step."""
+    from fashionbert_fast.engine.unpickling import reading_safely
+
     manifest = json.loads((checkpoint / MANIFEST).read_text())
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if manifest["world_size"] != processes:
@@ -237,7 +213,7 @@ def load_checkpoint(engine, checkpoint: Path) -> int:
             f"resume with as many, or start a new run with model.core={checkpoint / MODEL} and another train.output"
         )
     try:
-        with _reading_safely(engine):
+        with reading_safely(engine):
             path, _ = engine.load_checkpoint(str(checkpoint), tag=STATE)
     except (pickle.UnpicklingError, OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
