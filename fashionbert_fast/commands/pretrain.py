@@ -55,4 +55,4 @@ def _again(args: argparse.Namespace) -> str:
     launcher = ["torchrun", "--nproc-per-node", str(here)]
     if here < all_:
         launcher += ["--nnodes", str(all_ // here), "..."]
-    return shlex.join([*launcher, "-m", "fashionbert_fast", *words]).replace("'...'", "...")
+    return shlex.join([*launcher, "-m", "fashionbert_fast", *words])

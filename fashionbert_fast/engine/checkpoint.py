@@ -88,8 +88,9 @@ def save_checkpoint(engine, run: Path, step: int, tokenizer: Path, config_yaml: 
     final = run / "checkpoints" / checkpoint_name(step)
     partial = final.with_name(f".{final.name}.partial")
     needed = space_needed(run, weights)
-    if first_of_all_ranks(_lack_of_space(run, needed) if is_main() else None) is not None:
-        return _not_written(step, _lack_of_space(run, needed))
+    lack = first_of_all_ranks(_lack_of_space(run, needed) if is_main() else None)
+    if lack is not None:
+        return _not_written(step, lack)
     try:
         _write(engine, partial, final, step, weights, tokenizer, config_yaml)
     except (OSError, RuntimeError):  # torch's writer says of a full disk what it says of any
@@ -117,7 +118,7 @@ def _lack_of_space(run: Path, needed: int) -> str | None:
     return f"{run} has {free / 1e9:.2f} GB free and needs {needed / 1e9:.2f}" if free < needed else None
 
 
-def _not_written(step: int, lack: str | None) -> None:
+def _not_written(step: int, lack: str) -> None:
     if is_main():
         print(f"the checkpoint of step {step} is not written: {lack}; training goes on to the next", flush=True)
 

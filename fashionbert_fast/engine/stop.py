@@ -25,7 +25,6 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, step: int) -> None:
         super().__init__(f"step {step} is saved")
-        self.step = step
 
 
 class StopRequest:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -54,13 +53,16 @@ def read_image(path: Path | BinaryIO, side: int, *, most_pixels: int = MOST_PIXE
         if image.format in ("JPEG", "MPO"):
             _check_scans(image)
             image.draft("RGB", (side, side))  # one much larger than needed is decoded at 1/2, 1/4 or 1/8
-        with _alone(image.width * image.height >= LARGE):
+        large = image.width * image.height >= LARGE
+        with _one_large if large else contextlib.nullcontext():
             return square_image(image, side)
 
 
 def _check_bytes(path: Path | BinaryIO) -> None:
-    size = os.stat(path).st_size if isinstance(path, (str, Path)) else path.seek(0, os.SEEK_END)
-    if not isinstance(path, (str, Path)):
+    if isinstance(path, (str, Path)):
+        size = os.stat(path).st_size
+    else:
+        size = path.seek(0, os.SEEK_END)
         path.seek(0)
     if size > MOST_BYTES:
         raise PhotoTooLarge(f"{size:,} bytes are more than {MOST_BYTES:,}")
@@ -75,12 +77,6 @@ def _check_scans(image: Image.Image) -> None:
     file.seek(here)
     if scans > MOST_SCANS:
         raise PhotoTooLarge(f"{scans:,} scans of a progressive JPEG are more than {MOST_SCANS}")
-
-
-@contextlib.contextmanager
-def _alone(wanted: bool) -> Iterator[None]:
-    with _one_large if wanted else contextlib.nullcontext():
-        yield
 
 
 def square_image(image: Image.Image, side: int) -> np.ndarray:
