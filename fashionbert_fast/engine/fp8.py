@@ -42,7 +42,7 @@ def check_fp8(config: FashionBertConfig, device: torch.device) -> None:
 def convert_to_fp8(encoder: Encoder) -> None:
     """Let torchao compute the encoder's products, forward and backward: scaled by tensor, cast anew in each step.
 
-    torch.compile fuses the scales and casts around each product, some 80 small operators otherwise: for any number of
+    torch.compile fuses the scales and casts around each product, many small operators otherwise: for any number of
     rows, and once for each of the four shapes of weights. Weights, gradients and optimizer keep their precision. Called
     once the parameters are final, after DeepSpeed.
     """
