@@ -23,6 +23,7 @@ from fashionbert_fast.engine.prefetch import on_device
 from fashionbert_fast.engine.resume import prepare_directory, resume_run, sole_writer
 from fashionbert_fast.engine.stop import Interrupted, StopRequest, end_with_launcher
 from fashionbert_fast.engine.validation import Validation
+from fashionbert_fast.engine.watchdog import Watchdog
 from fashionbert_fast.errors import InputError, TrainingStopped
 from fashionbert_fast.model.config import TASKS
 from fashionbert_fast.profiling import ranges
@@ -155,7 +156,7 @@ def train(run: Run, first_step: int) -> None:
     writer = MetricsWriter(run.directory, first_step) if is_main() else None
     saver, sums = Saver(run.engine, run.directory, run.tokenizer_dir, run.config.to_yaml(), t), HostSums()
     run.engine.train()
-    with saver, StopRequest() as stop, progress_bar() as bar, _watched(run) as host_seconds:
+    with Watchdog(run) as watchdog, saver, StopRequest() as stop, progress_bar() as bar, _watched(run) as host_seconds:
         meter, watch = Meter(run, host_seconds), Watch(run)
         task = bar.add_task("pretrain", total=t.steps, completed=first_step)
         batches = on_device(iter(build_loader(run, first_step)), run.device)
@@ -165,6 +166,7 @@ def train(run: Run, first_step: int) -> None:
                 break
             lr = run.engine.get_lr()[0]  # read now: the schedule moves on with the step
             report = train_step(run, ready.micro_batches, step, ready.counts)
+            watchdog.progress()
             meter.add(report.counts)
             watch.add(step, report.losses_T, report.weights_T)
             asked, *saving = sums(stop.asked, saver.writing, saver.failed)
@@ -181,6 +183,7 @@ def train(run: Run, first_step: int) -> None:
                 elif validation.due(step):
                     with ranges.phase("validation"):
                         record["validation"] = validation(step)
+                    watchdog.progress()
                     meter.restart()  # validating is not training
                 if writer is not None:
                     writer.write(record)
@@ -196,6 +199,7 @@ def train(run: Run, first_step: int) -> None:
                     saver.begin(step, best=validation.step == step)
                     if (stops or step == t.steps) and (why := saver.finish()) is not None:
                         raise InputError(f"{run.directory}: its last step, {step}, is not saved: {why}; then --resume")
+                watchdog.progress()
                 meter.restart()  # copying is not training
             if stops:
                 raise Interrupted(step)
