@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.files import read_json
+from fashionbert_fast.files import read_json, written_whole
 
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
                   "mask_token": "[MASK]"}  # fmt: skip
@@ -28,11 +28,11 @@ def train_wordpiece(titles: Sequence[str], vocab_size: int, directory: Path) -> 
         titles, vocab_size=max(vocab_size, len(first)), min_frequency=2, special_tokens=first, show_progress=False
     )
     vocabulary = trainer.get_vocab()
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "vocab.txt").write_text(
-        "".join(f"{token}\n" for token in sorted(vocabulary, key=vocabulary.__getitem__))
-    )
-    BertTokenizerFast(vocab=str(directory / "vocab.txt"), do_lower_case=True).save_pretrained(directory)
+    with written_whole(directory) as folder:
+        (folder / "vocab.txt").write_text(
+            "".join(f"{token}\n" for token in sorted(vocabulary, key=vocabulary.__getitem__))
+        )
+        BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True).save_pretrained(folder)
 
 
 def load_tokenizer(directory: Path):
@@ -78,9 +78,10 @@ def copy_tokenizer(source: Path, target: Path) -> None:
     Written by transformers, not copied: every setting and special token is then spelled out in tokenizer_config.json,
     and `AutoTokenizer` splits as `load_tokenizer` does, which also reads what only tokenizer.json says.
     """
-    load_tokenizer(source).save_pretrained(target)
-    if (source / "vocab.txt").exists():
-        (target / "vocab.txt").write_bytes((source / "vocab.txt").read_bytes())
+    with written_whole(target) as folder:
+        load_tokenizer(source).save_pretrained(folder)
+        if (source / "vocab.txt").exists():
+            (folder / "vocab.txt").write_bytes((source / "vocab.txt").read_bytes())
 
 
 def _is_bert_vocabulary(described: dict) -> bool:
