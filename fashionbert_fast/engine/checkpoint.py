@@ -25,7 +25,7 @@ from fashionbert_fast.distributed import barrier, first_of_all_ranks, is_main, w
 from fashionbert_fast.engine.divergence import require_finite
 from fashionbert_fast.engine.stop import Interrupted
 from fashionbert_fast.errors import InputError, TrainingStopped
-from fashionbert_fast.files import seal
+from fashionbert_fast.files import fsync, seal
 from fashionbert_fast.run_directory import (
     BEST,
     DAMAGED,
@@ -40,14 +40,6 @@ from fashionbert_fast.run_directory import (
     sha256,
     written,
 )
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class Saver:
@@ -109,7 +101,7 @@ class Saver:
         def write() -> None:
             directory = self.partial / STATE
             directory.mkdir(parents=True, exist_ok=True)  # shared file systems may show rank 0's late
-            _fsync(snapshot.write(directory))
+            fsync(snapshot.write(directory))
             if is_main():
                 (directory / TRAINING).write_text(json.dumps(snapshot.training, indent=2) + "\n")
                 (self.partial / "config.yaml").write_text(self.config_yaml)
@@ -197,7 +189,7 @@ class Saver:
         final = self.run / "checkpoints" / checkpoint_name(self.step)
         shutil.rmtree(final, ignore_errors=True)
         os.replace(self.partial, final)
-        _fsync(final.parent)
+        fsync(final.parent)
         if self.best:
             _mark_best(self.run, final)
         _drop_old(self.run, self.train.keep_checkpoints, self.train.keep_hours)
@@ -251,19 +243,19 @@ def _mark_best(run: Path, checkpoint: Path) -> None:
     if link.is_dir() and not link.is_symlink():
         shutil.rmtree(link)  # a copy of the run that followed the link made a directory of it
     os.replace(partial, link)
-    _fsync(link.parent)
+    fsync(link.parent)
 
 
 def _seal(directory: Path, step: int) -> None:
     """Write the manifest over every file, all flushed to disk with the directories that name them."""
     files = {}
     for path in sorted(p for p in directory.rglob("*") if p.is_file()):
-        _fsync(path)
+        fsync(path)
         files[str(path.relative_to(directory))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     manifest = {"step": step, "world_size": world_size(), "written": time.time(), "files": files}
     (directory / MANIFEST).write_text(json.dumps(seal(manifest), indent=2) + "\n")
     for path in (directory / MANIFEST, directory / STATE, directory / MODEL, directory):
-        _fsync(path)
+        fsync(path)
 
 
 def newest_whole(run: Path) -> tuple[Path | None, list[str]]:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import json
 import math
 import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +18,7 @@ from fashionbert_fast.engine.checkpoint import load_checkpoint, newest_whole
 from fashionbert_fast.engine.metrics import METRICS
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.store import FeatureStore, require_same_features
-from fashionbert_fast.files import read_json
+from fashionbert_fast.files import read_json, sole_owner
 from fashionbert_fast.run_directory import DAMAGED, MANIFEST, MODEL
 
 
@@ -123,27 +120,10 @@ def resume_run(run: Run) -> int:
 
 @contextlib.contextmanager
 def sole_writer(directory: Path) -> Iterator[None]:
-    """Hold RUN/.lock on the first rank while in the block. The kernel's lock ends with its process, however that does.
-
-    Raises:
-        InputError: another run, on this machine or another that shares the file system, holds it.
-    """
+    """Hold RUN/.lock on the first rank while in the block; InputError where another run has it."""
     if not is_main():
         yield
         return
-    with (directory / ".lock").open("a+") as lock:
-        try:
-            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # POSIX's: loader processes do not inherit it
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                yield  # a file system without locks
-                return
-            lock.seek(0)
-            raise InputError(
-                f"{directory}: another run is writing it ({lock.read().strip() or 'unknown'}); wait for it, stop it, "
-                "or set train.output to another directory"
-            ) from error
-        lock.truncate(0)
-        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
-        lock.flush()
+    what, remedy = "another run is writing it", "wait for it, stop it, or set train.output to another directory"
+    with sole_owner(directory / ".lock", f"{directory}: {what}", remedy):
         yield
