@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from multiprocessing import connection
 from pathlib import Path
+from typing import NamedTuple
 
 from fashionbert_fast.engine.metrics import METRICS, read_metrics
 from fashionbert_fast.run_directory import MANIFEST, damage, list_checkpoints
@@ -157,12 +158,16 @@ def fashionbert(*words: str) -> int:
     return main(list(words))
 
 
-def pretraining(count: int, folder: Path, settings: Sequence[str], resume: bool = False) -> Ranks:
-    """`fashionbert pretrain` on ``count`` ranks that log into ``folder``."""
+def pretrain_words(folder: Path, settings: Sequence[str], resume: bool = False) -> list[str]:
+    """`pretrain` with these settings, and the defaults for all others."""
     config = folder / "empty.yaml"
     config.write_text("{}\n")
-    words = ["pretrain", "--config", str(config), *settings, *(["--resume"] if resume else [])]
-    return Ranks(count, folder, fashionbert, *words)
+    return ["pretrain", "--config", str(config), *settings, *(["--resume"] if resume else [])]
+
+
+def pretraining(count: int, folder: Path, settings: Sequence[str], resume: bool = False) -> Ranks:
+    """`fashionbert pretrain` on ``count`` ranks that log into ``folder``."""
+    return Ranks(count, folder, fashionbert, *pretrain_words(folder, settings, resume))
 
 
 def finish(count: int, folder: Path, settings: Sequence[str], resume: bool = False, seconds: float = PATIENCE) -> str:
@@ -215,21 +220,28 @@ def _tensors(path: Path) -> bytes:
     return digest.digest()
 
 
-def outcome(run: Path) -> tuple[list[dict], str]:
-    """What two runs that learned the same have in common: their records and the state of their last checkpoint."""
+class Outcome(NamedTuple):
+    """What two runs that learned the same have in common."""
+
+    records: list[dict]  # of every logged step
+    state: str  # hash of the last checkpoint's
+
+
+def outcome(run: Path) -> Outcome:
+    """What a run that ended came to; AssertionError where its last checkpoint is damaged."""
     newest = list_checkpoints(run)[-1]
     wrong = damage(newest)
     assert wrong is None, f"{newest.name}: {wrong}"
-    return losses_of(run), state_hash(newest)
+    return Outcome(losses_of(run), state_hash(newest))
 
 
-def assert_same(run: Path, reference: tuple[list[dict], str]) -> None:
+def assert_same(run: Path, reference: Outcome) -> None:
     """AssertionError saying where ``run`` differs from the undisturbed one."""
-    records, state = outcome(run)
-    for mine, right in zip(records, reference[0], strict=False):
-        assert mine == right, f"step {right['step']}: {json.dumps(mine)} is not {json.dumps(right)}"
-    assert len(records) == len(reference[0]), f"{len(records)} records, not {len(reference[0])}"
-    assert state == reference[1], "the last checkpoint's state differs"
+    mine = outcome(run)
+    for record, right in zip(mine.records, reference.records, strict=False):
+        assert record == right, f"step {right['step']}: {json.dumps(record)} is not {json.dumps(right)}"
+    assert len(mine.records) == len(reference.records), f"{len(mine.records)} records, not {len(reference.records)}"
+    assert mine.state == reference.state, "the last checkpoint's state differs"
 
 
 def begun(run: Path) -> bool:
