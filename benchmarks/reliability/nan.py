@@ -88,8 +88,8 @@ def poisoned(settings: list[str], cases: list[tuple[str, int, int]], seeds: list
     before = held(run.engine)
     train_step(run, run.dataset[len(cases) + 1], len(cases) + 2)
     after = held(run.engine)
-    goes_on = not all(same(before[name], after[name]) for name in before) and all(
-        tensor.isfinite().all() for name, tensor in after.items() if not name.startswith("padding")
+    goes_on = math.isfinite(run.engine.get_global_grad_norm()) and not all(
+        same(before[name], after[name]) for name in before
     )
     everyone = [None] * run.world_size
     dist.all_gather_object(everyone, goes_on)

@@ -14,6 +14,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from typing import NamedTuple
 from fashionbert_fast.engine.metrics import METRICS, read_metrics
 from fashionbert_fast.run_directory import MANIFEST, damage, list_checkpoints
 
+ROOT = Path(__file__).parents[2]
 GRID, FEATURES = 2, 24
 TITLES = ("red", "blue", "green", "black"), ("shirt", "jacket", "boot", "sandal", "tee", "sneaker")
 # A hidden size of 128: matrices that ZeRO-3 does not keep whole. Dropout is as by default.
@@ -108,7 +110,7 @@ class Ranks:
         self.logs = [folder / f"rank-{rank}.log" for rank in range(count)]
         self.since = time.monotonic()
         self.processes = [
-            context.Process(target=_rank, args=(rank, environment, log, work, arguments), daemon=True)
+            context.Process(target=_rank, args=(rank, environment, log, work, arguments))
             for rank, log in enumerate(self.logs)
         ]
         for process in self.processes:
@@ -176,6 +178,67 @@ def finish(count: int, folder: Path, settings: Sequence[str], resume: bool = Fal
         statuses = ranks.wait(seconds)
         assert not any(statuses), f"exit statuses {statuses}: {ranks.said()[-600:]}"
         return ranks.said()
+
+
+class Launched:
+    """`fashionbert pretrain` under torchrun, as it is meant to be started: for what the launcher has a part in. Left, it
+    and its ranks are gone."""
+
+    def __init__(self, count: int, folder: Path, settings: Sequence[str], resume: bool = False) -> None:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        words = pretrain_words(folder, settings, resume)
+        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+        self.log, self.found = folder / "torchrun.log", []
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [*launcher, "-m", "fashionbert_fast", *words],
+                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path}, stdout=log, stderr=log,
+            )  # fmt: skip
+
+    def __enter__(self) -> Launched:
+        return self
+
+    def __exit__(self, *_) -> None:
+        for process in {self.process.pid, *self.found, *self.ranks()}:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self.process.wait()
+
+    def ranks(self) -> list[int]:
+        """Process ids by rank, as long as the launcher lives."""
+        try:
+            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        except OSError:
+            return []
+        ranks = {}
+        for child in map(int, children):
+            with contextlib.suppress(OSError):
+                environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+                ranks |= {int(entry[5:]): child for entry in environment if entry.startswith(b"RANK=")}
+        self.found = [ranks[rank] for rank in sorted(ranks)]
+        return self.found
+
+    @staticmethod
+    def living(processes: Sequence[int]) -> list[int]:
+        """Those that have not ended; one that nobody has waited for yet has."""
+
+        def lives(process: int) -> bool:
+            try:
+                return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+            except OSError:
+                return False
+
+        return [process for process in processes if lives(process)]
+
+    def until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
+        """AssertionError where that does not come true within ``seconds``."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"nothing came of it in {seconds:.0f} s: {self.said()[-600:]}"
+            time.sleep(0.02)
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
 
 
 # What a run comes to --------------------------------------------------------------------------------------------------
