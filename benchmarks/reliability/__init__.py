@@ -7,4 +7,4 @@
 
 from __future__ import annotations
 
-PROOFS = ("kill", "damage", "inject", "nan", "gradients", "signals", "stop")
+PROOFS = ("kill", "elastic", "damage", "inject", "signals", "nan", "stop", "gradients", "soak", "guards")

@@ -180,6 +180,19 @@ def finish(count: int, folder: Path, settings: Sequence[str], resume: bool = Fal
         return ranks.said()
 
 
+def kill(process: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process, signal.SIGKILL)
+
+
+def children(process: int) -> list[int]:
+    """Processes that its first thread has begun and not yet waited for."""
+    try:
+        return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+    except OSError:
+        return []
+
+
 class Launched:
     """`fashionbert pretrain` under torchrun, as it is meant to be started: for what the launcher has a part in. Left, it
     and its ranks are gone."""
@@ -200,18 +213,13 @@ class Launched:
 
     def __exit__(self, *_) -> None:
         for process in {self.process.pid, *self.found, *self.ranks()}:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+            kill(process)
         self.process.wait()
 
     def ranks(self) -> list[int]:
         """Process ids by rank, as long as the launcher lives."""
-        try:
-            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
-        except OSError:
-            return []
         ranks = {}
-        for child in map(int, children):
+        for child in children(self.process.pid):
             with contextlib.suppress(OSError):
                 environment = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
                 ranks |= {int(entry[5:]): child for entry in environment if entry.startswith(b"RANK=")}
