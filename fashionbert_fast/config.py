@@ -93,6 +93,7 @@ class TrainConfig:
     log_every: int = 10  # steps between metrics, the only host synchronisation
     checkpoint_every: int = 1000  # steps; the last step is always kept; 0: only the last
     keep_checkpoints: int = 2  # newest checkpoints kept
+    step_timeout: int = 1800  # seconds without the end of a step, validation or save before the run is ended; 0: never
 
     def __post_init__(self) -> None:
         one_of("train.optimizer", self.optimizer, ("adamw", "lamb"))
@@ -104,7 +105,8 @@ class TrainConfig:
         within("train.warmup_ratio", self.warmup_ratio, 0.0, 1.0)
         for name in ("steps", "micro_batch_size", "gradient_accumulation_steps", "log_every", "keep_checkpoints"):
             at_least(f"train.{name}", getattr(self, name), 1)
-        at_least("train.checkpoint_every", self.checkpoint_every, 0)
+        for name in ("checkpoint_every", "step_timeout"):
+            at_least(f"train.{name}", getattr(self, name), 0)
         for name in ("lr", "eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"train.{name} must be positive, got {getattr(self, name)}")

@@ -23,6 +23,7 @@ from fashionbert_fast.engine.prefetch import on_device
 from fashionbert_fast.engine.resume import prepare_directory, resume_run, sole_writer
 from fashionbert_fast.engine.stop import Interrupted, StopRequest, end_with_launcher
 from fashionbert_fast.engine.validation import Validation
+from fashionbert_fast.engine.watchdog import Watchdog
 from fashionbert_fast.errors import InputError, TrainingStopped
 from fashionbert_fast.model.config import TASKS
 from fashionbert_fast.profiling import ranges
@@ -155,7 +156,7 @@ def train(run: Run, first_step: int) -> None:
     writer = MetricsWriter(run.directory, first_step) if is_main() else None
     config_yaml = run.config.to_yaml()
     run.engine.train()
-    with StopRequest() as stop, progress_bar() as bar, _watched(run) as host_seconds:
+    with StopRequest() as stop, Watchdog(run) as watchdog, progress_bar() as bar, _watched(run) as host_seconds:
         meter, watch = Meter(run, host_seconds), Watch(run)
         task = bar.add_task("pretrain", total=t.steps, completed=first_step)
         batches = on_device(iter(build_loader(run, first_step)), run.device)
@@ -165,6 +166,7 @@ def train(run: Run, first_step: int) -> None:
                 break
             lr = run.engine.get_lr()[0]  # read now: the schedule moves on with the step
             report = train_step(run, ready.micro_batches, step, ready.counts)
+            watchdog.progress()
             meter.add(report.counts)
             watch.add(step, report.losses_T, report.weights_T)
             stops = step < t.steps and stop.agreed()
@@ -179,6 +181,7 @@ def train(run: Run, first_step: int) -> None:
                 elif validation.due(step):
                     with ranges.phase("validation"):
                         record["validation"] = validation(step)
+                    watchdog.progress()
                     meter.restart()  # validating is not training
                 if writer is not None:
                     writer.write(record)
@@ -200,6 +203,7 @@ def train(run: Run, first_step: int) -> None:
                         raise InputError(
                             f"{run.directory}: its last step, {step}, is not saved; make room and --resume"
                         )
+                watchdog.progress()
                 meter.restart()  # writing is not training
             if stops:
                 raise Interrupted(step)
