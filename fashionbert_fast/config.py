@@ -89,6 +89,7 @@ class TrainConfig:
     cuda_graphs: bool = False  # replay the encoder's forward and backward as CUDA graphs; ZeRO 0 to 2
     fp8: bool = False  # the encoder's products in 8 bits, by torchao, on sm_89 and later; with bf16, ZeRO 0 to 2
     nvtx: bool = False  # ranges for Nsight Systems, and host seconds by phase in the metrics
+    wandb: bool = False  # metrics to Weights & Biases as well, where that is installed
     seed: int = 0  # of initialisation, dropout, order, negatives and masks
     log_every: int = 10  # steps between metrics, the only host synchronisation
     checkpoint_every: int = 1000  # steps; the last step is always kept; 0: only the last

@@ -41,7 +41,12 @@ def trials(folder: Path, seed: int, quick: bool) -> Iterator[Trial]:
         draw = random.Random(f"{seed} {number}")
         stage, precision = draw.choice(workload.STAGES), draw.choice(workload.PRECISIONS)
         settings = overrides(
-            store, folder, *SETTINGS, f"train.steps={steps}", f"train.zero_stage={stage}", f"train.precision={precision}"
+            store,
+            folder,
+            *SETTINGS,
+            f"train.steps={steps}",
+            f"train.zero_stage={stage}",
+            f"train.precision={precision}",
         )
         kinds = [KINDS[i % len(KINDS)] for i in range(faults)] if not quick else draw.sample(KINDS, faults)
         draw.shuffle(kinds)

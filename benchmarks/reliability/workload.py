@@ -270,7 +270,6 @@ def state_hash(checkpoint: Path) -> str:
 
 def _tensors(path: Path) -> bytes:
     import torch
-
     from fashionbert_fast.engine.unpickling import ALLOWED
 
     digest = hashlib.sha256()
