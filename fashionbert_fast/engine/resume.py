@@ -10,7 +10,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from fashionbert_fast.config import Config
+from fashionbert_fast.config import Config, read_yaml
 from fashionbert_fast.distributed import is_main
 from fashionbert_fast.engine.build import Run
 from fashionbert_fast.engine.checkpoint import load_checkpoint, newest_whole
@@ -47,7 +47,7 @@ def _check_same_run(saved: Path, config: Config) -> None:
     """A resumed run must learn what it would have learned uninterrupted: name the first field that differs."""
     free = {"train.output", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "data.workers",
             "data.store", "train.cuda_graphs", "train.nvtx"}  # fmt: skip
-    old, new = OmegaConf.load(saved), OmegaConf.structured(config)
+    old, new = read_yaml(saved), OmegaConf.structured(config)
     if new.train.steps > OmegaConf.select(old, "train.steps", default=0):
         free.add("train.steps")  # a longer run; its schedule is that of the new length from here on
     for section in new:
@@ -98,7 +98,7 @@ def resume_run(run: Run) -> int:
     _check_same_run(checkpoint / "config.yaml", run.config)
     saved = json.loads((checkpoint / MODEL / "patch_features.json").read_text())
     require_same_features(saved, run.store.manifest, f"{checkpoint} and {run.store.path}")
-    check_same_products(saved, run.store, OmegaConf.load(checkpoint / "config.yaml").data.store)
+    check_same_products(saved, run.store, read_yaml(checkpoint / "config.yaml").data.store)
     return load_checkpoint(run.engine, checkpoint)
 
 
