@@ -93,6 +93,7 @@ class TrainConfig:
     log_every: int = 10  # steps between metrics, the only host synchronisation
     checkpoint_every: int = 1000  # steps; the last step is always kept; 0: only the last
     keep_checkpoints: int = 2  # newest checkpoints kept
+    keep_hours: float = 0.0  # of older ones, one for every so many hours is kept as well; 0: none
     step_timeout: int = 1800  # seconds without the end of a step, validation or save before the run is ended; 0: never
 
     def __post_init__(self) -> None:
@@ -110,7 +111,7 @@ class TrainConfig:
         for name in ("lr", "eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"train.{name} must be positive, got {getattr(self, name)}")
-        for name in ("weight_decay", "gradient_clipping"):
+        for name in ("weight_decay", "gradient_clipping", "keep_hours"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"train.{name} must be 0 or more, got {getattr(self, name)}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
+
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal obeys some of them
 
 
 class InputError(ValueError):
@@ -12,6 +15,11 @@ class InputError(ValueError):
     The message is one line naming the file, field or row and the remedy. The command line prints it without a
     traceback and exits with status 2.
     """
+
+    def __init__(self, message: str) -> None:
+        # torch raises what a loader's process raised as one of the same class, with that one's traceback before it.
+        own = message.rpartition(f"{__name__}.{type(self).__name__}: ")[2]
+        super().__init__(CONTROLS.sub(" ", own.strip()))
 
 
 class TrainingStopped(RuntimeError):

@@ -1,17 +1,25 @@
-"""Files written whole or not at all, manifests that vouch for themselves, and clear errors where reading fails."""
+"""Files and folders written whole or not at all and by one process at a time, manifests that vouch for themselves, and
+clear errors where reading fails: what is read may come from a stranger."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import shutil
+import socket
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from fashionbert_fast.errors import InputError
 
 SEAL = "manifest_sha256"  # of a manifest: over all its other fields
+MOST_BYTES = 2**24  # of a file of JSON or text that is read at once: as objects it takes up to 25 times as much
 
 
 def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -34,9 +42,91 @@ def write_json(path: str | Path, value: object) -> None:
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        fsync(partial)
         os.replace(partial, path)
+        fsync(path.parent)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another file") from error
+
+
+def fsync(path: Path) -> None:
+    """Have the disk hold what was written to the file, or which files the folder has."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_all(folder: Path) -> None:
+    """`fsync` of a folder and of all that is in it."""
+    for path in (*folder.rglob("*"), folder):
+        fsync(path)
+
+
+@contextlib.contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """A new folder to write to; when the block ends its files are those of ``target``, on the disk. All at once where
+    that is new or empty, else file by file, each of them whole. Nothing is left of a block that raises."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        fsync_all(partial)
+        try:
+            os.rename(partial, target)
+        except OSError:  # it has files
+            for file in sorted(partial.iterdir()):
+                os.replace(file, target / file.name)
+            fsync(target)
+        fsync(target.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def sole_owner(path: Path, what: str, remedy: str) -> Iterator[None]:
+    """Hold the lock of the file ``path`` while in the block. The kernel's lock ends with its process, however that
+    does, and processes that it forks do not have it. A file system without locks grants it to all.
+
+    Raises:
+        InputError: "``what`` (the owner); ``remedy``": another process has it, on this machine or on another that
+            shares the file system.
+    """
+    lock = _locked(path, what, remedy)
+    while not _is_at(lock, path):  # its owner took the file away after it was opened here
+        lock.close()
+        lock = _locked(path, what, remedy)
+    with lock:
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _locked(path: Path, what: str, remedy: str) -> TextIO:
+    lock = path.open("a+")
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        with lock:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                lock.seek(0)
+                raise InputError(f"{what} ({lock.read().strip() or 'unknown'}); {remedy}") from error
+        return path.open("a+")
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+    lock.flush()
+    return lock
+
+
+def _is_at(file: TextIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def check_writable(path: str | Path) -> None:
@@ -48,9 +138,27 @@ def check_writable(path: str | Path) -> None:
         raise InputError(f"{path}: cannot be written; choose another file")
 
 
-def read_json(path: Path) -> dict:
-    """The JSON at ``path``; InputError naming the file where it cannot be read."""
+def check_file(path: str | Path, remedy: str, most: int = MOST_BYTES) -> None:
+    """InputError unless ``path`` is a file, links followed, of at most so many bytes: no folder, and no pipe or device,
+    which could be read for ever."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+        status = os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: a NUL
+        raise InputError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}); {remedy}") from error
+    if not stat.S_ISREG(status.st_mode):
+        what = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe or device"
+        raise InputError(f"{path}: cannot be read (it is {what}, not a file); {remedy}")
+    if status.st_size > most:
+        raise InputError(f"{path}: cannot be read ({status.st_size:,} bytes are more than {most:,}); {remedy}")
+
+
+def read_json(path: Path, remedy: str = "fetch it again") -> dict[str, Any]:
+    """The object that the JSON at ``path`` is; InputError naming the file where it cannot be read or is another."""
+    check_file(path, remedy)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, a number of 5,000 digits
+        raise InputError(f"{path}: cannot be read as JSON ({error}); {remedy}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: cannot be read as JSON (it is no object); {remedy}")
+    return value

@@ -22,7 +22,7 @@ from fashionbert_fast.features.manifest import DTYPES, Manifest, field_differenc
 from fashionbert_fast.features.patch_encoder import PatchEncoder, load_encoder
 from fashionbert_fast.features.photo import read_image, square_image
 from fashionbert_fast.features.probe import probe_difference
-from fashionbert_fast.files import read_json, write_json
+from fashionbert_fast.files import read_json, write_json, written_whole
 from fashionbert_fast.model.config import FashionBertConfig
 from fashionbert_fast.run_directory import resolve_model_dir
 
@@ -96,8 +96,8 @@ class FashionBertProcessor:
         may be the model's. The patch encoder is not copied: the manifest names it, and knows it when it comes back."""
         path = Path(path)
         try:
-            path.mkdir(parents=True, exist_ok=True)
-            self.tokenizer.save_pretrained(path)
+            with written_whole(path) as folder:
+                self.tokenizer.save_pretrained(folder)
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error.strerror}); choose another directory") from error
         write_json(path / MANIFEST, self.manifest.to_dict())

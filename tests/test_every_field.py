@@ -370,6 +370,10 @@ RUNS = ({
     "validation.every": (1, lambda out: len(validations(out)), 3),
     "validation.keep_best": ("mlm", lambda out: best_step(out), 1),
     "validation.patience": (2, lambda out: [path.name[-1] for path in list_checkpoints(out)], ["1", "3"]),
+}, {
+    "train.output": ("KEPT", lambda out: (out / "metrics.jsonl").exists(), True),
+    "train.checkpoint_every": (1, lambda out: [path.name[-1] for path in list_checkpoints(out)], [*"1234567"]),
+    "train.keep_hours": (1e-9, lambda out: len(list_checkpoints(out)), 7),
 })  # fmt: skip
 
 
@@ -388,7 +392,8 @@ def places(store_path, tmp_path_factory) -> dict[str, str]:
     core.save_pretrained(folder / "core")
     train_wordpiece(titles, 100, folder / "core")
     write_store(folder / "small", products=48)
-    names = {"SMALL_STORE": "small", "CORE": "core", "TOKENIZER": "tokenizer", "OUTPUT": "run", "STOPPED": "stopped"}
+    names = {"SMALL_STORE": "small", "CORE": "core", "TOKENIZER": "tokenizer", "OUTPUT": "run", "STOPPED": "stopped",
+             "KEPT": "kept"}  # fmt: skip
     return {"STORE": str(store_path)} | {word: str(folder / name) for word, name in names.items()}
 
 

@@ -121,10 +121,24 @@ MUTANTS = (
         CATALOGUE,
     ),
     Mutant(
-        "features-of-another-size-are-mapped",
+        "features-of-another-size-are-read",
         "fashionbert_fast/features/store.py",
-        "        if size == expected:\n",
-        "        if size >= expected:\n",
+        "    if size == expected:\n",
+        "    if size >= expected:\n",
+        STORE,
+    ),
+    Mutant(
+        "features-that-end-early-are-whatever-memory-held",
+        "fashionbert_fast/features/store.py",
+        "            if read < size:\n",
+        "            if read < 0:\n",
+        STORE,
+    ),
+    Mutant(
+        "two-write-one-store",
+        "fashionbert_fast/files.py",
+        "            if error.errno in (errno.EACCES, errno.EAGAIN):\n",
+        "            if error.errno in (errno.EACCES,):\n",
         STORE,
     ),
     Mutant(
@@ -137,8 +151,8 @@ MUTANTS = (
     Mutant(
         "letters-keep-their-case",
         "fashionbert_fast/data/tokenizer.py",
-        'BertTokenizerFast(vocab=str(directory / "vocab.txt"), do_lower_case=True)',
-        'BertTokenizerFast(vocab=str(directory / "vocab.txt"), do_lower_case=False)',
+        'BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True)',
+        'BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=False)',
         ("tests/data/test_wordpiece.py", *BATCHES),
     ),
     Mutant(
@@ -291,8 +305,8 @@ MUTANTS = (
     Mutant(
         "the-index-of-another-store-is-taken",
         "fashionbert_fast/features/integrity.py",
-        "if not expected or found == expected:",
-        'if not expected or found["bytes"] == expected["bytes"]:',
+        "    if found == expected:\n",
+        '    if found["bytes"] == expected["bytes"]:\n',
         INTEGRITY,
     ),
     Mutant(

@@ -6,7 +6,6 @@ with ``Problems(strict=True)`` the first one stops the job.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from fashionbert_fast.catalogue.product import DUPLICATE, Problems, Product
 from fashionbert_fast.catalogue.tables import ASSUMED, DELIMITERS, READERS, undecodable
-from fashionbert_fast.errors import InputError
+from fashionbert_fast.errors import CONTROLS, InputError
 
 FORMATS = "a directory with styles.csv and images/ (Kaggle), or a .csv, .tsv, .jsonl or .parquet file"
 # field -> the columns it is looked for in, unless --column names one
@@ -159,9 +158,6 @@ class ImageFinder:
         if not any(real.is_relative_to(root) for root in self.roots):
             return None, OUTSIDE, f"image {path} lies outside of {self.by_path}; --allow-root its folder if it is meant"
         return path, "", ""
-
-
-CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal obeys some of them
 
 
 def _text(value: Any) -> str:

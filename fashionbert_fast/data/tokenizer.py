@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.files import read_json
+from fashionbert_fast.files import check_file, read_json, written_whole
 
 SPECIAL_TOKENS = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
                   "mask_token": "[MASK]"}  # fmt: skip
+
+FILES = ("tokenizer.json", "vocab.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+         "chat_template.jinja")  # fmt: skip
 
 
 def train_wordpiece(titles: Sequence[str], vocab_size: int, directory: Path) -> None:
@@ -28,11 +31,11 @@ def train_wordpiece(titles: Sequence[str], vocab_size: int, directory: Path) -> 
         titles, vocab_size=max(vocab_size, len(first)), min_frequency=2, special_tokens=first, show_progress=False
     )
     vocabulary = trainer.get_vocab()
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "vocab.txt").write_text(
-        "".join(f"{token}\n" for token in sorted(vocabulary, key=vocabulary.__getitem__))
-    )
-    BertTokenizerFast(vocab=str(directory / "vocab.txt"), do_lower_case=True).save_pretrained(directory)
+    with written_whole(directory) as folder:
+        (folder / "vocab.txt").write_text(
+            "".join(f"{token}\n" for token in sorted(vocabulary, key=vocabulary.__getitem__))
+        )
+        BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True).save_pretrained(folder)
 
 
 def load_tokenizer(directory: Path):
@@ -47,6 +50,7 @@ def load_tokenizer(directory: Path):
     )
 
     directory = Path(directory)
+    _check_files(directory)
     described = read_json(directory / "tokenizer.json") if (directory / "tokenizer.json").exists() else None
     if described is None and not (directory / "vocab.txt").exists():
         raise InputError(f"{directory}: no tokenizer.json or vocab.txt; give a checkpoint with its tokenizer files")
@@ -72,15 +76,31 @@ def load_tokenizer(directory: Path):
     return tokenizer
 
 
+def _check_files(directory: Path) -> None:
+    """InputError where a file is none that should be read, or names another one as the vocabulary: transformers would
+    take it from anywhere, and the next export would give it away."""
+    for name in FILES:
+        if (directory / name).exists():
+            check_file(directory / name, "fetch it again")
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        settings = read_json(directory / name) if (directory / name).exists() else {}
+        for field in settings:
+            is_token = field.endswith(("_token", "_tokens"))
+            if field in ("vocab", "merges") or (name.startswith("special") and not is_token):
+                raise InputError(f"{directory / name}: has a field {field:.80}, which is no setting; "
+                                 "take it out")  # fmt: skip
+
+
 def copy_tokenizer(source: Path, target: Path) -> None:
     """Write the tokenizer of ``source`` to ``target``, so that a model directory is complete by itself.
 
     Written by transformers, not copied: every setting and special token is then spelled out in tokenizer_config.json,
     and `AutoTokenizer` splits as `load_tokenizer` does, which also reads what only tokenizer.json says.
     """
-    load_tokenizer(source).save_pretrained(target)
-    if (source / "vocab.txt").exists():
-        (target / "vocab.txt").write_bytes((source / "vocab.txt").read_bytes())
+    with written_whole(target) as folder:
+        load_tokenizer(source).save_pretrained(folder)
+        if (source / "vocab.txt").exists():
+            (folder / "vocab.txt").write_bytes((source / "vocab.txt").read_bytes())
 
 
 def _is_bert_vocabulary(described: dict) -> bool:

@@ -28,6 +28,7 @@ from fashionbert_fast.features.manifest import require_same_features
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.model.checkpoint import is_own_model, resolve_core
 from fashionbert_fast.model.config import FashionBertConfig
+from fashionbert_fast.model.tensors import check_fits
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 from fashionbert_fast.run_directory import resolve_model_dir
 
@@ -117,9 +118,12 @@ def build_model(config: Config, store: FeatureStore, vocabulary: int) -> Fashion
         sizes = {"hidden_size": m.hidden_size, "num_hidden_layers": m.layers or 12, "num_attention_heads": m.heads,
                  "intermediate_size": m.intermediate_size, "vocab_size": vocabulary,
                  "max_position_embeddings": max(64, config.data.max_text_tokens)}  # fmt: skip
-        model = FashionBertForPreTraining(
-            FashionBertConfig(patch_feature_size=store.manifest.feature_size, **sizes, **fields)
-        )
+        try:
+            scratch = FashionBertConfig(patch_feature_size=store.manifest.feature_size, **sizes, **fields)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+        check_fits(scratch, "model", "lower model.layers, model.hidden_size or model.intermediate_size")
+        model = FashionBertForPreTraining(scratch)
     if config.data.max_text_tokens > model.config.max_position_embeddings:
         raise InputError(
             f"data.max_text_tokens {config.data.max_text_tokens} exceeds the core's "

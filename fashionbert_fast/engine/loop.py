@@ -13,9 +13,9 @@ import torch
 
 from fashionbert_fast.config import Config
 from fashionbert_fast.data.batch import Batch, StepCounts
-from fashionbert_fast.distributed import all_reduce_sum, barrier, init_distributed, is_main, shutdown
+from fashionbert_fast.distributed import HostSums, all_reduce_sum, barrier, init_distributed, is_main, shutdown
 from fashionbert_fast.engine.build import DTYPES, Run, build, build_loader, seed_dropout
-from fashionbert_fast.engine.checkpoint import save_checkpoint
+from fashionbert_fast.engine.checkpoint import Saver
 from fashionbert_fast.engine.divergence import Watch
 from fashionbert_fast.engine.flops import peak_flops, useful_flops
 from fashionbert_fast.engine.metrics import MetricsWriter, read_metrics
@@ -154,9 +154,9 @@ def train(run: Run, first_step: int) -> None:
     t = run.config.train
     validation = Validation(run, first_step)
     writer = MetricsWriter(run.directory, first_step) if is_main() else None
-    config_yaml = run.config.to_yaml()
+    saver, sums = Saver(run.engine, run.directory, run.tokenizer_dir, run.config.to_yaml(), t), HostSums()
     run.engine.train()
-    with StopRequest() as stop, Watchdog(run) as watchdog, progress_bar() as bar, _watched(run) as host_seconds:
+    with Watchdog(run) as watchdog, saver, StopRequest() as stop, progress_bar() as bar, _watched(run) as host_seconds:
         meter, watch = Meter(run, host_seconds), Watch(run)
         task = bar.add_task("pretrain", total=t.steps, completed=first_step)
         batches = on_device(iter(build_loader(run, first_step)), run.device)
@@ -169,7 +169,9 @@ def train(run: Run, first_step: int) -> None:
             watchdog.progress()
             meter.add(report.counts)
             watch.add(step, report.losses_T, report.weights_T)
-            stops = step < t.steps and stop.agreed()
+            asked, *saving = sums(stop.asked, saver.writing, saver.failed)
+            saver.advance(*saving)
+            stops = bool(asked) and step < t.steps
             saves = stops or step == t.steps or (t.checkpoint_every and step % t.checkpoint_every == 0)
             logs = step % t.log_every == 0 or step == t.steps or validation.due(step)
             if logs or (saves and watch.found()):
@@ -194,17 +196,11 @@ def train(run: Run, first_step: int) -> None:
             bar.update(task, completed=step)
             if saves or validation.exhausted or validation.step == step:
                 with ranges.phase("checkpoint"):
-                    saved = save_checkpoint(
-                        run.engine, run.directory, step, run.tokenizer_dir, config_yaml, t.keep_checkpoints
-                    )
-                    if saved is not None:
-                        validation.keep(saved, step)
-                    elif stops or step == t.steps:
-                        raise InputError(
-                            f"{run.directory}: its last step, {step}, is not saved; make room and --resume"
-                        )
+                    saver.begin(step, best=validation.step == step)
+                    if (stops or step == t.steps) and (why := saver.finish()) is not None:
+                        raise InputError(f"{run.directory}: its last step, {step}, is not saved: {why}; then --resume")
                 watchdog.progress()
-                meter.restart()  # writing is not training
+                meter.restart()  # copying is not training
             if stops:
                 raise Interrupted(step)
     if writer is not None:

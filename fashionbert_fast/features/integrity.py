@@ -1,7 +1,7 @@
 """Whether a feature store is what was written: hashes of its files, a checksum of every row's features.
 
-`FeatureStore.open` checks what costs next to nothing: the manifest's own hash, the sizes, the hash of products.parquet
-and a handful of rows. `verify` reads everything. Stores written before there were hashes open as they did.
+`FeatureStore.open` checks what costs next to nothing: the manifest's own hash, the sizes, the hashes of all but the
+features and a handful of rows. `verify` reads everything. Stores written before there were hashes open as they did.
 
 Shapes: N products, n of them, P patches, D feature.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.files import SEAL, is_sealed
+from fashionbert_fast.files import SEAL, check_file, is_sealed
 from fashionbert_fast.progress import progress
 
 if TYPE_CHECKING:
@@ -76,21 +77,30 @@ def content_sha256(
 
 def file_hashes(folder: Path) -> dict[str, dict[str, Any]]:
     """What the manifest says of the other files. features.bin has no hash of its own: its rows have theirs."""
-    hashed = {name: _file_hash((folder / name).read_bytes()) for name in ("products.parquet", "problems.jsonl")}
+    hashed = {name: _file_hash(folder / name) for name in ("products.parquet", "problems.jsonl")}
     return hashed | {"features.bin": {"bytes": (folder / "features.bin").stat().st_size}}
 
 
-def _file_hash(content: bytes) -> dict[str, Any]:
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+def _file_hash(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def file_difference(name: str, content: bytes, manifest: Manifest) -> str:
-    """In what ``content`` is not what the manifest says of the file ``name``; "": it is, or nothing is said."""
-    expected, found = manifest.files.get(name), _file_hash(content)
-    if not expected or found == expected:
+def file_difference(path: Path, manifest: Manifest) -> str:
+    """In what a file is not what the manifest says of it; "": it is, or nothing is said. InputError: unreadable."""
+    expected = manifest.files.get(path.name)
+    if not expected:
         return ""
-    if found["bytes"] != expected["bytes"]:
-        return f"{found['bytes']} bytes, where the manifest says {expected['bytes']}: damaged, or of another store"
+    check_file(path, AGAIN, sys.maxsize)
+    try:
+        found = _file_hash(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
+    if found == expected:
+        return ""
+    said = expected.get("bytes") if isinstance(expected, dict) else None
+    if found["bytes"] != said:
+        return f"{found['bytes']} bytes, where the manifest says {said}: damaged, or of another store"
     return "its hash is not the one in the manifest: damaged, or of another store"
 
 
@@ -103,7 +113,7 @@ def is_finite(raw_nPD: np.ndarray, dtype: str) -> np.ndarray:
 def damaged_rows(store: FeatureStore, rows: Iterable[int]) -> Iterable[Damage]:
     """The rows among ``rows`` whose features are not those that were written, or not numbers."""
     for row in rows:
-        raw_1PD = store.mapped_NPD[row : row + 1]
+        raw_1PD = store.raw([row])
         if store.crc32_N is not None and zlib.crc32(raw_1PD) != store.crc32_N[row]:
             what = "its features do not match their checksum (damaged, or of another store)"
         elif not is_finite(raw_1PD, store.manifest.dtype)[0]:
@@ -125,13 +135,7 @@ def verify(store: FeatureStore) -> list[Damage]:
 
     Of a store without hashes only the features' finiteness can be told.
     """
-    log, found = store.path / "problems.jsonl", []
-    try:
-        difference = file_difference(log.name, log.read_bytes(), store.manifest)
-    except OSError as error:
-        difference = f"cannot be read ({error.strerror})"
-    if difference:
-        found.append(Damage(str(log), -1, "", difference))
+    found = []
     if store.crc32_N is not None:
         content = content_sha256(store.columns, store.crc32_N, store.manifest)
         if content != store.manifest.content_sha256:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
+from typing import Any, Self, get_origin, get_type_hints
 
 import torch
 
@@ -75,9 +75,19 @@ class Manifest:
         if missing or value.get("dtype") not in DTYPES:
             raise ValueError(f"lacks {missing[0]}" if missing else f"dtype {value.get('dtype')!r} is unknown")
         manifest = cls(**{name: part for name, part in value.items() if name in known})
+        for name, kind in get_type_hints(cls).items():
+            if not isinstance(getattr(manifest, name), _accepted(kind)):
+                raise ValueError(f"{name} is {getattr(manifest, name)!r:.50}, which it cannot be")
+        sizes = manifest.grid, manifest.feature_size, manifest.products
+        if not all(type(size) is int and low <= size < 2**40 for size, low in zip(sizes, (1, 1, 0), strict=True)):
+            raise ValueError(f"{sizes} are no grid, feature size and products")
         if manifest.fingerprint != value.get("fingerprint"):
             raise ValueError("was edited: its fingerprint does not belong to its fields")
         return manifest
+
+
+def _accepted(kind: Any) -> tuple[type, ...]:
+    return (float, int) if kind is float else (get_origin(kind) or kind,)
 
 
 def _get(value: Any, dotted: str) -> Any:

@@ -5,7 +5,7 @@ A directory of four files, written under a temporary name and renamed when compl
     manifest.json      what the features are and how they were made (`Manifest`)
     products.parquet   id, title, category, subcategory, split, image, group, image_hash and a checksum of the row's
                        features; row n belongs to image n
-    features.bin       [N, P, D] in the manifest's dtype, raw, little endian, memory-mapped when read
+    features.bin       [N, P, D] in the manifest's dtype, raw, little endian
     problems.jsonl     what was left out of the catalogue and why
 
 Shapes: N products, n rows asked for, I images, P = grid * grid patches, D feature.
@@ -13,48 +13,56 @@ Shapes: N products, n rows asked for, I images, P = grid * grid patches, D featu
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import os
 import shutil
 import socket
+import sys
 import tempfile
+import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
+from fashionbert_fast.catalogue.parquet import open_parquet, texts
 from fashionbert_fast.catalogue.product import Problems, Product
 from fashionbert_fast.catalogue.twins import leaks, twins
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features import integrity
 from fashionbert_fast.features.manifest import DTYPES, FORMAT_VERSION, Manifest, require_same_features
-from fashionbert_fast.files import seal
+from fashionbert_fast.files import check_file, fsync, fsync_all, read_json, seal, sole_owner
 
 _UNSIGNED = {"bfloat16": torch.uint16, "float16": torch.uint16, "float32": torch.uint32}
 _RAW = {"bfloat16": np.dtype("<u2"), "float16": np.dtype("<u2"), "float32": np.dtype("<u4")}
 COLUMNS = ("id", "title", "category", "subcategory", "split", "image")
+PARTIAL, ASIDE = ".partial", ".old"  # of a store that is being written, and of the one that it replaces
 LATER_COLUMNS = ("group", "image_hash")  # empty where a store was written before they were
 __all__ = ["FeatureStore", "Manifest", "StoreWriter", "require_same_features"]
 
 
 class FeatureStore:
-    """Reads a store. Rows are memory-mapped: opening is free of its size, processes share the pages."""
+    """Reads a store. Opening is free of its size, processes share the kernel's copy of what they read."""
 
     def __init__(
-        self, path: Path, manifest: Manifest, columns: Mapping[str, list[str]], crc32_N: np.ndarray | None,
-        mapped_NPD: np.ndarray,
-    ) -> None:  # fmt: skip
+        self, path: Path, manifest: Manifest, columns: Mapping[str, list[str]], crc32_N: np.ndarray | None
+    ) -> None:
         self.path, self.manifest, self.columns = path, manifest, columns
-        self.mapped_NPD = mapped_NPD  # read-only, raw: uint16 holds bfloat16 and float16, uint32 holds float32
         self.ids, self.titles = columns["id"], columns["title"]
         self.categories, self.subcategories = columns["category"], columns["subcategory"]
         self.splits, self.images = columns["split"], columns["image"]
         self.groups, self.image_hashes = columns["group"], columns["image_hash"]
         self.crc32_N = crc32_N  # uint32, of each row's bytes; None where the store was written without hashes
         self._twin_N: np.ndarray | None = None
+        self._descriptor = _open_features(path, manifest)
+        weakref.finalize(self, os.close, self._descriptor)
 
     @classmethod
     def open(cls, path: Path | str, *, check_rows: bool = True) -> FeatureStore:
@@ -65,7 +73,9 @@ class FeatureStore:
         path = Path(path)
         manifest = _read_manifest(path)
         columns, crc32_N = _read_products(path, manifest)
-        store = cls(path, manifest, columns, crc32_N, _map_features(path, manifest))
+        if difference := integrity.file_difference(path / "problems.jsonl", manifest):  # which nothing else reads
+            raise InputError(f"{path}/problems.jsonl: {difference}; {integrity.AGAIN}")
+        store = cls(path, manifest, columns, crc32_N)
         if check_rows:
             integrity.check_some_rows(store)
         return store
@@ -75,7 +85,7 @@ class FeatureStore:
         return integrity.verify(self)
 
     def __reduce__(self):
-        return FeatureStore.open, (self.path,)  # another process maps the file itself: pickling would copy the features
+        return FeatureStore.open, (self.path,)  # another process opens the file itself
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -94,9 +104,31 @@ class FeatureStore:
         return self._twin_N
 
     def features(self, rows: np.ndarray | Sequence[int] | torch.Tensor) -> torch.Tensor:
-        """Features of the given rows [n, P, D], in the store's dtype: one copy, from the mapped file to new memory."""
-        gathered_nPD = np.take(self.mapped_NPD, np.asarray(rows, dtype=np.int64), axis=0)
-        return torch.from_numpy(gathered_nPD).view(DTYPES[self.manifest.dtype])
+        """Features of the given rows [n, P, D], in the store's dtype, in new memory: one copy.
+
+        IndexError beyond the last row; InputError where the file cannot be read or has become shorter meanwhile."""
+        return torch.from_numpy(self.raw(rows)).view(DTYPES[self.manifest.dtype])
+
+    def raw(self, rows: np.ndarray | Sequence[int] | torch.Tensor) -> np.ndarray:
+        """`features` as they are stored: uint16 holds bfloat16 and float16, uint32 holds float32.
+
+        Read, not mapped: a mapped file that somebody cuts, or a disk that fails, would end the process by SIGBUS.
+        """
+        row_n = np.asarray(rows, dtype=np.int64)
+        if len(row_n) and not (row_n.min() >= 0 and row_n.max() < len(self)):
+            raise IndexError(f"rows: {row_n.min()} to {row_n.max()}, of {len(self)}")
+        raw_nPD = np.empty((len(row_n), self.manifest.patches, self.manifest.feature_size), _RAW[self.manifest.dtype])
+        size = raw_nPD[:1].nbytes
+        for raw_PD, row in zip(raw_nPD, row_n.tolist(), strict=True):
+            try:
+                read = os.preadv(self._descriptor, [raw_PD], row * size)
+            except OSError as error:
+                raise InputError(f"{self.path}/features.bin: row {row} cannot be read ({error.strerror}); check the "
+                                 "disk") from error  # fmt: skip
+            if read < size:
+                raise InputError(f"{self.path}/features.bin: ends within row {row} (id {self.ids[row]}): it was cut "
+                                 f"while in use; {integrity.AGAIN}")  # fmt: skip
+        return raw_nPD
 
 
 def _make_one(path: Path) -> str:
@@ -109,59 +141,63 @@ def _read_manifest(path: Path) -> Manifest:
         raise InputError(f"{path}: {found}; {_make_one(path)}")
     if not (path / "manifest.json").is_file():
         raise InputError(f"{path}: is not a feature store: no manifest.json; {_make_one(path)}")
+    value = read_json(path / "manifest.json", integrity.AGAIN)
     try:
-        value = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
-        if not isinstance(value, dict) or "format_version" not in value:
+        if "format_version" not in value:
             raise ValueError("is not a feature store's")
         if value["format_version"] != FORMAT_VERSION:
             raise ValueError(f"has format {value['format_version']}, this version reads {FORMAT_VERSION}")
         integrity.check_seal(value)
         return Manifest.from_dict(value)
-    except OSError as error:
-        raise InputError(f"{path}/manifest.json: cannot be read ({error.strerror}); check its permissions") from error
     except (ValueError, TypeError) as error:
-        raise InputError(f"{path}/manifest.json: {error}; prepare the store again with --overwrite") from error
+        raise InputError(f"{path}/manifest.json: {error}; {integrity.AGAIN}") from error
 
 
 def _read_products(path: Path, manifest: Manifest) -> tuple[dict[str, list[str]], np.ndarray | None]:
     """The columns of text, and the checksums of the features."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    file = path / "products.parquet"
+    if difference := integrity.file_difference(file, manifest):
+        raise InputError(f"{file}: {difference}; {integrity.AGAIN}")
     try:
-        content = (path / "products.parquet").read_bytes()
-        if difference := integrity.file_difference("products.parquet", content, manifest):
-            raise InputError(f"{path}/products.parquet: {difference}; {integrity.AGAIN}")
-        table = pq.read_table(pa.BufferReader(content))
-        missing = [name for name in COLUMNS if name not in table.column_names]
-        if missing:
-            raise pa.ArrowException(f"no column {missing[0]}")
-        known = [name for name in (*COLUMNS, *LATER_COLUMNS) if name in table.column_names]
-        columns = {name: [""] * table.num_rows for name in LATER_COLUMNS}
-        columns |= {name: table.column(name).to_pylist() for name in known}
+        with open_parquet(file, (*COLUMNS, *LATER_COLUMNS)) as parquet:
+            names = parquet.schema_arrow.names
+            missing = [name for name in COLUMNS if name not in names]
+            if missing:
+                raise pa.ArrowException(f"no column {missing[0]}")
+            if parquet.metadata.num_rows != manifest.products:
+                raise pa.ArrowException(f"{parquet.metadata.num_rows} products, the manifest has {manifest.products}")
+            known = [name for name in (*COLUMNS, *LATER_COLUMNS) if name in names]
+            columns = {name: [""] * manifest.products for name in LATER_COLUMNS}
+            columns |= {name: texts(parquet, name) for name in known}
+            crc32_N = _crc32(parquet) if integrity.CRC_COLUMN in names else None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:150]
-        raise InputError(f"{path}/products.parquet: cannot be read ({reason}); prepare the store again") from error
-    if table.num_rows != manifest.products:
-        raise InputError(f"{path}/products.parquet: {table.num_rows} products, the manifest has {manifest.products}; "
-                         f"the store is damaged, {integrity.AGAIN}")  # fmt: skip
-    has_crc = integrity.CRC_COLUMN in table.column_names
-    return columns, table.column(integrity.CRC_COLUMN).to_numpy() if has_crc else None
+        raise InputError(f"{file}: cannot be read ({reason}); {integrity.AGAIN}") from error
+    return columns, crc32_N
 
 
-def _map_features(path: Path, manifest: Manifest) -> np.ndarray:
-    raw = _RAW[manifest.dtype]
-    shape = (manifest.products, manifest.patches, manifest.feature_size)
-    expected = int(np.prod(shape)) * raw.itemsize
+def _crc32(parquet: pq.ParquetFile) -> np.ndarray:
+    column = parquet.read([integrity.CRC_COLUMN])[0]
+    if column.type != pa.uint32() or column.null_count:
+        raise pa.ArrowException(f"column {integrity.CRC_COLUMN} is of {column.type}, not of checksums")
+    return column.to_numpy()
+
+
+def _open_features(path: Path, manifest: Manifest) -> int:
+    """A descriptor of features.bin, which is as long as the manifest says."""
+    file, shape = path / "features.bin", (manifest.products, manifest.patches, manifest.feature_size)
+    expected = math.prod(shape) * _RAW[manifest.dtype].itemsize
+    check_file(file, integrity.AGAIN, sys.maxsize)
     try:
-        size = (path / "features.bin").stat().st_size
-        if size == expected:
-            return np.memmap(path / "features.bin", dtype=raw, mode="r", shape=shape)
+        descriptor = os.open(file, os.O_RDONLY)
     except OSError as error:
-        raise InputError(f"{path}/features.bin: cannot be read ({error.strerror}); prepare the store again") from error
+        raise InputError(f"{file}: cannot be read ({error.strerror}); check its permissions") from error
+    size = os.fstat(descriptor).st_size
+    if size == expected:
+        return descriptor
+    os.close(descriptor)
     raise InputError(
-        f"{path}/features.bin: {size} bytes, where {shape} {manifest.dtype} take {expected}; "
-        "the store is damaged, prepare it again with --overwrite"
+        f"{file}: {size} bytes, where {shape} {manifest.dtype} take {expected}; the store is damaged, {integrity.AGAIN}"
     )
 
 
@@ -185,13 +221,19 @@ class StoreWriter:
         self.crc32: list[int] = []
         check_out(self.out, overwrite)
         _check_space(self.out, expected * patches * feature_size * DTYPES[dtype].itemsize)
-        _remove_leftovers(self.out)
-        self.partial = self.out.with_name(f".{self.out.name}.{socket.gethostname()}.{os.getpid()}.partial")
-        try:
-            self.partial.mkdir(parents=True)
-            self.file = (self.partial / "features.bin").open("wb")
-        except OSError as error:
-            raise InputError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
+        self.partial = self.out.with_name(f".{self.out.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL}")
+        what, remedy = f"{self.out}: another prepare is writing it", "wait for it, stop it, or choose another --out"
+        with contextlib.ExitStack() as until_begun:
+            try:
+                self.out.parent.mkdir(parents=True, exist_ok=True)
+                until_begun.enter_context(sole_owner(self.out.with_name(f".{self.out.name}.lock"), what, remedy))
+                _remove_leftovers(self.out)
+                check_out(self.out, overwrite)  # one may have come back
+                self.partial.mkdir()
+                self.file = (self.partial / "features.bin").open("wb")
+            except OSError as error:
+                raise InputError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
+            self.lock = until_begun.pop_all()
 
     def append(self, products: Sequence[Product], features_IPD: torch.Tensor) -> None:
         """Add ``products`` with their features [I, P, D], of any float dtype, rounded to the store's.
@@ -225,14 +267,14 @@ class StoreWriter:
             crc32 = {integrity.CRC_COLUMN: pa.array(self.crc32, pa.uint32())}
             pq.write_table(pa.table(self.columns | crc32), self.partial / "products.parquet")
             (self.partial / "problems.jsonl").write_text(problems.to_jsonl())
-            self.file.flush()
-            os.fsync(self.file.fileno())
             self.file.close()
             manifest.files = integrity.file_hashes(self.partial)
             manifest.content_sha256 = integrity.content_sha256(self.columns, self.crc32, manifest)
             sealed = seal(manifest.to_dict())
             (self.partial / "manifest.json").write_text(json.dumps(sealed, indent=2) + "\n")
+            fsync_all(self.partial)
             _replace(self.partial, self.out)
+            fsync(self.out.parent)
         except OSError as error:
             raise InputError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
         return manifest
@@ -243,6 +285,7 @@ class StoreWriter:
     def __exit__(self, *exception: object) -> None:
         self.file.close()
         shutil.rmtree(self.partial, ignore_errors=True)  # gone already after a commit
+        self.lock.close()
 
 
 def check_out(out: Path, overwrite: bool) -> None:
@@ -276,11 +319,17 @@ def _check_space(out: Path, needed: int) -> None:
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Remove what killed processes of this machine left of earlier tries at ``out``."""
-    for partial in out.parent.glob(f".{out.name}.{socket.gethostname()}.*.partial"):
-        pid = partial.name.split(".")[-2]
-        if pid.isdigit() and not Path(f"/proc/{pid}").exists() and Path("/proc/self").exists():
-            shutil.rmtree(partial, ignore_errors=True)
+    """Remove what killed processes of this machine left of earlier tries at ``out``; the store that one had set aside
+    to replace it comes back."""
+    for kind in (ASIDE, PARTIAL):
+        for left in out.parent.glob(f".{out.name}.{socket.gethostname()}.*{kind}"):
+            pid = left.name.split(".")[-2]
+            if not pid.isdigit() or Path(f"/proc/{pid}").exists() or not Path("/proc/self").exists():
+                continue
+            if kind == ASIDE and not out.exists():
+                os.rename(left, out)
+            else:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _replace(partial: Path, out: Path) -> None:
@@ -288,7 +337,7 @@ def _replace(partial: Path, out: Path) -> None:
     if not out.exists():
         os.rename(partial, out)
         return
-    aside = partial.with_suffix(".old")
+    aside = partial.with_suffix(ASIDE)
     os.rename(out, aside)
     os.rename(partial, out)
     shutil.rmtree(aside, ignore_errors=True)

@@ -12,12 +12,12 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.files import read_json
+from fashionbert_fast.files import read_json, write_json, written_whole
 from fashionbert_fast.model.config import FashionBertConfig
+from fashionbert_fast.model.tensors import WEIGHTS, Shapes, check_sizes, load_safetensors, tensor_shapes
 from fashionbert_fast.run_directory import resolve_model_dir
 
 # A BERT core that an ordinary package carries (the `offline` extra), by name.
@@ -77,28 +77,6 @@ def resolve_core(name: str | Path) -> Path:
         raise InputError(f"{name}: could not be had from the hub ({reason}); give a local directory") from error
 
 
-def load_safetensors(directory: Path) -> dict[str, torch.Tensor]:
-    """All tensors of model.safetensors, or of the shards that model.safetensors.index.json lists."""
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
-        files = sorted(set(read_json(index).get("weight_map", {}).values()))
-    elif (directory / "model.safetensors").exists():
-        files = ["model.safetensors"]
-    elif (directory / "pytorch_model.bin").exists():
-        raise InputError(
-            f"{directory}: holds only pytorch_model.bin, a pickle, which is never loaded; convert it to safetensors"
-        )
-    else:
-        raise InputError(f"{directory}: no model.safetensors; give a checkpoint directory")
-    tensors: dict[str, torch.Tensor] = {}
-    for name in files:
-        try:
-            tensors.update(load_file(directory / name))
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{directory / name}: cannot be read as safetensors ({error}); fetch it again") from error
-    return tensors
-
-
 def model_from_bert(cls, path: str | Path, **overrides):
     """See `FashionBert.from_bert`."""
     directory = resolve_core(path)
@@ -106,14 +84,16 @@ def model_from_bert(cls, path: str | Path, **overrides):
     if raw.get("model_type", "bert") != "bert" or raw.get("position_embedding_type", "absolute") != "absolute":
         kind = raw.get("model_type"), raw.get("position_embedding_type", "absolute")
         raise InputError(
-            f"{directory / 'config.json'}: not a BERT with absolute positions but {kind}; give a BERT checkpoint"
+            f"{directory / 'config.json'}: not a BERT with absolute positions but {kind!s:.100}; give a BERT checkpoint"
         )
     fields = {name: raw[name] for name in CORE_FIELDS if name in raw} | overrides
-    fields["type_vocab_size"] = max(2, fields.get("type_vocab_size", 2))  # a row for images
     try:
+        fields["type_vocab_size"] = max(2, fields.get("type_vocab_size", 2))  # a row for images
         config = FashionBertConfig(**fields)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{directory / 'config.json'}: {error}") from error
+        raise InputError(f"{directory / 'config.json'}: {error}; give a BERT checkpoint") from error
+    shapes = {_modern_name(name): shape for name, shape in tensor_shapes(directory).items()}
+    check_sizes(config, shapes, _sizes_of_bert(config), directory)
     model = cls(config)
     _copy_core(model, load_safetensors(directory), directory)
     return model
@@ -123,6 +103,30 @@ def _modern_name(name: str) -> str:
     """Names of today: no `bert.` prefix; LayerNorm.weight, which the first checkpoints called gamma."""
     name = name.removeprefix("bert.")
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
+
+
+def _sizes_of_bert(config: FashionBertConfig) -> Shapes:
+    """The tensors that a BERT's sizes can be told by."""
+    H, F = config.hidden_size, config.intermediate_size
+    sizes: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (config.vocab_size, H),
+        "embeddings.position_embeddings.weight": (config.max_position_embeddings, H),
+    }
+    layers = range(config.num_hidden_layers)
+    return sizes | {f"encoder.layer.{i}.intermediate.dense.weight": (F, H) for i in layers}
+
+
+def _sizes_of_ours(config: FashionBertConfig) -> Shapes:
+    """The tensors that a model's sizes can be told by."""
+    H, F = config.hidden_size, config.intermediate_size
+    sizes: dict[str, tuple[int, ...]] = {
+        "text_embeddings.word.weight": (config.vocab_size, H),
+        "text_embeddings.position.weight": (config.max_position_embeddings, H),
+        "text_embeddings.segment.weight": (config.type_vocab_size, H),
+        "patch_embeddings.position.weight": (config.patches, H),
+        "patch_embeddings.projection.weight": (H, config.patch_feature_size),
+    }
+    return sizes | {f"encoder.layers.{i}.feed_forward.weight": (F, H) for i in range(config.num_hidden_layers)}
 
 
 @torch.no_grad()
@@ -136,7 +140,11 @@ def _copy_core(model, theirs: dict[str, torch.Tensor], directory: Path) -> None:
             continue  # a checkpoint without pooler or MLM head: ours stays freshly initialised
         if missing:
             raise InputError(f"{directory}: has no tensor {missing[0]}; give a BERT checkpoint")
-        value = torch.cat([theirs[source] for source in sources])
+        parts = [theirs[source] for source in sources]
+        if any(part.dim() != target.dim() or part.shape[1:] != target.shape[1:] for part in parts):
+            raise InputError(f"{directory}: {sources[0]} has shape {tuple(parts[0].shape)}, expected rows of "
+                             f"{tuple(target.shape[1:])}")  # fmt: skip
+        value = torch.cat(parts)
         rows = len(value) if ours == "text_embeddings.segment.weight" else len(target)
         if value.shape != target[:rows].shape:
             raise InputError(
@@ -178,9 +186,9 @@ def export_bert(model, path: Path) -> None:
 
 def _write(path: Path, tensors: dict[str, torch.Tensor], config: str) -> None:
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-        (path / "config.json").write_text(config)
+        with written_whole(path) as folder:
+            save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+            (folder / "config.json").write_text(config)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another directory") from error
 
@@ -190,7 +198,7 @@ def save_model(model, path: Path, state_dict: dict[str, torch.Tensor] | None = N
     state = model.state_dict() if state_dict is None else state_dict
     _write(path, {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}, model.config.to_json())
     if model.feature_manifest is not None:
-        (path / "patch_features.json").write_text(json.dumps(model.feature_manifest, indent=2) + "\n")
+        write_json(path / "patch_features.json", model.feature_manifest)
 
 
 def is_own_model(directory: Path) -> bool:
@@ -202,9 +210,11 @@ def is_own_model(directory: Path) -> bool:
 def load_model(cls, path: Path):
     """See `FashionBert.from_pretrained`."""
     path = resolve_model_dir(path)
+    config = FashionBertConfig.from_json(path / "config.json")
+    check_sizes(config, tensor_shapes(path), _sizes_of_ours(config), path)
     state = load_safetensors(path)
-    model = cls(FashionBertConfig.from_json(path / "config.json"))
-    dtypes = {tensor.dtype for tensor in state.values()}
+    model = cls(config)
+    dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(dtypes) == 1:
         model.to(dtypes.pop())
     return _filled(model, state, path).eval()
@@ -216,6 +226,7 @@ def warm_model(cls, path: Path, *, layers: int | None = None, **overrides):
     kept = config.num_hidden_layers if layers is None else layers
     if kept > config.num_hidden_layers:
         raise InputError(f"model.layers {kept}: {path} has {config.num_hidden_layers}; ask for as many or fewer")
+    check_sizes(config, tensor_shapes(path), _sizes_of_ours(config), path)
     model = cls(dataclasses.replace(config, num_hidden_layers=kept, **overrides))
     cut = tuple(f"encoder.layers.{i}." for i in range(kept, config.num_hidden_layers))
     state = {name: tensor for name, tensor in load_safetensors(path).items() if not name.startswith(cut)}

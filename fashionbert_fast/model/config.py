@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fashionbert_fast.errors import InputError
+from fashionbert_fast.files import read_json
 
 TASKS = ("mlm", "tia", "mpm")  # the order of every *_T tensor
 METHODS = ("loss", "gradient", "min_norm", "fixed")
 LAYER_NORMS = ("fused", "apex")
+MOST, MOST_LAYERS = 2**24, 1000  # of any other size, which no model comes near: products of two stay integers of torch
 NORMALISATIONS = ("none", "norm", "loss")
 
 
@@ -36,9 +39,9 @@ class TaskWeighting:
             raise ValueError(f"weighting.method must be one of {', '.join(METHODS)}, got {self.method!r}")
         if self.normalise not in NORMALISATIONS:
             raise ValueError(f"weighting.normalise must be one of {', '.join(NORMALISATIONS)}, got {self.normalise!r}")
-        if self.alpha * len(TASKS) <= 1:
+        if not 1 < self.alpha * len(TASKS) < math.inf:
             raise ValueError(f"weighting.alpha must exceed 1/3, got {self.alpha}")
-        if len(self.preference) != 3 or min(self.preference) < 0 or sum(self.preference) == 0:
+        if len(self.preference) != 3 or not min(self.preference) >= 0 or not 0 < sum(self.preference) < math.inf:
             raise ValueError(f"weighting.preference must be three factors >= 0, not all 0, got {self.preference}")
         if not 0 <= self.floor <= 1 / 3:
             raise ValueError(f"weighting.floor must lie in [0, 1/3], got {self.floor}")
@@ -78,17 +81,27 @@ class FashionBertConfig:
     def __post_init__(self) -> None:
         if isinstance(self.weighting, dict):
             self.weighting = TaskWeighting(**self.weighting)
+        if not isinstance(self.weighting, TaskWeighting):
+            raise ValueError(f"weighting must be an object of fields, got {self.weighting!r:.80}")
         for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-                     "max_position_embeddings", "patches", "patch_feature_size"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+                     "max_position_embeddings", "type_vocab_size", "patches", "patch_feature_size"):  # fmt: skip
+            value, most = getattr(self, name), MOST_LAYERS if name == "num_hidden_layers" else MOST
+            if type(value) is not int or not 1 <= value <= most:
+                raise ValueError(f"model.{name} must be an integer from 1 to {most:,}, got {value!r:.80}")
+        if type(self.pad_token_id) is not int or not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"model.pad_token_id must be a token, 0 to {self.vocab_size - 1}, got {self.pad_token_id!r:.80}"
+            )
+        for name in ("layer_norm_eps", "initializer_range"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"model.{name} must be a number of 0 or more, got {getattr(self, name)}")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"model.hidden_size {self.hidden_size} is not a multiple of model.num_attention_heads "
                 f"{self.num_attention_heads}"
             )
         if self.hidden_act not in ("gelu", "gelu_new", "relu"):
-            raise ValueError(f"model.hidden_act must be gelu, gelu_new or relu, got {self.hidden_act!r}")
+            raise ValueError(f"model.hidden_act must be gelu, gelu_new or relu, got {self.hidden_act!r:.80}")
         if self.layer_norm not in LAYER_NORMS:
             raise ValueError(f"model.layer_norm must be one of {', '.join(LAYER_NORMS)}, got {self.layer_norm!r}")
         if self.type_vocab_size < 2:
@@ -96,6 +109,14 @@ class FashionBertConfig:
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "patch_dropout_prob"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must lie in [0, 1), got {getattr(self, name)}")
+
+    @property
+    def core_weights(self) -> int:
+        """How many numbers the tables and matrices of the core hold: nearly all that there are."""
+        rows = self.vocab_size + self.max_position_embeddings + self.type_vocab_size
+        rows += self.patches + self.patch_feature_size
+        layer = 4 * self.hidden_size + 2 * self.intermediate_size
+        return self.hidden_size * (rows + self.num_hidden_layers * layer)
 
     def to_json(self) -> str:
         """config.json, with the model type Hugging Face tools look for."""
@@ -106,13 +127,8 @@ class FashionBertConfig:
     @classmethod
     def from_json(cls, path: Path) -> FashionBertConfig:
         """Read config.json; InputError naming the file where it is not one of ours."""
-        try:
-            raw = json.loads(path.read_text())
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise InputError(
-                f"{path}: cannot be read as JSON ({error}); give a directory save_pretrained wrote"
-            ) from error
-        if not isinstance(raw, dict) or raw.pop("model_type", None) != "fashionbert":
+        raw = read_json(path, "give a directory save_pretrained wrote")
+        if raw.pop("model_type", None) != "fashionbert":
             raise InputError(f"{path}: model_type is not fashionbert; give a directory save_pretrained wrote")
         try:
             return cls(**raw)

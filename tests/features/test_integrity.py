@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -50,9 +51,10 @@ def made(pristine, tmp_path) -> Path:
     return Path(shutil.copytree(pristine, tmp_path / "store"))
 
 
-def is_found(store: Path) -> bool:
+def is_found(store: Path, at_opening: bool) -> bool:
     try:
-        return bool(FeatureStore.open(store).verify())
+        opened = FeatureStore.open(store)
+        return not at_opening and bool(opened.verify())
     except InputError as error:
         assert "\n" not in str(error) and str(store) in str(error)
         return True
@@ -64,14 +66,15 @@ def test_an_untouched_store_is_whole(made):
 
 @pytest.mark.parametrize("name", ["manifest.json", "products.parquet", "problems.jsonl", "features.bin"])
 def test_a_flipped_bit_anywhere_is_found(made, name):
-    """Bits spread over the whole file, or all of a small one; each named by its file in one line."""
+    """Bits spread over the whole file, or all of a small one; each named by its file in one line. At opening, but for
+    the features, which are what makes a store large."""
     whole = (made / name).read_bytes()
     generator = np.random.default_rng(0)
     for bit in generator.choice(8 * len(whole), size=min(150, 8 * len(whole)), replace=False).tolist():
         flipped = bytearray(whole)
         flipped[bit // 8] ^= 1 << bit % 8
         (made / name).write_bytes(flipped)
-        assert is_found(made), f"bit {bit} of {name}"
+        assert is_found(made, at_opening=name != "features.bin"), f"bit {bit} of {name}"
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "products.parquet", "problems.jsonl", "features.bin"])
@@ -79,7 +82,20 @@ def test_a_flipped_bit_anywhere_is_found(made, name):
 def test_a_truncated_file_is_found(made, name, kept):
     whole = (made / name).read_bytes()
     (made / name).write_bytes(whole[: int(kept * len(whole))])
-    assert is_found(made)
+    assert is_found(made, at_opening=True)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "products.parquet", "problems.jsonl", "features.bin"])
+@pytest.mark.parametrize("instead", [None, "folder", "pipe", "link to a pipe"])
+def test_a_missing_file_and_what_is_none_are_found(made, name, instead):
+    (made / name).unlink()
+    if instead == "folder":
+        (made / name).mkdir()
+    elif instead is not None:
+        os.mkfifo(made / "pipe" if instead.startswith("link") else made / name)  # which would be waited for
+    if instead == "link to a pipe":
+        (made / name).symlink_to("pipe")
+    assert is_found(made, at_opening=True)
 
 
 def test_damaged_rows_are_listed_with_their_ids(made):
@@ -94,10 +110,9 @@ def test_damaged_rows_are_listed_with_their_ids(made):
 
 
 def test_opening_looks_at_rows_from_first_to_last(made):
-    store = FeatureStore.open(made)
     found = []
     for row in range(COUNT):
-        raw_NPD = np.memmap(made / "features.bin", dtype="<u2", mode="r+", shape=store.mapped_NPD.shape)
+        raw_NPD = np.memmap(made / "features.bin", dtype="<u2", mode="r+", shape=(COUNT, PATCHES, FEATURES))
         raw_NPD[row, -1, -1] ^= 1
         raw_NPD.flush()
         try:
@@ -166,7 +181,7 @@ def test_the_hash_of_the_content_is_that_of_what_is_learned_from(pristine, tmp_p
     assert FeatureStore.open(same).manifest.content_sha256 == ours and len(ours) == 64
     table = pq.read_table(same / "products.parquet")
     pq.write_table(table, same / "products.parquet", compression="gzip")  # other bytes, the same content
-    assert is_found(same)
+    assert is_found(same, at_opening=True)
     for changes in ({"seed": 1}, {"title": "Cap"}, {"split": "validation"}):
         other = write(tmp_path / next(iter(changes)), **changes)
         assert FeatureStore.open(other).manifest.content_sha256 != ours

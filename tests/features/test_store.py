@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from training import ENVIRONMENT
 
 from fashionbert_fast.catalogue.product import Problems, Product
 from fashionbert_fast.errors import InputError
@@ -82,7 +86,7 @@ def test_rows_and_gathering(made):
     assert torch.equal(store.features([0]), everything[[0]])
 
 
-def test_pickling_maps_the_file_again(made):
+def test_pickling_opens_the_file_again(made):
     store = FeatureStore.open(made)
     pickled = pickle.dumps(store)
     assert len(pickled) < 500
@@ -187,7 +191,7 @@ def damage(store: Path, how: str) -> None:
         ("absent", "no such feature store; make one with: fashionbert prepare SOURCE --out"),
         ("file", "is not a directory"),
         ("no manifest", r"is not a feature store: no manifest\.json; make one with"),
-        ("broken manifest", r"manifest\.json: Expecting property name"),
+        ("broken manifest", r"manifest\.json: cannot be read as JSON \(Expecting property name"),
         ("other manifest", r"manifest\.json: is not a feature store's"),
         ("version", "has format 9, this version reads 1"),
         ("lacking", r"lacks resize\.image_pixels"),
@@ -195,7 +199,7 @@ def damage(store: Path, how: str) -> None:
         ("truncated", r"features\.bin: 166 bytes, where \(7, 4, 3\) bfloat16 take 168"),
         ("too long", r"features\.bin: 170 bytes, where \(7, 4, 3\) bfloat16 take 168"),
         ("no features", r"features\.bin: cannot be read \(No such file"),
-        ("products", r"products\.parquet: 8 products, the manifest has 7"),
+        ("products", r"products\.parquet: cannot be read \(8 products, the manifest has 7\)"),
         ("no products", r"products\.parquet: cannot be read"),
     ],
 )
@@ -224,6 +228,60 @@ def test_leftovers_of_killed_writers_go(tmp_path):
             assert dead.exists()  # of another store
         store_module._remove_leftovers(tmp_path / "s")
         assert not dead.exists() and writer.partial.exists()
+
+
+class Reader(torch.utils.data.Dataset):
+    """What a loader's process does with a store."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self.store = store
+
+    def __len__(self) -> int:
+        return len(self.store)
+
+    def __getitem__(self, row: int) -> torch.Tensor:
+        return self.store.features([row])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_store_that_is_cut_while_in_use_is_told_in_a_line(made, workers):
+    """Memory-mapped, it ended the process by SIGBUS, without a word."""
+    loader = torch.utils.data.DataLoader(Reader(FeatureStore.open(made)), batch_size=None, num_workers=workers)
+    with (made / "features.bin").open("r+b") as file:
+        file.truncate(100)  # of 7 rows of 24 bytes
+    rows = iter(loader)
+    assert len([next(rows) for _ in range(4)]) == 4
+    with pytest.raises(InputError) as raised:
+        next(rows)
+    assert str(raised.value) == (f"{made}/features.bin: ends within row 4 (id p4): it was cut while in use; prepare "
+                                 "the store again with --overwrite")  # fmt: skip
+
+
+def test_one_prepare_at_a_time_writes_a_store(tmp_path):
+    """A killed one holds nothing, and what it left goes."""
+    hold = (
+        "import sys, time; from fashionbert_fast.features.store import StoreWriter\n"
+        "with StoreWriter(sys.argv[1], patches=4, feature_size=3): print('writing', flush=True); time.sleep(60)"
+    )
+    first = subprocess.Popen([sys.executable, "-c", hold, tmp_path / "s"], env=ENVIRONMENT, stdout=subprocess.PIPE)
+    assert first.stdout is not None and first.stdout.readline() == b"writing\n"
+    left = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(InputError, match=rf"s: another prepare is writing it \(process {first.pid} on .*\); wait for"):
+        write(tmp_path / "s")
+    assert sorted(path.name for path in tmp_path.iterdir()) == left  # the first one's, which goes on
+    write(tmp_path / "t")
+    first.kill()
+    first.communicate()
+    write(tmp_path / "s")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s", "t"]
+
+
+def test_a_store_that_a_killed_writer_had_set_aside_comes_back(made):
+    made.rename(made.with_name(f".store.{socket.gethostname()}.99999999.old"))
+    with pytest.raises(InputError, match="store: exists; add --overwrite"):
+        write(made)
+    assert len(FeatureStore.open(made)) == 7
+    assert list(made.parent.iterdir()) == [made]
 
 
 def test_overwriting(made):

@@ -132,6 +132,17 @@ def test_a_tokenizer_of_another_kind_must_name_its_special_tokens(tmp_path):
     assert load_tokenizer(tmp_path)(["re"], add_special_tokens=False)["input_ids"] == [[6]]
 
 
+@pytest.mark.parametrize("write", [_trained, lambda directory: copy_tokenizer(_minilm(directory), directory)])
+def test_an_interrupted_writer_leaves_no_half_tokenizer(tmp_path, write, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(BertTokenizerFast, "save_pretrained", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "tokenizer")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_files_that_are_no_tokenizer(tmp_path):
     with pytest.raises(InputError, match=r"no tokenizer.json or vocab.txt"):
         load_tokenizer(tmp_path)
