@@ -87,6 +87,7 @@ def _free_port() -> int:
 
 def _rank(rank: int, environment: dict[str, str], log: Path, work: Callable, arguments: tuple) -> None:
     os.setsid()
+    multiprocessing.set_start_method(None, force=True)  # of loaders: what it is in any other process
     os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     with log.open("ab", buffering=0) as file:
         os.dup2(file.fileno(), 1)
