@@ -265,30 +265,8 @@ def state_hash(checkpoint: Path) -> str:
         name = str(path.relative_to(checkpoint))
         if path.is_file() and name not in (MANIFEST, "config.yaml"):
             digest.update(name.encode())
-            digest.update(_tensors(path) if path.suffix == ".pt" else path.read_bytes())
+            digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _tensors(path: Path) -> bytes:
-    import torch
-    from fashionbert_fast.engine.unpickling import ALLOWED
-
-    digest = hashlib.sha256()
-
-    def add(value: object) -> None:
-        if isinstance(value, torch.Tensor):
-            digest.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        elif isinstance(value, dict):
-            for key in value:
-                digest.update(str(key).encode())
-                add(value[key])
-        elif isinstance(value, (list, tuple)):
-            for item in value:
-                add(item)
-
-    with torch.serialization.safe_globals(ALLOWED):
-        add(torch.load(path, map_location="cpu", weights_only=True))
-    return digest.digest()
 
 
 class Outcome(NamedTuple):

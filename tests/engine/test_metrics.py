@@ -15,6 +15,8 @@ from fashionbert_fast.engine.metrics import MetricsWriter, read_metrics
 from fashionbert_fast.engine.resume import prepare_directory
 from fashionbert_fast.errors import InputError
 
+# Of TensorBoard's thread, on a full disk.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 RECORD = {"step": 1, "loss": 2.0, "losses": {"mlm": 1.0, "tia": 0.5, "mpm": 0.5}, "grad_norm": None}
 
 
@@ -40,7 +42,6 @@ def test_a_resumed_run_goes_on_after_its_checkpoint(tmp_path):
     assert [record["step"] for record in read_metrics(tmp_path)] == [2, 4, 5]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard
 def test_a_full_disk_costs_no_record(tmp_path, capsys):
     """Half a line is taken, then none: each is there, whole and once, when there is room again."""
     writer = MetricsWriter(tmp_path, 0)
