@@ -15,6 +15,7 @@ from benchmarks.reliability import workload
 from benchmarks.reliability.trial import Trial, attempt
 from benchmarks.reliability.workload import NO_DROPOUT, STAGES, Ranks, overrides, shared_store
 from fashionbert_fast.model.config import METHODS
+from fashionbert_fast.engine.state import master_weights
 
 NAME = "gradients"
 TARGET = "stages x accumulation 1/2/4 x tied weights x missing tasks x adaptive modes against float64: no silent error"
@@ -107,8 +108,7 @@ def descended(settings: list[str], cases: list[Case], begun: int) -> int:
     from fashionbert_fast.config import load_config
     from fashionbert_fast.distributed import barrier, init_distributed, shutdown
     from fashionbert_fast.engine.build import build
-    from fashionbert_fast.engine.checkpoint import master_weights
-    from fashionbert_fast.engine.loop import train_step
+        from fashionbert_fast.engine.loop import train_step
 
     device = init_distributed()
     for number, case in enumerate(cases, start=begun):
