@@ -34,8 +34,8 @@ def compiled(folder: Path) -> Path:
 
 @dataclass(frozen=True)
 class Fault:
-    """Of one rank: of the calls that change something below ``directory``, from the start of training on, ``count`` from
-    the ``first`` on fail with ``error``. ``log``: all of them, a line each. ``first`` 0: none fails."""
+    """Of one rank: of the calls that change something below ``directory`` from the start of training on, ``count`` from
+    the ``first`` on fail with ``error``; ``first`` 0: none. ``log``: all of them, a line each."""
 
     library: Path
     directory: Path

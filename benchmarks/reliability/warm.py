@@ -8,20 +8,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("DS_LOG_LEVEL", "error")
 
-import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: E402, F401
-import deepspeed.runtime.zero.stage3  # noqa: E402, F401
-import pyarrow.dataset  # noqa: E402, F401
-import tokenizers  # noqa: E402, F401
-import torch._dynamo  # noqa: E402, F401
-import torch._inductor.compile_fx  # noqa: E402, F401
-import torch.utils.cpp_extension  # noqa: E402, F401
-import torch.utils.tensorboard  # noqa: E402, F401
-import transformers.optimization  # noqa: E402, F401
-from transformers import BertTokenizerFast, PreTrainedTokenizerFast  # noqa: E402, F401
+import deepspeed.runtime.zero.muon.muon_optimizer
+import deepspeed.runtime.zero.stage3  # noqa: F401
+import pyarrow.dataset  # noqa: F401
+import tokenizers  # noqa: F401
+import torch._dynamo
+import torch._inductor.compile_fx
+import torch.utils.cpp_extension
+import torch.utils.tensorboard  # noqa: F401
+import transformers.optimization  # noqa: F401
+from transformers import BertTokenizerFast, PreTrainedTokenizerFast  # noqa: F401
 
-import fashionbert_fast.cli  # noqa: E402, F401
-import fashionbert_fast.engine.flat  # noqa: E402, F401
-import fashionbert_fast.engine.loop  # noqa: E402, F401
-import fashionbert_fast.engine.plots  # noqa: E402
+import fashionbert_fast.cli
+import fashionbert_fast.engine.flat
+import fashionbert_fast.engine.loop
+import fashionbert_fast.engine.plots
 
 fashionbert_fast.engine.plots.plot_run = lambda *_: None  # a second of each run, and of no proof here

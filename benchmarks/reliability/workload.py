@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
 from pathlib import Path
 from typing import NamedTuple
@@ -76,6 +76,11 @@ def shared_store(folder: Path) -> Path:
 def overrides(store: Path, run: Path, *more: str) -> list[str]:
     """Of a tiny run on ``store`` into ``run``; ``more`` wins."""
     return [f"data.store={store}", f"train.output={run}", *TINY, *more]
+
+
+def last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return next((line for line in reversed(lines) if line.strip()), "nothing")
 
 
 # Ranks ----------------------------------------------------------------------------------------------------------------
@@ -141,6 +146,11 @@ class Ranks:
         assert all(process.exitcode is not None for process in self.processes), f"still running after {seconds:.0f} s"
         return [process.exitcode for process in self.processes]
 
+    def succeed(self, seconds: float = PATIENCE) -> None:
+        """Wait for the good end of all; AssertionError with what they said last."""
+        statuses = self.wait(seconds)
+        assert not any(statuses), f"exit statuses {statuses}: {self.last_words()}"
+
     def until(self, condition: Callable[[], bool], seconds: float = PATIENCE, poll: float = 0.002) -> bool:
         """Whether ``condition`` came true before a rank ended; AssertionError where neither did within ``seconds``."""
         deadline = time.monotonic() + seconds
@@ -152,6 +162,9 @@ class Ranks:
 
     def said(self) -> str:
         return "".join(log.read_text(errors="replace") for log in self.logs if log.exists())
+
+    def last_words(self) -> str:
+        return " | ".join(map(last_line, self.logs))
 
 
 def fashionbert(*words: str) -> int:
@@ -176,8 +189,7 @@ def pretraining(count: int, folder: Path, settings: Sequence[str], resume: bool 
 def finish(count: int, folder: Path, settings: Sequence[str], resume: bool = False, seconds: float = PATIENCE) -> str:
     """The same to its end, which is a good one; what was printed."""
     with pretraining(count, folder, settings, resume) as ranks:
-        statuses = ranks.wait(seconds)
-        assert not any(statuses), f"exit statuses {statuses}: {ranks.said()[-600:]}"
+        ranks.succeed(seconds)
         return ranks.said()
 
 
@@ -195,8 +207,7 @@ def children(process: int) -> list[int]:
 
 
 class Launched:
-    """`fashionbert pretrain` under torchrun, as it is meant to be started: for what the launcher has a part in. Left, it
-    and its ranks are gone."""
+    """`fashionbert pretrain` under torchrun, for what the launcher has a part in. Left, it and its ranks are gone."""
 
     def __init__(self, count: int, folder: Path, settings: Sequence[str], resume: bool = False) -> None:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
@@ -243,11 +254,14 @@ class Launched:
         """AssertionError where that does not come true within ``seconds``."""
         deadline = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < deadline, f"nothing came of it in {seconds:.0f} s: {self.said()[-600:]}"
+            assert time.monotonic() < deadline, f"nothing came of it in {seconds:.0f} s: {self.last_words()}"
             time.sleep(0.02)
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")
+
+    def last_words(self) -> str:
+        return last_line(self.log)
 
 
 # What a run comes to --------------------------------------------------------------------------------------------------
@@ -265,31 +279,24 @@ def state_hash(checkpoint: Path) -> str:
         name = str(path.relative_to(checkpoint))
         if path.is_file() and name not in (MANIFEST, "config.yaml"):
             digest.update(name.encode())
-            digest.update(_tensors(path) if path.suffix == ".pt" else path.read_bytes())
+            for part in _parts(path):
+                digest.update(part)
     return digest.hexdigest()
 
 
-def _tensors(path: Path) -> bytes:
-    import torch
+def _parts(path: Path) -> Iterator[bytes]:
+    """What a file says: the bytes, but of safetensors, whose writer orders metadata by chance, in order."""
+    from safetensors import safe_open
 
-    from fashionbert_fast.engine.unpickling import ALLOWED
-
-    digest = hashlib.sha256()
-
-    def add(value: object) -> None:
-        if isinstance(value, torch.Tensor):
-            digest.update(value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        elif isinstance(value, dict):
-            for key in value:
-                digest.update(str(key).encode())
-                add(value[key])
-        elif isinstance(value, (list, tuple)):
-            for item in value:
-                add(item)
-
-    with torch.serialization.safe_globals(ALLOWED):
-        add(torch.load(path, map_location="cpu", weights_only=True))
-    return digest.digest()
+    if path.suffix != ".safetensors":
+        yield path.read_bytes()
+        return
+    with safe_open(path, "np") as file:
+        yield json.dumps(file.metadata(), sort_keys=True).encode()
+        for key in sorted(file.keys()):
+            array = file.get_tensor(key)
+            yield f"{key} {array.dtype} {array.shape}".encode()
+            yield array.tobytes()
 
 
 class Outcome(NamedTuple):

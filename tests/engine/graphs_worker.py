@@ -9,8 +9,8 @@ import sys
 
 import torch
 from fake_capture import FakeCapture
-from training import master_weights
 
+from benchmarks.weights import master_weights
 from fashionbert_fast.config import load_config
 from fashionbert_fast.distributed import init_distributed, shutdown
 from fashionbert_fast.engine import build as building

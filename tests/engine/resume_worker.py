@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import torch
-from training import master_weights, partitioned
 
+from benchmarks.weights import master_weights, partitioned
 from fashionbert_fast.config import load_config
 from fashionbert_fast.distributed import init_distributed, shutdown
 from fashionbert_fast.engine.build import Run, build, build_loader
