@@ -40,7 +40,7 @@ def trials(folder: Path, seed: int, quick: bool) -> Iterator[Trial]:
         calls = calls_of_a_save(home, Fault(library, home / "run" / "checkpoints", home / "calls"), settings)
         cases = list(product(calls, FAULTS))
         if quick:
-            cases = random.Random(f"{seed} {stage}").sample(cases, 9)
+            cases = random.Random(f"{seed} {stage}").sample(cases, 6)
         reference = outcome(home / "run")
         for (number, call), fault in cases:
             title, ended = f"stage {stage}, {fault} at call {number}, {call}", []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from functools import partial
@@ -19,6 +20,9 @@ from benchmarks.reliability.trial import Trial, attempt
 from benchmarks.reliability.workload import Outcome, overrides, shared_store
 from fashionbert_fast.errors import InputError
 
+sys.path.insert(0, str(Path(__file__).parent))  # for careless_save, here and in ranks
+import careless_save
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -32,7 +36,7 @@ def test_the_short_form(tmp_path):
     )  # fmt: skip
     rows = json.loads(board.read_text())["rows"]
     assert [row["proof"] for row in rows] == ["damage", "inject", "nan"]
-    assert all(row["met"] and row["k"] == row["n"] > 10 for row in rows), [row["failed"] for row in rows]
+    assert all(row["met"] and row["k"] == row["n"] > 5 for row in rows), [row["failed"] for row in rows]
     assert done.returncode == 0, done.stderr[-3000:]
     assert list((tmp_path / "trials").iterdir()) == []  # what succeeds leaves nothing
 
@@ -75,18 +79,16 @@ def test_a_check_that_looks_at_sizes_alone_is_found_out(tmp_path, monkeypatch):
     path = checkpoint / "file"
     path.write_bytes(bytes(range(100)))
     monkeypatch.setattr(damage, "damage", lambda at: None if path.exists() and path.stat().st_size == 100 else "cut")
-    changes = list(damage.broken(path.read_bytes(), command.random_of(0), 10, 100))
+    changes = list(damage.broken(path.read_bytes(), random.Random(0), 10, 100))
     trials = [attempt(tmp_path, "damage", what, partial(damage.is_found, checkpoint, path, to)) for what, to in changes]
     assert [trial.ok for trial in trials] == [True] * 11 + [False] * 100
     assert path.read_bytes() == bytes(range(100))
 
 
 def test_a_save_that_drops_what_was_before_it_is_ready_is_found_out(tmp_path, monkeypatch):
-    from benchmarks.careless_save import on_faulty_disk
-
-    monkeypatch.setattr(inject, "on_faulty_disk", on_faulty_disk)
+    monkeypatch.setattr(inject, "on_faulty_disk", careless_save.on_faulty_disk)
     settings = overrides(shared_store(tmp_path), tmp_path / "run", *inject.SAVES)
-    work = partial(inject.survives, compiled(tmp_path), settings, 90, CRASH, Outcome([], ""), [])
+    work = partial(inject.survives, compiled(tmp_path), settings, 120, CRASH, Outcome([], ""), [])
     trial = attempt(tmp_path, "inject", "careless", work)
     assert not trial.ok
     assert "no checkpoint is valid" in trial.note
