@@ -7,20 +7,25 @@ theirs, the others, which only the engine and the commands read, here.
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from fashionbert_fast.checks import at_least, one_of, within
 from fashionbert_fast.data.config import DataConfig
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.model.config import LAYER_NORMS, TASKS, TaskWeighting
+from fashionbert_fast.files import check_file
+from fashionbert_fast.model.config import LAYER_NORMS, MOST, MOST_LAYERS, TASKS, TaskWeighting
 
 # Files that come along, by name: `--config base`. A checkout has them as configs/NAME.yaml too.
 SHIPPED = {path.stem: path for path in sorted((Path(__file__).parent / "configs").glob("*.yaml"))}
+MOST_BYTES, MOST_NODES = 2**16, 10_000  # of a YAML file: twenty times the longest that there is reason to write
+MOST_INTEGER = 2**63 - 1  # of any field: torch's and numpy's own
 # What others call some of our fields.
 OTHERS_NAMES = {
     "learning_rate": "lr", "batch_size": "micro_batch_size", "per_device_train_batch_size": "micro_batch_size",
@@ -53,9 +58,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "heads", "intermediate_size"):
-            at_least(f"model.{name}", getattr(self, name), 1)
+            within(f"model.{name}", getattr(self, name), 1, MOST)
         if self.layers is not None:
-            at_least("model.layers", self.layers, 1)
+            within("model.layers", self.layers, 1, MOST_LAYERS)
         if self.core is None and self.hidden_size % self.heads:
             raise ValueError(f"model.hidden_size {self.hidden_size} must be a multiple of model.heads {self.heads}")
         if self.core is not None and self.tokenizer is not None:
@@ -89,6 +94,7 @@ class TrainConfig:
     cuda_graphs: bool = False  # replay the encoder's forward and backward as CUDA graphs; ZeRO 0 to 2
     fp8: bool = False  # the encoder's products in 8 bits, by torchao, on sm_89 and later; with bf16, ZeRO 0 to 2
     nvtx: bool = False  # ranges for Nsight Systems, and host seconds by phase in the metrics
+    wandb: bool = False  # metrics to Weights & Biases as well, where that is installed
     seed: int = 0  # of initialisation, dropout, order, negatives and masks
     log_every: int = 10  # steps between metrics, the only host synchronisation
     checkpoint_every: int = 1000  # steps; the last step is always kept; 0: only the last
@@ -174,33 +180,87 @@ def load_config(path: str | Path | None, overrides: list[str] | tuple[str, ...] 
     source = str(path) if path is not None else "defaults"
     raw: Any = {}
     if path is not None:
-        try:
-            raw = OmegaConf.load(path if Path(path).is_file() else SHIPPED.get(str(path), path))
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise InputError(
-                f"{path}: cannot be read ({reason}); give a YAML file or one of {', '.join(SHIPPED)}"
-            ) from error
-        except Exception as error:  # yaml's errors share no useful base with omegaconf's
-            raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
-        if not isinstance(raw, DictConfig):
-            raise InputError(f"{path}: holds a list, not sections; start from {SHIPPED['base']}")
+        raw = read_yaml(path if os.path.isfile(path) else SHIPPED.get(str(path), path))
     for override in overrides:
         if "=" not in override:
             raise InputError(f"{override}: not an override; write section.key=value, for example train.lr=1e-4")
     merged = _merged(OmegaConf.structured(Config), raw, source)
     for override in overrides:
-        merged = _merged(merged, OmegaConf.from_dotlist([override]), override)
-    missing = sorted(OmegaConf.missing_keys(merged))
-    if missing:
-        raise InputError(f"{source}: {missing[0]} is not set; add it to the file or give {missing[0]}=...")
+        merged = _merged(merged, _parsed(override), override)
     try:
-        return cast(Config, OmegaConf.to_object(merged))
+        missing = sorted(OmegaConf.missing_keys(merged))
+        if not missing:
+            config = cast(Config, OmegaConf.to_object(merged))
+            _check_integers(config)
+            return config
     except OmegaConfBaseException as error:
         raise InputError(f"{source}: {_reason(error)}") from error
     except ValueError as error:  # from a section's own check, which begins with the field's name
         given = [override for override in overrides if override.startswith(f"{str(error).split()[0]}=")]
         raise InputError(f"{given[-1] if given else source}: {error}") from error
+    raise InputError(f"{source}: {missing[0]} is not set; add it to the file or give {missing[0]}=...")
+
+
+def _check_integers(config: Config) -> None:
+    for section in fields(config):
+        values = getattr(config, section.name)
+        for field_ in fields(values):
+            value = getattr(values, field_.name)
+            if isinstance(value, int) and abs(value) > MOST_INTEGER:
+                raise ValueError(f"{section.name}.{field_.name} must lie within 64 bits, got {value}")
+
+
+def read_yaml(path: str | Path) -> DictConfig:
+    """A YAML file, which may come from a stranger, as OmegaConf has it: no objects, no values from the environment,
+    which would stand in every checkpoint, and no more of it than its size promises.
+
+    Raises:
+        InputError: one line naming the file.
+    """
+    check_file(path, f"give a YAML file or one of {', '.join(SHIPPED)}", MOST_BYTES)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        _check_nodes(yaml.compose(text, yaml.SafeLoader))
+        raw = OmegaConf.create(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); give a YAML file") from error
+    except RecursionError as error:
+        raise InputError(f"{path}: not valid YAML: nested too deeply; start from {SHIPPED['base']}") from error
+    except Exception as error:  # yaml's errors share no useful base with omegaconf's
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())[:500]}") from error
+    if not isinstance(raw, DictConfig):
+        raise InputError(f"{path}: holds no sections; start from {SHIPPED['base']}")
+    return raw
+
+
+def _parsed(override: str) -> DictConfig:
+    """``section.key=value`` as OmegaConf has it."""
+    try:
+        _check_nodes(yaml.compose(override.partition("=")[2], yaml.SafeLoader))
+        return OmegaConf.from_dotlist([override])
+    except RecursionError as error:
+        raise InputError(f"{override[:80]}: nested too deeply; give a plain value") from error
+    except Exception as error:
+        raise InputError(f"{override[:80]}: not valid YAML: {' '.join(str(error).split())[:300]}") from error
+
+
+def _check_nodes(root: yaml.Node | None) -> None:
+    """ValueError where aliases make more of a file than `MOST_NODES`, or where a value comes from elsewhere."""
+    sizes: dict[int, int] = {}  # of what is done; 0 while it is under way
+
+    def size(node: yaml.Node) -> int:
+        if sizes.get(id(node)) == 0:
+            raise ValueError("an alias within what it stands for")
+        if id(node) not in sizes:
+            sizes[id(node)] = 0
+            parts = [part for item in node.value for part in (item if isinstance(item, tuple) else (item,))]
+            sizes[id(node)] = 1 + (0 if isinstance(node, yaml.ScalarNode) else sum(map(size, parts)))
+            if isinstance(node, yaml.ScalarNode) and "${" in node.value and ":" in node.value:
+                raise ValueError(f"{node.value:.80} is not looked up; write the value out")
+        return sizes[id(node)]
+
+    if root is not None and size(root) > MOST_NODES:
+        raise ValueError(f"its aliases make more than {MOST_NODES:,} values of it")
 
 
 def _merged(base: DictConfig, more: Any, source: str) -> DictConfig:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import yaml
 
@@ -100,6 +102,81 @@ def test_files_that_cannot_be_read(tmp_path):
         load_config(tmp_path / "binary.yaml", NEEDED)
     with pytest.raises(InputError, match=r"data\.store is not set"):
         load_config(None)
+
+
+def _laughs(levels: int) -> str:
+    """A billion laughs: each line is nine of the one before."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, levels)]
+    return "\n".join(lines)
+
+
+HOSTILE = {  # a file -> what is said of it
+    "laughs": (_laughs(9), "aliases make more"),
+    "an alias of itself": ("train: &t {lr: *t}", "alias within what it stands for"),
+    "nested": ("train: " + "[" * 20_000, "nested too deeply"),
+    "nested more": ("train: " + "{a: " * 10_000, "nested too deeply"),
+    "an object": ("train: !!python/object/apply:os.system ['touch {canary}']", "not valid YAML"),
+    "an object by name": ("train: !!python/name:os.system", "not valid YAML"),
+    "the environment": ("train: {output: '${oc.env:SECRET}'}", "is not looked up"),
+    "the environment, wrapped": ("train: {output: '${oc.decode:${oc.env:SECRET}}'}", "is not looked up"),
+    "the environment, by a name put together": ("train: {output: '${${data.split}:SECRET}'}", "is not looked up"),
+    "a circle": ("train: {output: '${data.store}'}\ndata: {store: '${train.output}'}", "Recursive interpolation"),
+    "itself": ("data: {store: x}\ntrain: {output: '${train.output}'}", "Recursive interpolation"),
+    "a field that is not there": ("data: {store: x}\ntrain: {output: '${train.home}'}", "train.output: "),
+    "huge steps": ("train: {steps: 1000000000000000000000000000000}", "train.steps must lie within 64 bits"),
+    "huge seed": (f"train: {{seed: -{10**30}}}", "train.seed must lie within 64 bits"),
+    "digits": ("train: {steps: " + "1" * 5000 + "}", "not valid YAML"),
+    "layers": ("model: {layers: 100000}", "model.layers must lie in [1, 1000]"),
+    "a vocabulary": ("model: {vocab_size: 2000000000}", "model.vocab_size must lie in"),
+    "workers": ("data: {workers: 1000000}", "data.workers must lie in"),
+    "tokens": ("data: {max_text_tokens: 1000000000}", "data.max_text_tokens must lie in"),
+    "not a number": ("train: {lr: .nan}", "train.lr"),
+    "no sections": ("- train", "holds no sections"),
+    "terminal": ("train: {'\x1b[2J': 1}", ""),
+    "long": ("#" * 70_000, "are more than 65,536"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [*HOSTILE, "binary", "pipe", "folder", "device"])
+def test_a_strangers_file_is_told_in_a_line(tmp_path, kind, monkeypatch):
+    monkeypatch.setenv("SECRET", "password")
+    path, canary = tmp_path / "c.yaml", tmp_path / "canary"
+    said = ""
+    if kind in HOSTILE:
+        text, said = HOSTILE[kind]
+        path.write_text(text.replace("{canary}", str(canary)))
+    elif kind == "binary":
+        path.write_bytes(bytes(range(256)))
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises(InputError) as raised:
+        load_config(path, [] if kind in HOSTILE and "store:" in HOSTILE[kind][0] else NEEDED)
+    message = str(raised.value)
+    assert message.startswith(str(path)) and said in message and "\n" not in message and len(message) < 800
+    assert "password" not in message and "\x1b" not in message and not canary.exists()
+
+
+@pytest.mark.parametrize("override", ["train.output=${oc.env:SECRET}", "train.lr=" + "[" * 10_000,
+                                      "train.betas=&a [*a]", "." * 10_000 + "=1", f"train.seed={10**30}",
+                                      "train.lr=!!python/name:os.system"])  # fmt: skip
+def test_a_strangers_override_is_told_in_a_line(override, monkeypatch):
+    monkeypatch.setenv("SECRET", "password")
+    with pytest.raises(InputError) as raised:
+        load_config(None, [*NEEDED, override])
+    assert "\n" not in str(raised.value) and "password" not in str(raised.value) and len(str(raised.value)) < 800
+
+
+def test_aliases_and_fields_that_name_others_are_read(tmp_path):
+    (tmp_path / "c.yaml").write_text(
+        "train: {steps: &n 7, warmup_ratio: 0.5, output: 'runs/${train.steps}'}\nvalidation: {every: *n}\n"
+    )
+    config = load_config(tmp_path / "c.yaml", ["data.store=x"])
+    assert (config.train.output, config.validation.every) == ("runs/7", 7)
 
 
 def test_the_file_is_plain_yaml():

@@ -373,6 +373,7 @@ RUNS = ({
 }, {
     "train.output": ("KEPT", lambda out: (out / "metrics.jsonl").exists(), True),
     "train.checkpoint_every": (1, lambda out: [path.name[-1] for path in list_checkpoints(out)], [*"1234567"]),
+    "train.wandb": (False, lambda out: (out / "wandb-id.txt").exists(), False),  # where asked for: test_metrics.py
     "train.keep_hours": (1e-9, lambda out: len(list_checkpoints(out)), 7),
 })  # fmt: skip
 

@@ -11,8 +11,8 @@ MUTANTS = (
     Mutant(
         "the-file-wins-over-overrides",
         CONFIG,
-        "merged = _merged(merged, OmegaConf.from_dotlist([override]), override)",
-        "merged = _merged(OmegaConf.merge(merged, OmegaConf.from_dotlist([override])), raw, override)",
+        "merged = _merged(merged, _parsed(override), override)",
+        "merged = _merged(OmegaConf.merge(merged, _parsed(override)), raw, override)",
         TESTS,
     ),
     Mutant(

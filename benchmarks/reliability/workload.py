@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import connection
 from pathlib import Path
 from typing import NamedTuple
@@ -279,24 +279,8 @@ def state_hash(checkpoint: Path) -> str:
         name = str(path.relative_to(checkpoint))
         if path.is_file() and name not in (MANIFEST, "config.yaml"):
             digest.update(name.encode())
-            for part in _parts(path):
-                digest.update(part)
+            digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def _parts(path: Path) -> Iterator[bytes]:
-    """What a file says: the bytes, but of safetensors, whose writer orders metadata by chance, in order."""
-    from safetensors import safe_open
-
-    if path.suffix != ".safetensors":
-        yield path.read_bytes()
-        return
-    with safe_open(path, "np") as file:
-        yield json.dumps(file.metadata(), sort_keys=True).encode()
-        for key in sorted(file.keys()):
-            array = file.get_tensor(key)
-            yield f"{key} {array.dtype} {array.shape}".encode()
-            yield array.tobytes()
 
 
 class Outcome(NamedTuple):

@@ -30,9 +30,9 @@ class DataConfig:
         one_of("data.split", self.split, ("train", "validation", "all"))
         one_of("data.negatives", self.negatives, ("random", "category", "subcategory"))
         one_of("data.pairs", self.pairs, ("coin", "both"))
-        at_least("data.max_text_tokens", self.max_text_tokens, 3)
+        within("data.max_text_tokens", self.max_text_tokens, 3, 2**16)
         at_least("data.random_negative_epochs", self.random_negative_epochs, 0)
         at_least("data.mlm_most", self.mlm_most, 0)
-        at_least("data.workers", self.workers or 0, 0)
+        within("data.workers", self.workers or 0, 0, 1024)
         for name in ("negative_rate", "mlm_rate", "patch_rate"):
             within(f"data.{name}", getattr(self, name), 0.0, 1.0)

@@ -25,6 +25,7 @@ from fashionbert_fast.engine.stop import Interrupted, StopRequest, end_with_laun
 from fashionbert_fast.engine.validation import Validation
 from fashionbert_fast.engine.watchdog import Watchdog
 from fashionbert_fast.errors import InputError, TrainingStopped
+from fashionbert_fast.files import write_text
 from fashionbert_fast.model.config import TASKS
 from fashionbert_fast.profiling import ranges
 from fashionbert_fast.progress import progress_bar
@@ -153,7 +154,7 @@ def train(run: Run, first_step: int) -> None:
     """
     t = run.config.train
     validation = Validation(run, first_step)
-    writer = MetricsWriter(run.directory, first_step) if is_main() else None
+    writer = MetricsWriter(run.directory, first_step, run.config) if is_main() else None
     saver, sums = Saver(run.engine, run.directory, run.tokenizer_dir, run.config.to_yaml(), t), HostSums()
     run.engine.train()
     with Watchdog(run) as watchdog, saver, StopRequest() as stop, progress_bar() as bar, _watched(run) as host_seconds:
@@ -229,7 +230,7 @@ def _pretrain(config: Config, directory: Path, resume: bool) -> Path:
         run = build(config, directory, device)
         first_step = resume_run(run) if resume else 0
         if is_main():
-            (directory / "config.yaml").write_text(config.to_yaml())
+            write_text(directory / "config.yaml", config.to_yaml())
         train(run, first_step)
         barrier()
     finally:

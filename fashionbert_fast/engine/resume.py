@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import math
 import os
@@ -34,6 +35,8 @@ def prepare_directory(config: Config, resume: bool) -> Path:
         raise InputError(
             f"{directory}: holds no run to resume; set train.output to one that does, or begin it without --resume"
         )
+    if config.train.wandb and importlib.util.find_spec("wandb") is None:
+        raise InputError("train.wandb: Weights & Biases is not installed; pip install wandb, or leave it off")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / f".probe-{os.getpid()}"
@@ -51,7 +54,7 @@ def _check_same_run(saved: Path, config: Config, then: int, now: int) -> None:
     """
     free = {"train.output", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_hours",
             "data.workers", "data.store", "train.cuda_graphs", "train.nvtx", "train.zero_stage",
-            "train.step_timeout"}  # fmt: skip
+            "train.step_timeout", "train.wandb"}  # fmt: skip
     old, new = OmegaConf.structured(load_config(saved)), OmegaConf.structured(config)
     if new.train.steps > old.train.steps:
         free.add("train.steps")  # a longer run; its schedule is that of the new length from here on

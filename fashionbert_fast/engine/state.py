@@ -31,6 +31,7 @@ from fashionbert_fast.errors import InputError
 from fashionbert_fast.run_directory import TRAINING
 
 MASTER = "master"
+PIECES = "pieces"  # of a file's metadata
 NUMBER, HOST, DEVICE = "number", "host", "device"  # what a number of the optimizer's was: Python's, a tensor's here
 
 
@@ -140,11 +141,9 @@ def take_snapshot(engine) -> Snapshot:
         numbers[piece.name] = of_stepped[id(piece.stepped)]
     if torch.cuda.is_available():
         torch.cuda.current_stream().synchronize()
-    metadata = {
-        "format": "pt",
-        "starts": json.dumps({piece.name: piece.start for piece in pieces}),
-        "numbers": json.dumps(numbers),
-    }
+    starts = {piece.name: piece.start for piece in pieces}
+    # One entry: safetensors writes several in any order, and equal states would be files of different hashes.
+    metadata = {PIECES: json.dumps({"starts": starts, "numbers": numbers})}
     return Snapshot(tensors, metadata, _training(engine))
 
 
@@ -193,10 +192,10 @@ class Pieces:
         self.keys: set[str] = set()  # MASTER and the optimizer's
         for path in sorted(directory.glob("rank-*.safetensors")):
             file = self.stack.enter_context(safe_open(path, "pt"))
-            metadata = file.metadata()
-            for name, start in json.loads(metadata["starts"]).items():
+            pieces = json.loads(file.metadata()[PIECES])
+            for name, start in pieces["starts"].items():
                 self.found.setdefault(name, []).append((int(start), file))
-            self.numbers |= json.loads(metadata["numbers"])
+            self.numbers |= pieces["numbers"]
             self.keys |= {key.partition("/")[0] for key in file.keys()}  # noqa: SIM118 (it is no dict)
 
     def __enter__(self) -> Pieces:

@@ -105,7 +105,12 @@ def require_same_features(a: Manifest | Mapping[str, Any], b: Manifest | Mapping
     """
     require_same_fields(a, b, what)
     first, second = (m.to_dict() if isinstance(m, Manifest) else m for m in (a, b))
-    if difference := probe_difference(first, second):
+    try:
+        difference = probe_difference(first, second)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # of a manifest that was edited
+        raise InputError(f"{what}: their probes cannot be compared ({error}); take them from where they were written"
+                         ) from error  # fmt: skip
+    if difference:
         raise InputError(f"{what}: their patch features are {difference} and cannot be mixed; prepare the catalogue "
                          "again where the other was prepared, or with the same libraries")  # fmt: skip
 

@@ -121,6 +121,10 @@ def _tensors(checkpoint: Path, change) -> None:
     save_file(tensors, path, metadata=metadata)
 
 
+def _pieces(metadata: dict[str, str], **fields) -> None:
+    metadata["pieces"] = json.dumps(json.loads(metadata["pieces"]) | fields)
+
+
 NAME, ONE = "encoder.layers.0.qkv.weight", torch.tensor(1.0)
 STATES = {  # what is done to a checkpoint's state, whose hashes are then right
     "a schedule of words": lambda c: _training(c, schedule="far"),
@@ -132,9 +136,10 @@ STATES = {  # what is done to a checkpoint's state, whose hashes are then right
     "a piece too short": lambda c: _tensors(c, lambda tensors, _: tensors.update({f"exp_avg/{NAME}": torch.zeros(5)})),
     "a number for a piece": lambda c: _tensors(c, lambda tensors, _: tensors.update({f"exp_avg/{NAME}": ONE})),
     "no metadata": lambda c: _tensors(c, lambda _, metadata: metadata.clear()),
-    "starts of words": lambda c: _tensors(c, lambda _, metadata: metadata.update(starts=json.dumps({NAME: "far"}))),
-    "no starts": lambda c: _tensors(c, lambda _, metadata: metadata.update(starts="{}")),
-    "numbers of words": lambda c: _tensors(c, lambda _, metadata: metadata.update(numbers=json.dumps({NAME: "far"}))),
+    "starts of words": lambda c: _tensors(c, lambda _, metadata: _pieces(metadata, starts={NAME: "far"})),
+    "no starts": lambda c: _tensors(c, lambda _, metadata: _pieces(metadata, starts={})),
+    "numbers of words": lambda c: _tensors(c, lambda _, metadata: _pieces(metadata, numbers={NAME: "far"})),
+    "pieces nested deeply": lambda c: _tensors(c, lambda _, metadata: metadata.update(pieces="[" * 100_000)),
     "no rank": lambda c: (c / "state" / "rank-00000.safetensors").unlink(),
 }  # fmt: skip
 

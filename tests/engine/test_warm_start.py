@@ -57,6 +57,14 @@ def test_sizes_are_the_checkpoints_and_rates_the_configurations(first, store_pat
     assert model.weighter.weighting == c.weighting and model.tia_head.dropout.p == 0.2
 
 
+@pytest.mark.parametrize("sizes", [["model.layers=1000", "model.hidden_size=1048576", "model.heads=1"],
+                                   ["model.intermediate_size=16777216", "model.layers=1000"]])  # fmt: skip
+def test_a_core_that_the_machine_has_no_room_for_is_not_begun(store_path, sizes):
+    config = load_config(None, [f"data.store={store_path}", "train.output=unused", *sizes])
+    with pytest.raises(InputError, match=r"^model: [\d,]+ weights take .* GB, this machine has .* GB; lower model"):
+        build_model(config, FeatureStore.open(store_path), 300)
+
+
 def test_fewer_layers_are_the_first_ones(first, store_path):
     model, whole = _built(first, store_path, "model.layers=1"), _built(first, store_path)
     assert len(model.encoder.layers) == model.config.num_hidden_layers == 1
