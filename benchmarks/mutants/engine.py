@@ -234,8 +234,8 @@ MUTANTS = (
     Mutant(
         "resumed-loader-begins-at-the-first-step",
         ENGINE + "build.py",
-        "sampler=range(first_step, run.config.train.steps)",
-        "sampler=range(0, run.config.train.steps - first_step)",
+        "sampler=range(first_step, run.config.train.steps if end is None else end)",
+        "sampler=range(0, (run.config.train.steps if end is None else end) - first_step)",
         RESUMING,
     ),
     Mutant(

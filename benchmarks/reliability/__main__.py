@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, metavar="N", help="of every random choice; drawn, and told, where it is not given")
     add("--processes", type=int, default=2, metavar="N", help="ranks of a run, 2 to 4 (default: %(default)s)")
     add("--folder", type=Path, metavar="DIR",
-        help="where trials run; those that fail stay there (default: a new one in the system's temporary folder)")  # fmt: skip
+        help="where trials run; those that fail stay there (default: the system's temporary folder)")  # fmt: skip
     return parser
 
 
@@ -62,6 +62,7 @@ def judge(proof: ModuleType, folder: Path, seed: int, quick: bool) -> dict:
         "proof": proof.NAME, "k": len(found) - len(failed), "n": len(found), "met": bool(found) and not failed,
         "target": proof.TARGET, "seed": seed, "quick": quick, "processes": workload.PROCESSES,
         "seconds": round(time.monotonic() - start, 1), "failed": [f"{trial.name}: {trial.note}" for trial in failed],
+        "found": [f"{trial.name}: {trial.note}" for trial in found if trial.ok and trial.note],
     }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from benchmarks.reliability import workload
@@ -42,19 +43,17 @@ class Killed:
     def __post_init__(self) -> None:
         """The undisturbed run: how it ends, and how long it and each of its saves take."""
         self.home.mkdir()
-        run, spans, since = self.home / "run", [], None
+        run, moments = self.home / "run", []
         with pretraining(self.ranks, self.home, [*self.settings, f"train.output={run}"]) as ranks:
-            while ranks.until(lambda: bool(saving(run)) != (since is not None)):
-                now = time.monotonic()
-                if since is not None:
-                    spans.append(now - since)
-                since = now if since is None else None
+            while ranks.until(lambda: len(saving(run)) != len(moments) % 2):  # a save began or ended
+                moments.append(time.monotonic())
             self.seconds = time.monotonic() - ranks.since
-            assert not any(ranks.wait()), ranks.said()[-600:]
+            ranks.succeed()
+        spans = [end - begin for begin, end in zip(moments[::2], moments[1::2], strict=False)]
         self.save_seconds = sum(spans) / len(spans)
         self.reference = outcome(run)
 
-    def life(self, directory: Path, kills: list[str]) -> None:
+    def life(self, kills: list[str], directory: Path) -> None:
         """One run, killed and resumed until it ends or there were moments enough; ``kills`` says what happened."""
         run = directory / "run"
         settings = [*self.settings, f"train.output={run}"]
@@ -105,7 +104,7 @@ def trials(folder: Path, seed: int, quick: bool) -> Iterator[Trial]:
             life = 0
             while runs.moments:
                 life, kills = life + 1, []
-                trial = attempt(folder, NAME, f"{title}, life {life}", lambda at, k=kills: runs.life(at, k))
+                trial = attempt(folder, NAME, f"{title}, life {life}", partial(runs.life, kills))
                 if not trial.ok and not kills:
                     runs.moments, runs.saves = runs.moments - 1, min(runs.saves, runs.moments - 1)
                     kills.append("before any")

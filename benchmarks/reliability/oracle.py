@@ -7,6 +7,7 @@ Shapes: as in objectives/pretraining.py; S sequences (pairs), L rows of one, N h
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,7 @@ def hidden_states(w: Weights, batch: Batch, config: FashionBertConfig) -> torch.
     joint_TH = joint_TH.index_put((inputs.text_row_N,), _norm(text_NH, w, "text_embeddings.norm", eps))
     joint_TH = joint_TH.index_put((patch_row_BP,), _norm(patch_BPH, w, "patch_embeddings.norm", eps))
     ends = inputs.cu_seqlens_S1.tolist()
-    pairs = [joint_TH[first:last] for first, last in zip(ends, ends[1:], strict=False)]
+    pairs = [joint_TH[first:last] for first, last in pairwise(ends)]
     for layer in range(config.num_hidden_layers):
         pairs = [_layer(pair_LH, w, f"encoder.layers.{layer}", config) for pair_LH in pairs]
     return torch.cat([*pairs, joint_TH[ends[-1] :]])  # the fill as it came: nobody reads it
@@ -77,7 +78,7 @@ def task_sums(w: Weights, hidden_TH: torch.Tensor, batch: Batch, config: Fashion
 
 
 def gradients(w: Weights, batches: Sequence[Batch], config: FashionBertConfig) -> Weights:
-    """Of one optimizer step, whose micro-batches hold all ranks' pairs: the mean over them, each weighted by its own."""
+    """Of one optimizer step, whose micro-batches hold all ranks' pairs: the mean over them, each by its own weights."""
     counts_T = torch.stack([batch.targets.counts_T.double() for batch in batches]).sum(0).clamp_min(1)
     total = {name: torch.zeros_like(weight) for name, weight in w.items()}
     for batch in batches:

@@ -52,5 +52,5 @@ def stops(settings: list[str], way: str, seed: int, directory: Path) -> None:
     newest, complaints = newest_valid(run)
     assert newest is not None, f"nothing is saved: {complaints}"
     step = int(newest.name.rpartition("-")[2])
-    assert f"step {step} is saved" in said, said[-600:]
+    assert f"step {step} is saved" in said, launched.last_words()
     assert read_metrics(run)[-1]["step"] == step, f"step {read_metrics(run)[-1]['step']} was logged, {step} saved"

@@ -40,14 +40,8 @@ def trials(folder: Path, seed: int, quick: bool) -> Iterator[Trial]:
     for number in range(seeds):
         draw = random.Random(f"{seed} {number}")
         stage, precision = draw.choice(workload.STAGES), draw.choice(workload.PRECISIONS)
-        settings = overrides(
-            store,
-            folder,
-            *SETTINGS,
-            f"train.steps={steps}",
-            f"train.zero_stage={stage}",
-            f"train.precision={precision}",
-        )
+        how = (f"train.steps={steps}", f"train.zero_stage={stage}", f"train.precision={precision}")
+        settings = overrides(store, folder, *SETTINGS, *how)
         kinds = [KINDS[i % len(KINDS)] for i in range(faults)] if not quick else draw.sample(KINDS, faults)
         draw.shuffle(kinds)
         plan = list(zip(sorted(draw.sample(range(10, steps - 5), faults)), kinds, strict=True))
@@ -93,14 +87,13 @@ class Soak:
         with Ranks(workload.PROCESSES, self.directory, on_faulty_disk, fault, *words) as ranks:
             while self.plan:
                 step, kind = self.plan[0]
-                assert ranks.until(lambda s=step: self._step() >= s), f"it ended by itself: {ranks.said()[-900:]}"
+                assert ranks.until(lambda s=step: self._step() >= s), f"it ended by itself: {ranks.last_words()}"
                 self.plan.popleft()
                 with (self.directory / "faults.txt").open("a") as file:
                     print(f"step {self._step()}: {kind}", file=file)
                 if self._ends(ranks, kind):
                     return False
-            statuses = ranks.wait(1800)
-            assert not any(statuses), f"exit statuses {statuses}: {ranks.said()[-900:]}"
+            ranks.succeed(1800)
             return True
 
     def _step(self) -> int:

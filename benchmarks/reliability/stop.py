@@ -50,7 +50,7 @@ def is_noticed(settings: list[str], stopped: int, pause: float, directory: Path)
     assert took < SECONDS, f"stacks after {took:.1f} s"
     for path in others:
         assert " in train\n" in path.read_text(), f"{path.name} does not say where its rank was"
-    assert f"rank {stopped}" in said, said[-600:]
+    assert f"rank {stopped}" in said, launched.last_words()
     reached = read_metrics(run)[-1]["step"]
     with pretraining(RANKS, directory, settings, resume=True) as resumed:
-        assert resumed.until(lambda: read_metrics(run)[-1]["step"] > reached), resumed.said()[-600:]
+        assert resumed.until(lambda: read_metrics(run)[-1]["step"] > reached), resumed.last_words()

@@ -78,6 +78,11 @@ def overrides(store: Path, run: Path, *more: str) -> list[str]:
     return [f"data.store={store}", f"train.output={run}", *TINY, *more]
 
 
+def last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+    return next((line for line in reversed(lines) if line.strip()), "nothing")
+
+
 # Ranks ----------------------------------------------------------------------------------------------------------------
 def _free_port() -> int:
     with socket.socket() as sock:
@@ -141,6 +146,11 @@ class Ranks:
         assert all(process.exitcode is not None for process in self.processes), f"still running after {seconds:.0f} s"
         return [process.exitcode for process in self.processes]
 
+    def succeed(self, seconds: float = PATIENCE) -> None:
+        """Wait for the good end of all; AssertionError with what they said last."""
+        statuses = self.wait(seconds)
+        assert not any(statuses), f"exit statuses {statuses}: {self.last_words()}"
+
     def until(self, condition: Callable[[], bool], seconds: float = PATIENCE, poll: float = 0.002) -> bool:
         """Whether ``condition`` came true before a rank ended; AssertionError where neither did within ``seconds``."""
         deadline = time.monotonic() + seconds
@@ -152,6 +162,9 @@ class Ranks:
 
     def said(self) -> str:
         return "".join(log.read_text(errors="replace") for log in self.logs if log.exists())
+
+    def last_words(self) -> str:
+        return " | ".join(map(last_line, self.logs))
 
 
 def fashionbert(*words: str) -> int:
@@ -176,8 +189,7 @@ def pretraining(count: int, folder: Path, settings: Sequence[str], resume: bool 
 def finish(count: int, folder: Path, settings: Sequence[str], resume: bool = False, seconds: float = PATIENCE) -> str:
     """The same to its end, which is a good one; what was printed."""
     with pretraining(count, folder, settings, resume) as ranks:
-        statuses = ranks.wait(seconds)
-        assert not any(statuses), f"exit statuses {statuses}: {ranks.said()[-600:]}"
+        ranks.succeed(seconds)
         return ranks.said()
 
 
@@ -195,8 +207,7 @@ def children(process: int) -> list[int]:
 
 
 class Launched:
-    """`fashionbert pretrain` under torchrun, as it is meant to be started: for what the launcher has a part in. Left, it
-    and its ranks are gone."""
+    """`fashionbert pretrain` under torchrun, for what the launcher has a part in. Left, it and its ranks are gone."""
 
     def __init__(self, count: int, folder: Path, settings: Sequence[str], resume: bool = False) -> None:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
@@ -243,11 +254,14 @@ class Launched:
         """AssertionError where that does not come true within ``seconds``."""
         deadline = time.monotonic() + seconds
         while not condition():
-            assert time.monotonic() < deadline, f"nothing came of it in {seconds:.0f} s: {self.said()[-600:]}"
+            assert time.monotonic() < deadline, f"nothing came of it in {seconds:.0f} s: {self.last_words()}"
             time.sleep(0.02)
 
     def said(self) -> str:
         return self.log.read_text(errors="replace")
+
+    def last_words(self) -> str:
+        return last_line(self.log)
 
 
 # What a run comes to --------------------------------------------------------------------------------------------------
