@@ -93,6 +93,7 @@ class TrainConfig:
     log_every: int = 10  # steps between metrics, the only host synchronisation
     checkpoint_every: int = 1000  # steps; the last step is always kept; 0: only the last
     keep_checkpoints: int = 2  # newest checkpoints kept
+    max_skipped_steps: int = 3  # in a row, with a loss or gradient that is not finite, before the run stops
     step_timeout: int = 1800  # seconds without the end of a step, validation or save before the run is ended; 0: never
 
     def __post_init__(self) -> None:
@@ -105,6 +106,7 @@ class TrainConfig:
         within("train.warmup_ratio", self.warmup_ratio, 0.0, 1.0)
         for name in ("steps", "micro_batch_size", "gradient_accumulation_steps", "log_every", "keep_checkpoints"):
             at_least(f"train.{name}", getattr(self, name), 1)
+        at_least("train.max_skipped_steps", self.max_skipped_steps, 1)
         for name in ("checkpoint_every", "step_timeout"):
             at_least(f"train.{name}", getattr(self, name), 0)
         for name in ("lr", "eps"):

@@ -48,7 +48,8 @@ def prepare_directory(config: Config, resume: bool) -> Path:
 def _check_same_run(saved: Path, config: Config) -> None:
     """A resumed run must learn what it would have learned uninterrupted: name the first field that differs."""
     free = {"train.output", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "data.workers",
-            "data.store", "train.cuda_graphs", "train.nvtx", "train.step_timeout"}  # fmt: skip
+            "data.store", "train.cuda_graphs", "train.nvtx",  "train.step_timeout",
+            "train.max_skipped_steps"}  # fmt: skip
     old, new = OmegaConf.load(saved), OmegaConf.structured(config)
     if new.train.steps > OmegaConf.select(old, "train.steps", default=0):
         free.add("train.steps")  # a longer run; its schedule is that of the new length from here on
