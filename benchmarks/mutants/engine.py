@@ -465,15 +465,15 @@ MUTANTS = (
     Mutant(
         "the-last-bad-step-is-named",
         ENGINE + "divergence.py",
-        "seen = (self.first[0] > 0) | values.isfinite().all()",
-        "seen = values.isfinite().all()",
+        "begins = (self.row == 1) & ~self.reached",
+        "begins = (self.row >= 1) & ~self.reached",
         DIVERGENCE,
     ),
     Mutant(
         "a-bad-gradient-goes-on",
         ENGINE + "divergence.py",
-        "if norm is not None and not math.isfinite(norm) and",
-        "if norm is not None and math.isinf(norm) and",
+        "self.reached = self.reached | (self.row >= self.most)",
+        "self.reached = self.reached | (self.row > self.most)",
         DIVERGENCE,
     ),
     Mutant(
