@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from pathlib import Path
 from types import ModuleType
 
 from fashionbert_fast import __version__
-from fashionbert_fast.errors import InputError, TrainingStopped
+from fashionbert_fast.errors import InputError, TrainingStopped, is_first_to_tell
 
 # command -> (module with add_arguments(parser) and run(args) -> int, one line of help)
 COMMANDS = {
@@ -54,26 +53,6 @@ def _module(command: str) -> ModuleType:
     return importlib.import_module(name)
 
 
-def _is_first_to_tell() -> bool:
-    """Whether this process prints the error: one line a machine, not one a process.
-
-    Under torchrun the first process to fail tells, since torchrun ends the others within a tenth of a second: rank 0
-    may not have come as far. It gives each process a file for errors, all below a folder of this attempt on this
-    machine. Other launchers wait longer, and rank 0 tells.
-    """
-    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if error_file and "LOCAL_RANK" in os.environ:
-        try:
-            (Path(error_file).parent.parent / "told").touch(exist_ok=False)
-        except FileExistsError:
-            return False
-        except OSError:  # no such folder: the variable was inherited from another job
-            pass
-        else:
-            return True
-    return os.environ.get("LOCAL_RANK", "0") == "0"
-
-
 def main(argv: list[str] | None = None) -> int:
     """Entry point: 0 when the job is done, 1 where training diverged, 2 on bad input or an interrupted job."""
     argv = sys.argv[1:] if argv is None else argv
@@ -90,7 +69,7 @@ def main(argv: list[str] | None = None) -> int:
         message, status = str(error), 1
     except KeyboardInterrupt as interrupt:
         message = f"interrupted: {interrupt}" if str(interrupt) else "interrupted"
-    if _is_first_to_tell():
+    if is_first_to_tell():
         print(f"fashionbert {command}: error: {message}", file=sys.stderr, flush=True)
     return status
 

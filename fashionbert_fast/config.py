@@ -94,10 +94,13 @@ class TrainConfig:
     cuda_graphs: bool = False  # replay the encoder's forward and backward as CUDA graphs; ZeRO 0 to 2
     fp8: bool = False  # the encoder's products in 8 bits, by torchao, on sm_89 and later; with bf16, ZeRO 0 to 2
     nvtx: bool = False  # ranges for Nsight Systems, and host seconds by phase in the metrics
+    wandb: bool = False  # metrics to Weights & Biases as well, where that is installed
     seed: int = 0  # of initialisation, dropout, order, negatives and masks
     log_every: int = 10  # steps between metrics, the only host synchronisation
     checkpoint_every: int = 1000  # steps; the last step is always kept; 0: only the last
     keep_checkpoints: int = 2  # newest checkpoints kept
+    keep_hours: float = 0.0  # of older ones, one for every so many hours is kept as well; 0: none
+    step_timeout: int = 1800  # seconds without the end of a step, validation or save before the run is ended; 0: never
 
     def __post_init__(self) -> None:
         one_of("train.optimizer", self.optimizer, ("adamw", "lamb"))
@@ -109,11 +112,12 @@ class TrainConfig:
         within("train.warmup_ratio", self.warmup_ratio, 0.0, 1.0)
         for name in ("steps", "micro_batch_size", "gradient_accumulation_steps", "log_every", "keep_checkpoints"):
             at_least(f"train.{name}", getattr(self, name), 1)
-        at_least("train.checkpoint_every", self.checkpoint_every, 0)
+        for name in ("checkpoint_every", "step_timeout"):
+            at_least(f"train.{name}", getattr(self, name), 0)
         for name in ("lr", "eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"train.{name} must be positive, got {getattr(self, name)}")
-        for name in ("weight_decay", "gradient_clipping"):
+        for name in ("weight_decay", "gradient_clipping", "keep_hours"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"train.{name} must be 0 or more, got {getattr(self, name)}")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):

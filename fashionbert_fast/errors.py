@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
 CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # a terminal obeys some of them
 
@@ -26,3 +28,23 @@ class TrainingStopped(RuntimeError):
     The message is one line naming the step, the task and the samples, and the remedy. The command line prints it
     without a traceback and exits with status 1.
     """
+
+
+def is_first_to_tell() -> bool:
+    """Whether this process prints the error: one line a machine, not one a process.
+
+    Under torchrun the first process to fail tells, since torchrun ends the others within a tenth of a second: rank 0
+    may not have come as far. It gives each process a file for errors, all below a folder of this attempt on this
+    machine. Other launchers wait longer, and rank 0 tells.
+    """
+    error_file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if error_file and "LOCAL_RANK" in os.environ:
+        try:
+            (Path(error_file).parent.parent / "told").touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        except OSError:  # no such folder: the variable was inherited from another job
+            pass
+        else:
+            return True
+    return os.environ.get("LOCAL_RANK", "0") == "0"

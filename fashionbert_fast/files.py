@@ -37,15 +37,22 @@ def _digest(value: Any) -> str:
 
 
 def write_json(path: str | Path, value: object) -> None:
-    """Write ``value`` as JSON through a temporary sibling; InputError naming the file where it cannot be written."""
+    """Write ``value`` as JSON; see `write_text`."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write ``text`` through a temporary sibling; InputError naming the file where it cannot be written."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+        partial.write_text(text)
         fsync(partial)
         os.replace(partial, path)
         fsync(path.parent)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another file") from error
 
 

@@ -4,7 +4,7 @@
     RUN/checkpoints/damaged-step-00000900/     was not whole when a run was resumed: set aside, not counted, not deleted
     RUN/checkpoints/step-00001000/
         manifest.json     every file with size and SHA-256, and the hash of itself, written last
-        state/            DeepSpeed's shards: optimizer, schedule, loss scale
+        state/            each rank's part of masters and optimizer, schedule, loss scale: engine/state.py
         model/            config.json, model.safetensors (fp32 master weights), tokenizer, patch_features.json
 
 `engine/checkpoint.py` writes it.
@@ -21,10 +21,14 @@ from fashionbert_fast.files import SEAL, is_sealed
 
 MANIFEST = "manifest.json"
 STATE, MODEL = "state", "model"
+TRAINING = "training.json"  # in STATE, beside the ranks' tensors
 BEST = "best"  # a link beside the checkpoints
 PREFIX, DAMAGED = "step-", "damaged-"  # of a checkpoint's name; of what was set aside
 # What no checkpoint goes without: a manifest of nothing would vouch for anything.
-REQUIRED = ("config.yaml", f"{MODEL}/config.json", f"{MODEL}/model.safetensors", f"{MODEL}/patch_features.json")
+REQUIRED = (
+    "config.yaml", f"{MODEL}/config.json", f"{MODEL}/model.safetensors", f"{MODEL}/patch_features.json",
+    f"{STATE}/{TRAINING}",
+)  # fmt: skip
 
 
 def sha256(path: Path) -> str:
@@ -39,6 +43,14 @@ def best_step(run: Path) -> int | None:
         return json.loads((run / "checkpoints" / BEST / MANIFEST).read_text())["step"]
     except (OSError, ValueError, KeyError):
         return None
+
+
+def written(checkpoint: Path) -> float:
+    """When it was written, in seconds since 1970; 0 where its manifest does not say."""
+    try:
+        return float(json.loads((checkpoint / MANIFEST).read_text())["written"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0.0
 
 
 def list_checkpoints(run: Path) -> list[Path]:

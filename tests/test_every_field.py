@@ -25,6 +25,7 @@ from fashionbert_fast.distributed import init_distributed, shutdown
 from fashionbert_fast.engine import loop
 from fashionbert_fast.engine.build import build, build_loader
 from fashionbert_fast.engine.metrics import read_metrics
+from fashionbert_fast.engine.watchdog import Watchdog
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.model import encoder as encoder_module
 from fashionbert_fast.objectives.weighting import WeightingReport
@@ -348,6 +349,7 @@ ROWS = [
     Row("train.zero_stage", lambda run: run.engine.zero_optimization_stage(), ((0, 0), (1, 1), (2, 2), (3, 3))),
     Row("train.cuda_graphs", lambda run: run, ((True, Refused("train.cuda_graphs")),)),
     Row("train.fp8", lambda run: run, ((True, Refused("train.fp8")),), ("train.precision=bf16",)),
+    Row("train.step_timeout", lambda run: Watchdog(run).timeout, ((1800, 1800), (5, 5))),
     Row("train.seed", what_the_seed_draws, ((0, Unlike()), (1, Unlike())), DROPOUT),
 ]
 # fmt: on
@@ -368,6 +370,11 @@ RUNS = ({
     "validation.every": (1, lambda out: len(validations(out)), 3),
     "validation.keep_best": ("mlm", lambda out: best_step(out), 1),
     "validation.patience": (2, lambda out: [path.name[-1] for path in list_checkpoints(out)], ["1", "3"]),
+}, {
+    "train.output": ("KEPT", lambda out: (out / "metrics.jsonl").exists(), True),
+    "train.checkpoint_every": (1, lambda out: [path.name[-1] for path in list_checkpoints(out)], [*"1234567"]),
+    "train.wandb": (False, lambda out: (out / "wandb-id.txt").exists(), False),  # where asked for: test_metrics.py
+    "train.keep_hours": (1e-9, lambda out: len(list_checkpoints(out)), 7),
 })  # fmt: skip
 
 
@@ -386,7 +393,8 @@ def places(store_path, tmp_path_factory) -> dict[str, str]:
     core.save_pretrained(folder / "core")
     train_wordpiece(titles, 100, folder / "core")
     write_store(folder / "small", products=48)
-    names = {"SMALL_STORE": "small", "CORE": "core", "TOKENIZER": "tokenizer", "OUTPUT": "run", "STOPPED": "stopped"}
+    names = {"SMALL_STORE": "small", "CORE": "core", "TOKENIZER": "tokenizer", "OUTPUT": "run", "STOPPED": "stopped",
+             "KEPT": "kept"}  # fmt: skip
     return {"STORE": str(store_path)} | {word: str(folder / name) for word, name in names.items()}
 
 

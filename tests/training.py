@@ -1,5 +1,4 @@
-"""Training in the test's own process, where importing everything anew would take longer than the run; and what ZeRO-3
-keeps in parts."""
+"""Training in the test's own process, where importing everything anew would take longer than the run."""
 
 from __future__ import annotations
 
@@ -10,8 +9,6 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-
-import torch
 
 ROOT = Path(__file__).parents[1]
 LAUNCHED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -47,17 +44,3 @@ def fashionbert(*words: str) -> subprocess.CompletedProcess:
     with own_traces(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main(list(words))
     return subprocess.CompletedProcess(["fashionbert", *words], status, out.getvalue(), err.getvalue())
-
-
-def partitioned(model: torch.nn.Module) -> list[str]:
-    """Parameters of which this rank holds no more than its part (ZeRO-3), of more than one rank a real part."""
-    from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
-
-    ranks = torch.distributed.get_world_size()
-    return [
-        name
-        for name, parameter in model.named_parameters()
-        if getattr(parameter, "ds_status", None) == ZeroParamStatus.NOT_AVAILABLE
-        and parameter.numel() == 0
-        and parameter.ds_tensor.numel() * ranks >= parameter.ds_numel > (ranks - 1) * parameter.ds_tensor.numel()
-    ]

@@ -21,11 +21,40 @@ RESUMING = (PRETRAIN + "test_resuming_gives_the_uninterrupted_run",)
 
 MUTANTS = (
     Mutant(
-        "checkpoint-is-unpickled-whatever-it-holds",
-        ENGINE + "unpickling.py",
-        "map_location=map_location, weights_only=True",
-        "map_location=map_location, weights_only=False",
+        "state-without-a-piece-is-taken",
+        ENGINE + "state.py",
+        "        if filled != len(target):",
+        "        if False:",
         ("tests/engine/test_hostile_checkpoints.py",),
+    ),
+    Mutant(
+        "state-is-what-it-is-when-it-is-written",
+        ENGINE + "state.py",
+        "    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)\n"
+        "    return host.copy_(tensor, non_blocking=True)",
+        "    return tensor.detach()",
+        ("tests/engine/test_hostile_checkpoints.py",),
+    ),
+    Mutant(
+        "pieces-go-where-they-were",
+        ENGINE + "state.py",
+        "target[first - start : last - start].copy_(part[first - begins : last - begins])",
+        "target[: last - first].copy_(part[: last - first])",
+        ("tests/engine/test_elastic.py",),
+    ),
+    Mutant(
+        "optimizer-counts-anew-after-resuming",
+        ENGINE + "state.py",
+        "            kept.update(numbers)\n",
+        "            kept.update(dict.fromkeys(numbers, torch.zeros(())))\n",
+        RESUME,
+    ),
+    Mutant(
+        "another-rank's-failed-part-is-no-matter",
+        ENGINE + "checkpoint.py",
+        "            if failed:\n                self._give_up()\n            elif is_main():",
+        "            if is_main():",
+        ("tests/engine/test_elastic.py",),
     ),
     Mutant(
         "manifest-vouches-for-others-files-too",
@@ -43,8 +72,8 @@ MUTANTS = (
     ),
     Mutant(
         "signal-stops-its-own-rank-alone",
-        ENGINE + "stop.py",
-        "        dist.all_reduce(asked, group=self.group)\n",
+        "fashionbert_fast/distributed.py",
+        "        dist.all_reduce(sums, group=self.group)\n",
         "",
         ("tests/engine/test_pretrain.py::test_a_signal_to_one_process_stops_all_after_the_same_step",),
     ),
@@ -86,7 +115,7 @@ MUTANTS = (
     Mutant(
         "flat-weights-are-not-gathered",
         ENGINE + "flat.py",
-        "dist.all_gather_into_tensor(self.bit16_groups_flat[i], part, group=gradients.group)",
+        "dist.all_gather_into_tensor(optimizer.bit16_groups_flat[i], part, group=group)",
         "pass",
         STEP,
     ),
@@ -422,14 +451,14 @@ MUTANTS = (
     Mutant(
         "the-best-checkpoint-is-dropped",
         ENGINE + "checkpoint.py",
-        "        if best is None or old.name != checkpoint_name(best):\n            shutil.rmtree(old)",
-        "        if old.name != str(best):\n            shutil.rmtree(old)",
+        "        elif best is None or old.name != checkpoint_name(best):\n            shutil.rmtree(old)",
+        "        elif old.name != str(best):\n            shutil.rmtree(old)",
         VALIDATION,
     ),
     Mutant(
         "weights-that-are-not-finite-are-saved",
         ENGINE + "checkpoint.py",
-        "    require_finite(weights, step)\n",
+        "        require_finite(snapshot.masters(), step)\n",
         "",
         DIVERGENCE,
     ),
@@ -505,9 +534,9 @@ MUTANTS = (
     ),
     Mutant(
         "weights-saved-as-they-train",
-        ENGINE + "checkpoint.py",
-        "full = whole.get(parameter, parameter)",
-        "full = parameter",
+        ENGINE + "state.py",
+        "_to_host(piece.of(piece.stepped))",
+        "_to_host(piece.of(piece.stepped).bfloat16().float())",
         (PRETRAIN + "test_checkpoints_of_16_bit_runs_hold_the_whole_weights",),
     ),
     Mutant(

@@ -46,8 +46,8 @@ MUTANTS = (
     Mutant(
         "clipping-is-not-checked",
         CONFIG,
-        'for name in ("weight_decay", "gradient_clipping"):',
-        'for name in ("weight_decay",):',
+        'for name in ("weight_decay", "gradient_clipping", "keep_hours"):',
+        'for name in ("weight_decay", "keep_hours"):',
         TESTS,
     ),
     Mutant(

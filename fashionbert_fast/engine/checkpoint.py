@@ -1,116 +1,221 @@
-"""Checkpoints: complete or not there; run_directory.py has the layout and reads it.
+"""Checkpoints: complete or not there, written beside training; run_directory.py has the layout and reads it.
 
-All ranks write into a temporary sibling, rank 0 adds the manifest and renames the directory: a killed run leaves a
-whole checkpoint or none. A checkpoint may come from a stranger: DeepSpeed's shards are pickles, of which nothing is
-built but tensors, plain containers and a few classes by name (`engine.unpickling`).
+Every rank copies its state to host memory and writes it into a temporary sibling from a thread of its own, while
+training goes on; when all have, rank 0 adds the model and the manifest and renames the directory. A killed run leaves
+a whole checkpoint or none. What cannot be written, for want of room or because a disk fails, costs this checkpoint and
+a line. A checkpoint may come from a stranger: it holds tensors (safetensors) and JSON, and nothing of it is unpickled.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch._utils import _unflatten_dense_tensors
+from safetensors import SafetensorError
 
+from fashionbert_fast.config import TrainConfig
 from fashionbert_fast.data.tokenizer import copy_tokenizer
 from fashionbert_fast.distributed import barrier, first_of_all_ranks, is_main, world_size
 from fashionbert_fast.engine.divergence import require_finite
-from fashionbert_fast.errors import InputError
-from fashionbert_fast.files import seal
+from fashionbert_fast.engine.stop import Interrupted
+from fashionbert_fast.errors import InputError, TrainingStopped
+from fashionbert_fast.files import fsync, seal
 from fashionbert_fast.run_directory import (
     BEST,
     DAMAGED,
     MANIFEST,
     MODEL,
     STATE,
+    TRAINING,
     best_step,
     checkpoint_name,
     damage,
     list_checkpoints,
     sha256,
+    written,
 )
 
 
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+class Saver:
+    """Writes a run's checkpoints, one at a time; every rank has one and calls `begin`, `advance` and `finish` alike.
 
-
-def master_weights(engine) -> dict[str, torch.Tensor]:
-    """fp32 weights by name, gathered from whatever ZeRO stage and precision; a collective: call it on every rank."""
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    weights, whole = {}, _whole_masters(engine.optimizer)
-    for name, parameter in engine.module.named_parameters():
-        full = safe_get_full_fp32_param(parameter)
-        if full is None:
-            full = whole.get(parameter, parameter)
-        assert full is not None
-        weights[name] = full.detach().float().cpu().clone()
-    return weights
-
-
-def _whole_masters(optimizer) -> dict[torch.Tensor, torch.Tensor]:
-    """The fp32 weight behind each 16-bit parameter at ZeRO 0, of which `safe_get_full_fp32_param` does not know."""
-    from fashionbert_fast.engine.flat import FlatOptimizer
-
-    if isinstance(optimizer, FlatOptimizer):
-        return optimizer.masters
-    if hasattr(optimizer, "fp32_groups_flat"):  # of the fused Adams, DeepSpeed's and apex's
-        groups = map(_unflatten_dense_tensors, optimizer.fp32_groups_flat, optimizer.fp16_groups)
-    elif hasattr(optimizer, "fp32_groups"):
-        groups = optimizer.fp32_groups
-    else:
-        return {}
-    pairs = zip(optimizer.fp16_groups, groups, strict=True)
-    return {low: full for lows, fulls in pairs for low, full in zip(lows, fulls, strict=True)}
-
-
-def save_checkpoint(engine, run: Path, step: int, tokenizer: Path, config_yaml: str, keep: int) -> Path | None:
-    """Write checkpoint ``step`` and drop all but the newest ``keep`` and the best; every rank calls it.
-
-    Returns:
-        Its directory; None where the disk has no room for it, which is told in a line: then nothing was dropped, and
-        nothing is left behind.
-
-    Raises:
-        TrainingStopped: a weight is not finite; nothing was written or dropped.
+    At the end of its context what was begun is finished, unless a rank failed by itself: others would wait for it.
     """
-    weights = master_weights(engine)
-    require_finite(weights, step)
+
+    def __init__(self, engine, run: Path, tokenizer: Path, config_yaml: str, train: TrainConfig) -> None:
+        self.engine, self.run, self.tokenizer, self.config_yaml, self.train = engine, run, tokenizer, config_yaml, train
+        self.step, self.best = 0, False  # of the checkpoint that is being written
+        self.parts = False  # whether ranks may still write their parts of it
+        self.work: threading.Thread | None = None
+        self.error: str | None = None  # why this rank could not write, not yet told
+        self.outcome: str | None = None  # why the last that was begun is not written
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        if kind is None or issubclass(kind, (Interrupted, TrainingStopped)):  # which all ranks raise alike
+            self.finish()
+
+    @property
+    def partial(self) -> Path:
+        final = self.run / "checkpoints" / checkpoint_name(self.step)
+        return final.with_name(f".{final.name}.partial")
+
+    @property
+    def writing(self) -> bool:
+        """Whether this rank still writes its part."""
+        return self.parts and self.work is not None and self.work.is_alive()
+
+    @property
+    def failed(self) -> bool:
+        return self.error is not None
+
+    def begin(self, step: int, best: bool = False) -> None:
+        """Copy the state after ``step`` and write it from here on, once the one before is written. A collective.
+
+        Args:
+            best: let RUN/checkpoints/best name it when it is whole.
+
+        Raises:
+            TrainingStopped: a weight is not finite; nothing is written or dropped.
+        """
+        from fashionbert_fast.engine.state import take_snapshot
+
+        self.finish()
+        snapshot = take_snapshot(self.engine)
+        require_finite(snapshot.masters(), step)
+        self.step, self.best, self.outcome = step, best, None
+        self.error = self._prepare() if is_main() else None
+        if first_of_all_ranks(self.error) is not None:
+            self._give_up()
+            return
+        self.parts = True
+
+        def write() -> None:
+            directory = self.partial / STATE
+            directory.mkdir(parents=True, exist_ok=True)  # shared file systems may show rank 0's late
+            fsync(snapshot.write(directory))
+            if is_main():
+                (directory / TRAINING).write_text(json.dumps(snapshot.training, indent=2) + "\n")
+                (self.partial / "config.yaml").write_text(self.config_yaml)
+                copy_tokenizer(self.tokenizer, self.partial / MODEL)
+
+        self._start(write)
+
+    def advance(self, writing: int, failed: int) -> None:
+        """Between steps: go on where all ranks' parts are written. ``writing``, ``failed``: how many ranks are."""
+        if self.parts and not writing:
+            self._join()
+            self.parts = False
+            if failed:
+                self._give_up()
+            elif is_main():
+                self._start(self._complete)
+        elif not self.parts and self.work is not None and not self.work.is_alive():
+            self._join()
+            if self.error is not None:
+                self._give_up()
+
+    def finish(self) -> str | None:
+        """Wait until what was begun is written, or is not: then why, the same on all ranks. A collective."""
+        self._join()
+        if self.parts:
+            self.parts = False
+            if first_of_all_ranks(self.error) is not None:
+                self._give_up()
+            elif is_main():
+                self._try(self._complete)
+        if self.error is not None:
+            self._give_up()
+        self.outcome = first_of_all_ranks(self.outcome)
+        return self.outcome
+
+    def _start(self, write: Callable[[], None]) -> None:
+        self.work = threading.Thread(target=self._try, args=(write,), name="checkpoint", daemon=True)
+        self.work.start()
+
+    def _try(self, write: Callable[[], None]) -> None:
+        try:
+            write()
+        except (OSError, SafetensorError, InputError) as error:
+            lack = _lack_of_space(self.run, space_needed(self.run, self.engine.module))
+            self.error = lack or " ".join(str(error).split())
+        except BaseException as error:
+            self.error = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise  # a defect: threading tells of it in full
+
+    def _join(self) -> None:
+        if self.work is not None:
+            self.work.join()
+            self.work = None
+
+    def _give_up(self) -> None:
+        """Leave nothing of the checkpoint behind, and say what this rank knows of it. The next is tried in its turn."""
+        if self.error is not None:
+            rank = "" if world_size() == 1 else f" (rank {torch.distributed.get_rank()})"
+            reason = f"the checkpoint of step {self.step} is not written{rank}: {self.error}"
+            print(f"{reason}; training goes on to the next", flush=True)
+            self.outcome, self.error = self.error, None
+        if is_main():
+            shutil.rmtree(self.partial, ignore_errors=True)
+
+    def _prepare(self) -> str | None:
+        """An empty temporary directory; or why there is none."""
+        lack = _lack_of_space(self.run, space_needed(self.run, self.engine.module))
+        if lack is not None:
+            return lack
+        try:
+            for left_behind in (self.run / "checkpoints").glob(".*.partial"):
+                shutil.rmtree(left_behind) if left_behind.is_dir() else left_behind.unlink()
+            (self.partial / STATE).mkdir(parents=True)
+        except OSError as error:
+            return str(error)
+        return None
+
+    def _complete(self) -> None:
+        """What only one rank can: the model of all parts, the manifest, the name; then drop old checkpoints."""
+        from fashionbert_fast.engine.state import whole_weights
+
+        weights = whole_weights(self.partial / STATE, _shapes(self.engine.module))
+        self.engine.module.save_pretrained(self.partial / MODEL, state_dict=weights)
+        _seal(self.partial, self.step)
+        final = self.run / "checkpoints" / checkpoint_name(self.step)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(self.partial, final)
+        fsync(final.parent)
+        if self.best:
+            _mark_best(self.run, final)
+        _drop_old(self.run, self.train.keep_checkpoints, self.train.keep_hours)
+
+
+def save_checkpoint(engine, run: Path, step: int, tokenizer: Path, config_yaml: str, train: TrainConfig) -> Path | None:
+    """Write checkpoint ``step`` and wait for it: its directory, or None, with a line that says why. A collective."""
+    saver = Saver(engine, run, tokenizer, config_yaml, train)
+    saver.begin(step)
+    saver.finish()
     final = run / "checkpoints" / checkpoint_name(step)
-    partial = final.with_name(f".{final.name}.partial")
-    needed = space_needed(run, weights)
-    lack = first_of_all_ranks(_lack_of_space(run, needed) if is_main() else None)
-    if lack is not None:
-        return _not_written(step, lack)
-    try:
-        _write(engine, partial, final, step, weights, tokenizer, config_yaml)
-    except (OSError, RuntimeError):  # torch's writer says of a full disk what it says of any
-        lack = _lack_of_space(run, needed)
-        if lack is None or world_size() > 1:  # other ranks may wait for this one
-            raise
-        shutil.rmtree(partial, ignore_errors=True)
-        return _not_written(step, lack)
-    if is_main():
-        _drop_old(run, keep)
-    barrier()
-    return final
+    return final if (final / MANIFEST).exists() else None
 
 
-def space_needed(run: Path, weights: dict[str, torch.Tensor]) -> int:
-    """Bytes: what the newest checkpoint takes, and where there is none float32 weights and Adam's state thrice."""
+def _shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
+    """Of all parameters, those that ZeRO-3 has in parts included."""
+    return {name: getattr(parameter, "ds_shape", parameter.shape) for name, parameter in module.named_parameters()}
+
+
+def space_needed(run: Path, module: torch.nn.Module) -> int:
+    """Bytes: what the newest checkpoint takes; where there is none, those of float32 weights twice, Adam's two moments
+    and a quarter more."""
     listed = list_checkpoints(run)
     if listed:
         return sum(path.stat().st_size for path in listed[-1].rglob("*") if path.is_file())
-    return 5 * 4 * sum(weight.numel() for weight in weights.values())
+    return 5 * 4 * sum(shape.numel() for shape in _shapes(module).values())
 
 
 def _lack_of_space(run: Path, needed: int) -> str | None:
@@ -118,64 +223,39 @@ def _lack_of_space(run: Path, needed: int) -> str | None:
     return f"{run} has {free / 1e9:.2f} GB free and needs {needed / 1e9:.2f}" if free < needed else None
 
 
-def _not_written(step: int, lack: str) -> None:
-    if is_main():
-        print(f"the checkpoint of step {step} is not written: {lack}; training goes on to the next", flush=True)
-
-
-def _write(
-    engine, partial: Path, final: Path, step: int, weights: dict[str, torch.Tensor], tokenizer: Path, config_yaml: str
-) -> None:
-    if is_main():
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    barrier()
-    engine.save_checkpoint(str(partial), tag=STATE, client_state={"step": step}, save_latest=False)
-    if is_main():
-        engine.module.save_pretrained(partial / MODEL, state_dict=weights)
-        copy_tokenizer(tokenizer, partial / MODEL)
-        (partial / "config.yaml").write_text(config_yaml)
-    barrier()
-    if is_main():
-        _seal(partial, step)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
-        _fsync(final.parent)
-
-
-def _drop_old(run: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints and the best one."""
-    best = best_step(run)
+def _drop_old(run: Path, keep: int, hours: float) -> None:
+    """Remove all but the newest ``keep`` checkpoints, the best, and one for each ``hours`` (0: none)."""
+    best, last = best_step(run), -float("inf")
     for old in list_checkpoints(run)[:-keep]:
-        if best is None or old.name != checkpoint_name(best):
+        at = written(old)
+        if hours and at - last >= 3600 * hours:
+            last = at
+        elif best is None or old.name != checkpoint_name(best):
             shutil.rmtree(old)
 
 
-def mark_best(run: Path, checkpoint: Path, keep: int) -> None:
-    """Let RUN/checkpoints/best name ``checkpoint``, at once or not at all; what it named goes the way of the old ones.
-    Every rank calls it."""
-    if is_main():
-        link = run / "checkpoints" / BEST
-        partial = link.with_name(f".{BEST}.partial")
-        partial.unlink(missing_ok=True)
-        partial.symlink_to(checkpoint.name)  # relative: a run directory may be moved
-        if link.is_dir() and not link.is_symlink():
-            shutil.rmtree(link)  # a copy of the run that followed the link made a directory of it
-        os.replace(partial, link)
-        _fsync(link.parent)
-        _drop_old(run, keep)
-    barrier()
+def _mark_best(run: Path, checkpoint: Path) -> None:
+    """Let RUN/checkpoints/best name ``checkpoint``, at once or not at all."""
+    link = run / "checkpoints" / BEST
+    partial = link.with_name(f".{BEST}.partial")
+    partial.unlink(missing_ok=True)
+    partial.symlink_to(checkpoint.name)  # relative: a run directory may be moved
+    if link.is_dir() and not link.is_symlink():
+        shutil.rmtree(link)  # a copy of the run that followed the link made a directory of it
+    os.replace(partial, link)
+    fsync(link.parent)
 
 
 def _seal(directory: Path, step: int) -> None:
-    """Write the manifest over every file, all flushed to disk."""
+    """Write the manifest over every file, all flushed to disk with the directories that name them."""
     files = {}
     for path in sorted(p for p in directory.rglob("*") if p.is_file()):
-        _fsync(path)
+        fsync(path)
         files[str(path.relative_to(directory))] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
-    manifest = {"step": step, "world_size": int(os.environ.get("WORLD_SIZE", "1")), "files": files}
+    manifest = {"step": step, "world_size": world_size(), "written": time.time(), "files": files}
     (directory / MANIFEST).write_text(json.dumps(seal(manifest), indent=2) + "\n")
-    _fsync(directory / MANIFEST)
+    for path in (directory / MANIFEST, directory / STATE, directory / MODEL, directory):
+        fsync(path)
 
 
 def newest_whole(run: Path) -> tuple[Path | None, list[str]]:
@@ -203,24 +283,15 @@ def _set_aside(checkpoint: Path) -> Path:
 
 
 def load_checkpoint(engine, checkpoint: Path) -> int:
-    """Restore engine, optimizer and schedule from a verified checkpoint; returns its step."""
-    from fashionbert_fast.engine.unpickling import reading_safely
+    """Restore engine, optimizer and schedule from a verified checkpoint, of any number of ranks and any ZeRO stage;
+    returns its step. Every rank calls it."""
+    from fashionbert_fast.engine.state import restore
 
-    manifest = json.loads((checkpoint / MANIFEST).read_text())
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if manifest["world_size"] != processes:
-        raise InputError(
-            f"{checkpoint}: written by {manifest['world_size']} processes, this run has {processes}; "
-            f"resume with as many, or start a new run with model.core={checkpoint / MODEL} and another train.output"
-        )
     try:
-        with reading_safely(engine):
-            path, _ = engine.load_checkpoint(str(checkpoint), tag=STATE)
-    except (pickle.UnpicklingError, OSError, EOFError, RuntimeError, LookupError, TypeError, ValueError) as error:
+        restore(engine, checkpoint / STATE)
+    except (OSError, SafetensorError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{checkpoint}: its state cannot be loaded ({reason}); resume from an earlier one by moving it away"
         ) from error
-    if path is None:
-        raise InputError(f"{checkpoint}: DeepSpeed could not load it; resume from an earlier one by moving it away")
-    return manifest["step"]
+    return json.loads((checkpoint / MANIFEST).read_text())["step"]

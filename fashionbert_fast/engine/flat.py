@@ -17,7 +17,6 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 
-from fashionbert_fast.errors import InputError
 from fashionbert_fast.profiling import ranges
 
 
@@ -125,6 +124,16 @@ def guarded_step(optimizer: torch.optim.Optimizer, norm: torch.Tensor, ranks: in
     optimizer.step()
 
 
+def gather_weights(optimizer: DeepSpeedZeroOptimizer) -> None:
+    """Cast the float32 weights of this rank's part to the model's precision, and gather those of all ranks."""
+    for i, group in enumerate(optimizer.real_dp_process_group):
+        part = optimizer.parallel_partitioned_bit16_groups[i][dist.get_rank(group)]
+        part.copy_(optimizer.single_partition_of_fp32_groups[i])
+        if dist.get_world_size(group) > 1:
+            with ranges.phase("all-reduce"):
+                dist.all_gather_into_tensor(optimizer.bit16_groups_flat[i], part, group=group)
+
+
 class FlatZeroOptimizer(DeepSpeedZeroOptimizer):
     """DeepSpeed's ZeRO-1 and ZeRO-2 with the gradients of `FlatGradients`. A step whose gradient is not finite changes
     no weight; the learning rate's schedule goes on."""
@@ -175,12 +184,7 @@ class FlatZeroOptimizer(DeepSpeedZeroOptimizer):
         guarded_step(self.optimizer, norm, self._flat[0].ranks, self.clip_grad)
         self._lazy_init_hp_params_optimizer_state()
         self._global_grad_norm = norm
-        for i, gradients in enumerate(self._flat):
-            part = self.parallel_partitioned_bit16_groups[i][dist.get_rank(gradients.group)]
-            part.copy_(self.single_partition_of_fp32_groups[i])
-            if gradients.ranks > 1:
-                with ranges.phase("all-reduce"):
-                    dist.all_gather_into_tensor(self.bit16_groups_flat[i], part, group=gradients.group)
+        gather_weights(self)
 
 
 class FlatOptimizer(torch.optim.Optimizer):
@@ -203,7 +207,8 @@ class FlatOptimizer(torch.optim.Optimizer):
         self._global_grad_norm: torch.Tensor | None = None  # by this name the engine asks for it
         self.gradients: list[FlatGradients] = []
         self.weights: list[tuple[torch.Tensor, torch.Tensor]] = []  # flat, a group: of ``dtype``, and in float32
-        self.masters: dict[torch.Tensor, torch.Tensor] = {}  # parameter -> the float32 weight behind it
+        # Parameter -> what is stepped for it, and where in that the float32 weight behind it begins.
+        self.stepped: dict[torch.Tensor, tuple[torch.Tensor, int]] = {}
         for group in optimizer.param_groups:
             self._lay_flat(group, dtype)
 
@@ -220,7 +225,7 @@ class FlatOptimizer(torch.optim.Optimizer):
             behind.copy_(parameter)
             here.copy_(parameter)
             parameter.data = here
-            self.masters[parameter] = behind
+            self.stepped[parameter] = (full, offset) if self.fused else (behind, 0)
         flat = FlatGradients(parameters, offsets, size, None, partitioned=False, at_once=False, micro_batches=1)
         full.grad = flat.owned
         if self.fused:
@@ -228,12 +233,12 @@ class FlatOptimizer(torch.optim.Optimizer):
         else:
             for parameter, offset in zip(parameters, offsets, strict=True):
                 gradient = flat.owned.narrow(0, offset, parameter.numel())
-                self.masters[parameter].grad = gradient.view(parameter.shape)
-            group["params"] = [self.masters[parameter] for parameter in parameters]
+                self.stepped[parameter][0].grad = gradient.view(parameter.shape)
+            group["params"] = [self.stepped[parameter][0] for parameter in parameters]
         self.weights.append((low, full))
         self.gradients.append(flat)
 
-    # DeepSpeed, schedules and checkpoints see the optimizer's own.
+    # DeepSpeed and schedules see the optimizer's own.
     param_groups = property(lambda self: self.optimizer.param_groups)  # pyright: ignore[reportAssignmentType]
     state = property(lambda self: self.optimizer.state)  # pyright: ignore[reportAssignmentType]
     defaults = property(lambda self: self.optimizer.defaults)  # pyright: ignore[reportAssignmentType]
@@ -256,18 +261,3 @@ class FlatOptimizer(torch.optim.Optimizer):
 
     def zero_grad(self, set_to_none: bool = True):
         """Nothing: a step takes the gradients off the parameters."""
-
-    def state_dict(self):
-        return {"optimizer": self.optimizer.state_dict(), "masters": [full for _, full in self.weights]}
-
-    @torch.no_grad()
-    def load_state_dict(self, state_dict):
-        if "masters" not in state_dict:
-            raise InputError(
-                "its optimizer state was written by an older fashionbert_fast; start a new run with model.core "
-                "set to the checkpoint's model directory"
-            )
-        self.optimizer.load_state_dict(state_dict["optimizer"])
-        for (low, full), saved in zip(self.weights, state_dict["masters"], strict=True):
-            full.copy_(saved)
-            low.copy_(full)

@@ -13,9 +13,9 @@ import torch
 
 from fashionbert_fast.config import Config
 from fashionbert_fast.data.batch import Batch, StepCounts
-from fashionbert_fast.distributed import all_reduce_sum, barrier, init_distributed, is_main, shutdown
+from fashionbert_fast.distributed import HostSums, all_reduce_sum, barrier, init_distributed, is_main, shutdown
 from fashionbert_fast.engine.build import DTYPES, Run, build, build_loader, seed_dropout
-from fashionbert_fast.engine.checkpoint import save_checkpoint
+from fashionbert_fast.engine.checkpoint import Saver
 from fashionbert_fast.engine.divergence import Watch
 from fashionbert_fast.engine.flops import peak_flops, useful_flops
 from fashionbert_fast.engine.metrics import MetricsWriter, read_metrics
@@ -23,7 +23,9 @@ from fashionbert_fast.engine.prefetch import on_device
 from fashionbert_fast.engine.resume import prepare_directory, resume_run, sole_writer
 from fashionbert_fast.engine.stop import Interrupted, StopRequest, end_with_launcher
 from fashionbert_fast.engine.validation import Validation
+from fashionbert_fast.engine.watchdog import Watchdog
 from fashionbert_fast.errors import InputError, TrainingStopped
+from fashionbert_fast.files import write_text
 from fashionbert_fast.model.config import TASKS
 from fashionbert_fast.profiling import ranges
 from fashionbert_fast.progress import progress_bar
@@ -152,10 +154,10 @@ def train(run: Run, first_step: int) -> None:
     """
     t = run.config.train
     validation = Validation(run, first_step)
-    writer = MetricsWriter(run.directory, first_step) if is_main() else None
-    config_yaml = run.config.to_yaml()
+    writer = MetricsWriter(run.directory, first_step, run.config) if is_main() else None
+    saver, sums = Saver(run.engine, run.directory, run.tokenizer_dir, run.config.to_yaml(), t), HostSums()
     run.engine.train()
-    with StopRequest() as stop, progress_bar() as bar, _watched(run) as host_seconds:
+    with Watchdog(run) as watchdog, saver, StopRequest() as stop, progress_bar() as bar, _watched(run) as host_seconds:
         meter, watch = Meter(run, host_seconds), Watch(run)
         task = bar.add_task("pretrain", total=t.steps, completed=first_step)
         batches = on_device(iter(build_loader(run, first_step)), run.device)
@@ -165,9 +167,12 @@ def train(run: Run, first_step: int) -> None:
                 break
             lr = run.engine.get_lr()[0]  # read now: the schedule moves on with the step
             report = train_step(run, ready.micro_batches, step, ready.counts)
+            watchdog.progress()
             meter.add(report.counts)
             watch.add(step, report.losses_T, report.weights_T)
-            stops = step < t.steps and stop.agreed()
+            asked, *saving = sums(stop.asked, saver.writing, saver.failed)
+            saver.advance(*saving)
+            stops = bool(asked) and step < t.steps
             saves = stops or step == t.steps or (t.checkpoint_every and step % t.checkpoint_every == 0)
             logs = step % t.log_every == 0 or step == t.steps or validation.due(step)
             if logs or (saves and watch.found()):
@@ -179,6 +184,7 @@ def train(run: Run, first_step: int) -> None:
                 elif validation.due(step):
                     with ranges.phase("validation"):
                         record["validation"] = validation(step)
+                    watchdog.progress()
                     meter.restart()  # validating is not training
                 if writer is not None:
                     writer.write(record)
@@ -191,16 +197,11 @@ def train(run: Run, first_step: int) -> None:
             bar.update(task, completed=step)
             if saves or validation.exhausted or validation.step == step:
                 with ranges.phase("checkpoint"):
-                    saved = save_checkpoint(
-                        run.engine, run.directory, step, run.tokenizer_dir, config_yaml, t.keep_checkpoints
-                    )
-                    if saved is not None:
-                        validation.keep(saved, step)
-                    elif stops or step == t.steps:
-                        raise InputError(
-                            f"{run.directory}: its last step, {step}, is not saved; make room and --resume"
-                        )
-                meter.restart()  # writing is not training
+                    saver.begin(step, best=validation.step == step)
+                    if (stops or step == t.steps) and (why := saver.finish()) is not None:
+                        raise InputError(f"{run.directory}: its last step, {step}, is not saved: {why}; then --resume")
+                watchdog.progress()
+                meter.restart()  # copying is not training
             if stops:
                 raise Interrupted(step)
     if writer is not None:
@@ -229,7 +230,7 @@ def _pretrain(config: Config, directory: Path, resume: bool) -> Path:
         run = build(config, directory, device)
         first_step = resume_run(run) if resume else 0
         if is_main():
-            (directory / "config.yaml").write_text(config.to_yaml())
+            write_text(directory / "config.yaml", config.to_yaml())
         train(run, first_step)
         barrier()
     finally:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from fashionbert_fast.config import Config, read_yaml
+from fashionbert_fast.config import Config, load_config
 from fashionbert_fast.distributed import is_main
 from fashionbert_fast.engine.build import Run
 from fashionbert_fast.engine.checkpoint import load_checkpoint, newest_whole
 from fashionbert_fast.engine.metrics import METRICS
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.store import FeatureStore, require_same_features
-from fashionbert_fast.files import sole_owner
-from fashionbert_fast.run_directory import DAMAGED, MODEL
+from fashionbert_fast.files import read_json, sole_owner
+from fashionbert_fast.run_directory import DAMAGED, MANIFEST, MODEL
 
 
 def prepare_directory(config: Config, resume: bool) -> Path:
@@ -33,6 +35,8 @@ def prepare_directory(config: Config, resume: bool) -> Path:
         raise InputError(
             f"{directory}: holds no run to resume; set train.output to one that does, or begin it without --resume"
         )
+    if config.train.wandb and importlib.util.find_spec("wandb") is None:
+        raise InputError("train.wandb: Weights & Biases is not installed; pip install wandb, or leave it off")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         probe = directory / f".probe-{os.getpid()}"
@@ -43,13 +47,27 @@ def prepare_directory(config: Config, resume: bool) -> Path:
     return directory
 
 
-def _check_same_run(saved: Path, config: Config) -> None:
-    """A resumed run must learn what it would have learned uninterrupted: name the first field that differs."""
-    free = {"train.output", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "data.workers",
-            "data.store", "train.cuda_graphs", "train.nvtx"}  # fmt: skip
-    old, new = read_yaml(saved), OmegaConf.structured(config)
-    if new.train.steps > OmegaConf.select(old, "train.steps", default=0):
+def _check_same_run(saved: Path, config: Config, then: int, now: int) -> None:
+    """A resumed run must learn what it would have learned uninterrupted: name the first field that differs.
+
+    then, now: how many processes. They may change, and the ZeRO stage, where the global batch stays.
+    """
+    free = {"train.output", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_hours",
+            "data.workers", "data.store", "train.cuda_graphs", "train.nvtx", "train.zero_stage",
+            "train.step_timeout", "train.wandb"}  # fmt: skip
+    old, new = OmegaConf.structured(load_config(saved)), OmegaConf.structured(config)
+    if new.train.steps > old.train.steps:
         free.add("train.steps")  # a longer run; its schedule is that of the new length from here on
+    batch = ("train.micro_batch_size", "train.gradient_accumulation_steps")
+    was, is_ = (math.prod(OmegaConf.select(run, name) for name in batch) for run in (old, new))
+    if was * then == is_ * now:
+        free.update(batch)
+    elif then != now:
+        raise InputError(
+            f"train.micro_batch_size: {now} processes make {is_ * now} pairs a step of it, the run began with "
+            f"{was * then}; resume on {now} with processes x train.micro_batch_size x "
+            f"train.gradient_accumulation_steps = {was * then}, or on {then} as it began ({saved})"
+        )
     for section in new:
         for key in new[section]:
             name = f"{section}.{key}"
@@ -95,10 +113,11 @@ def resume_run(run: Run) -> int:
         return 0
     if is_main():
         print(f"resuming from {checkpoint}", flush=True)
-    _check_same_run(checkpoint / "config.yaml", run.config)
-    saved = json.loads((checkpoint / MODEL / "patch_features.json").read_text())
+    then = json.loads((checkpoint / MANIFEST).read_text())["world_size"]
+    _check_same_run(checkpoint / "config.yaml", run.config, then, run.world_size)
+    saved = read_json(checkpoint / MODEL / "patch_features.json")
     require_same_features(saved, run.store.manifest, f"{checkpoint} and {run.store.path}")
-    check_same_products(saved, run.store, read_yaml(checkpoint / "config.yaml").data.store)
+    check_same_products(saved, run.store, load_config(checkpoint / "config.yaml").data.store)
     return load_checkpoint(run.engine, checkpoint)
 
 

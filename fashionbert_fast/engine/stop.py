@@ -9,11 +9,6 @@ import threading
 import time
 from types import FrameType
 
-import torch
-import torch.distributed as dist
-
-from fashionbert_fast.distributed import world_size
-
 # Ctrl-C; what launchers and Slurm send before they kill; what Slurm's --signal=USR1 sends ahead of a time limit.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 PATIENCE = 2.0  # seconds
@@ -33,13 +28,12 @@ class StopRequest:
     Later: after `PATIENCE`. A Ctrl-C reaches a rank from the terminal and from torchrun, and the kernel tells of a
     launcher's death once for each of its threads.
 
-    Whether one has asked any rank is agreed over the host (gloo), after every step: no device waits, and a signal to
-    one process stops all of them after the same step. Every rank enters it.
+    Whether one has asked any rank the loop agrees on after every step (`distributed.HostSums`), so that a signal to one
+    process stops all of them after the same step.
     """
 
     def __init__(self) -> None:
         self.asked, self.since = False, 0.0
-        self.group = dist.new_group(backend="gloo") if world_size() > 1 and dist.get_backend() != "gloo" else None
 
     def __enter__(self) -> StopRequest:
         main = threading.current_thread() is threading.main_thread()  # no other may set a handler
@@ -56,14 +50,6 @@ class StopRequest:
             self.asked, self.since = True, now
         elif number == signal.SIGINT and now - self.since > PATIENCE:
             raise KeyboardInterrupt
-
-    def agreed(self) -> bool:
-        """Whether any rank was asked, the same on all: a collective."""
-        if world_size() == 1:
-            return self.asked
-        asked = torch.tensor(int(self.asked))
-        dist.all_reduce(asked, group=self.group)
-        return bool(asked)
 
 
 def end_with_launcher() -> None:

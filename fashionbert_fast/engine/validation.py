@@ -23,7 +23,6 @@ from fashionbert_fast.data.pairs import PairDataset
 from fashionbert_fast.data.sampling import EpochPlan
 from fashionbert_fast.distributed import all_reduce_sum, is_main
 from fashionbert_fast.engine.build import Run
-from fashionbert_fast.engine.checkpoint import mark_best
 from fashionbert_fast.engine.metrics import read_metrics
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.kernels._library import IGNORED
@@ -168,11 +167,6 @@ class Validation:
     def exhausted(self) -> bool:
         """Whether ``validation.patience`` is at its end."""
         return 0 < self.config.patience <= self.stale
-
-    def keep(self, checkpoint: Path, step: int) -> None:
-        """Let ``checkpoints/best`` name the checkpoint of ``step``, if that is the best so far; every rank calls it."""
-        if step == self.step:
-            mark_best(self.run.directory, checkpoint, self.run.config.train.keep_checkpoints)
 
     def tell(self, step: int) -> None:
         """Say in one line why the run ends after ``step``."""

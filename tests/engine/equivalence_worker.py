@@ -10,12 +10,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed
-from training import partitioned
 
+from benchmarks.weights import master_weights, partitioned
 from fashionbert_fast.config import load_config
 from fashionbert_fast.distributed import barrier, init_distributed, is_main, shutdown
 from fashionbert_fast.engine.build import build, build_loader
-from fashionbert_fast.engine.checkpoint import master_weights
 from fashionbert_fast.engine.loop import train_step
 
 STEPS = 20

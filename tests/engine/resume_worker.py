@@ -10,34 +10,34 @@ import sys
 from pathlib import Path
 
 import torch
-from training import partitioned
 
+from benchmarks.weights import master_weights, partitioned
 from fashionbert_fast.config import load_config
 from fashionbert_fast.distributed import init_distributed, shutdown
 from fashionbert_fast.engine.build import Run, build, build_loader
-from fashionbert_fast.engine.checkpoint import load_checkpoint, master_weights, save_checkpoint
+from fashionbert_fast.engine.checkpoint import load_checkpoint, save_checkpoint
 from fashionbert_fast.engine.loop import train_step
 from fashionbert_fast.run_directory import newest_valid
 
 STEPS, SAVED = 4, 2
 
 
-def _built(store: str, folder: Path, stage: int, precision: str, device: torch.device) -> Run:
+def built(store: str, folder: Path, stage: int, precision: str, device: torch.device, *more: str) -> Run:
     """Dropout is the default's. A hidden size of 128 has matrices above ZeRO-3's threshold: they are partitioned."""
     config = load_config(
         None,
         [f"data.store={store}", f"train.output={folder}", "model.hidden_size=128", "model.heads=2", "model.layers=2",
          "model.intermediate_size=256", "model.vocab_size=300", "train.micro_batch_size=4",
          "train.gradient_accumulation_steps=2", f"train.steps={STEPS}", "train.lr=1e-3", f"train.precision={precision}",
-         f"train.zero_stage={stage}"],
+         f"train.zero_stage={stage}", *more],
     )  # fmt: skip
-    assert min(config.model.hidden_dropout, config.model.attention_dropout, config.model.patch_dropout) == 0.1
+    assert more or min(config.model.hidden_dropout, config.model.attention_dropout, config.model.patch_dropout) == 0.1
     run = build(config, folder, device)
     run.engine.train()
     return run
 
 
-def _trained(run: Run, first: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+def trained(run: Run, first: int) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
     """Losses of the steps after ``first`` and the weights after the last; saves on the way."""
     losses = []
     for step, micro_batches in enumerate(build_loader(run, first), start=first + 1):
@@ -46,7 +46,7 @@ def _trained(run: Run, first: int) -> tuple[list[torch.Tensor], dict[str, torch.
             parts = partitioned(run.engine.module)
             assert {"encoder.layers.1.qkv.weight", "text_embeddings.word.weight"} <= set(parts), parts
         if step == SAVED:
-            save_checkpoint(run.engine, run.directory, step, run.tokenizer_dir, run.config.to_yaml(), 1)
+            save_checkpoint(run.engine, run.directory, step, run.tokenizer_dir, run.config.to_yaml(), run.config.train)
     weights = master_weights(run.engine)
     run.engine.destroy()
     return losses, weights
@@ -54,11 +54,11 @@ def _trained(run: Run, first: int) -> tuple[list[torch.Tensor], dict[str, torch.
 
 def check(store: str, folder: Path, stage: int, precision: str, device: torch.device) -> None:
     """AssertionError where losses or weights of the resumed run differ in a bit."""
-    losses, weights = _trained(_built(store, folder, stage, precision, device), 0)
-    run = _built(store, folder, stage, precision, device)
+    losses, weights = trained(built(store, folder, stage, precision, device), 0)
+    run = built(store, folder, stage, precision, device)
     checkpoint, _ = newest_valid(folder)
     assert load_checkpoint(run.engine, checkpoint) == SAVED
-    resumed_losses, resumed_weights = _trained(run, SAVED)
+    resumed_losses, resumed_weights = trained(run, SAVED)
     case = stage, precision
     assert torch.equal(torch.stack(resumed_losses), torch.stack(losses[SAVED:])), case
     assert all(torch.equal(resumed_weights[name], weights[name]) for name in weights), case

@@ -88,7 +88,7 @@ def test_weights_that_are_not_finite_are_never_written(build_run, options):
     from deepspeed.utils import safe_get_full_fp32_param, safe_set_full_fp32_param
 
     run = build_run(*options)
-    args = run.tokenizer_dir, run.config.to_yaml(), 2
+    args = run.tokenizer_dir, run.config.to_yaml(), run.config.train
     save_checkpoint(run.engine, run.directory, 1, *args)
     weight = run.engine.module.encoder.layers[1].qkv.weight
     broken = weight.detach().float().clone()

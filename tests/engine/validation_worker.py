@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from training import partitioned
 
+from benchmarks.weights import partitioned
 from fashionbert_fast.config import load_config
 from fashionbert_fast.distributed import barrier, init_distributed, is_main, shutdown
 from fashionbert_fast.engine.build import build

@@ -1,0 +1,131 @@
+"""FashionBERT's pre-training step written once more, plainly, in float64: no packing tricks, no operator of ours, one
+process with the whole global batch, plain gradient descent.
+
+Shapes: as in objectives/pretraining.py; S sequences (pairs), L rows of one, N heads, E = H / N.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+
+from fashionbert_fast.data.batch import Batch
+from fashionbert_fast.kernels.adaptive_loss import adaptive_loss_reference, closed_form_weights_reference
+from fashionbert_fast.kernels.min_norm_weights import min_norm_weights_reference
+from fashionbert_fast.model.config import FashionBertConfig
+
+Weights = dict[str, torch.Tensor]
+
+
+def _linear(x: torch.Tensor, w: Weights, name: str) -> torch.Tensor:
+    return F.linear(x, w[f"{name}.weight"], w.get(f"{name}.bias"))
+
+
+def _norm(x: torch.Tensor, w: Weights, name: str, eps: float) -> torch.Tensor:
+    return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], eps)
+
+
+def hidden_states(w: Weights, batch: Batch, config: FashionBertConfig) -> torch.Tensor:
+    """(T, H): joint last hidden states."""
+    inputs, eps = batch.inputs, config.layer_norm_eps
+    segment_2H = w["text_embeddings.segment.weight"]
+    text_NH = w["text_embeddings.word.weight"][inputs.input_id_N]
+    text_NH = text_NH + w["text_embeddings.position.weight"][inputs.position_N] + segment_2H[0]
+    features_BPD = inputs.features_IPD.double()[inputs.image_index_B]
+    features_BPD = features_BPD.masked_fill(inputs.patch_mask_BP[..., None], 0.0)
+    patch_BPH = _linear(features_BPD, w, "patch_embeddings.projection")
+    patch_BPH = patch_BPH + w["patch_embeddings.position.weight"] + segment_2H[1]
+    patch_row_BP = inputs.patch_row_B[:, None] + torch.arange(config.patches)
+    joint_TH = text_NH.new_zeros(inputs.rows, text_NH.shape[1])
+    joint_TH = joint_TH.index_put((inputs.text_row_N,), _norm(text_NH, w, "text_embeddings.norm", eps))
+    joint_TH = joint_TH.index_put((patch_row_BP,), _norm(patch_BPH, w, "patch_embeddings.norm", eps))
+    ends = inputs.cu_seqlens_S1.tolist()
+    pairs = [joint_TH[first:last] for first, last in pairwise(ends)]
+    for layer in range(config.num_hidden_layers):
+        pairs = [_layer(pair_LH, w, f"encoder.layers.{layer}", config) for pair_LH in pairs]
+    return torch.cat([*pairs, joint_TH[ends[-1] :]])  # the fill as it came: nobody reads it
+
+
+def _layer(x_LH: torch.Tensor, w: Weights, name: str, config: FashionBertConfig) -> torch.Tensor:
+    query, key, value = (
+        part.view(len(x_LH), config.num_attention_heads, -1).transpose(0, 1)
+        for part in _linear(x_LH, w, f"{name}.qkv").chunk(3, dim=1)
+    )
+    scores_NLL = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
+    context_LH = (scores_NLL.softmax(-1) @ value).transpose(0, 1).reshape(x_LH.shape)
+    attended_LH = _linear(context_LH, w, f"{name}.attention_output")
+    x_LH = _norm(x_LH + attended_LH, w, f"{name}.attention_norm", config.layer_norm_eps)
+    fed_LH = _linear(F.gelu(_linear(x_LH, w, f"{name}.feed_forward")), w, f"{name}.feed_forward_output")
+    return _norm(x_LH + fed_LH, w, f"{name}.feed_forward_norm", config.layer_norm_eps)
+
+
+def task_sums(w: Weights, hidden_TH: torch.Tensor, batch: Batch, config: FashionBertConfig) -> torch.Tensor:
+    """(3,): sums of the row losses. The decoder of words is the word embedding."""
+    targets = batch.targets
+    words_MH = _norm(F.gelu(_linear(hidden_TH[targets.mlm_row_M], w, "mlm_head.dense")), w, "mlm_head.norm",
+                     config.layer_norm_eps)  # fmt: skip
+    logits_MV = words_MH @ w["text_embeddings.word.weight"].T + w["mlm_head.bias"]
+    mlm = F.cross_entropy(logits_MV, targets.mlm_label_M, reduction="sum")
+    pooled_BH = torch.tanh(_linear(hidden_TH[batch.inputs.cls_row_B], w, "tia_head.pooler"))
+    tia = F.cross_entropy(_linear(pooled_BH, w, "tia_head.classifier"), targets.tia_label_B, reduction="sum")
+    target_KD = batch.inputs.features_IPD.double().flatten(0, 1)[targets.mpm_target_K].softmax(1)
+    predicted_KD = _linear(hidden_TH[targets.mpm_row_K], w, "mpm_head.projection").log_softmax(1)
+    mpm = (target_KD * (target_KD.log() - predicted_KD)).sum()
+    return torch.stack([mlm, tia, mpm])
+
+
+def gradients(w: Weights, batches: Sequence[Batch], config: FashionBertConfig) -> Weights:
+    """Of one optimizer step, whose micro-batches hold all ranks' pairs: the mean over them, each by its own weights."""
+    counts_T = torch.stack([batch.targets.counts_T.double() for batch in batches]).sum(0).clamp_min(1)
+    total = {name: torch.zeros_like(weight) for name, weight in w.items()}
+    for batch in batches:
+        hidden_TH = hidden_states(w, batch, config)
+        leaf_TH = hidden_TH.detach().requires_grad_()
+        losses_T = task_sums(w, leaf_TH, batch, config) * len(batches) / counts_T
+        at_hidden_TH, of_heads = _weighted(w, leaf_TH, losses_T, config)
+        shared = torch.autograd.grad(hidden_TH, list(w.values()), at_hidden_TH, allow_unused=True)
+        for name, *parts in zip(w, shared, of_heads, strict=True):
+            for part in parts:
+                if part is not None:
+                    total[name] += part / len(batches)
+    return total
+
+
+def _weighted(w: Weights, leaf_TH: torch.Tensor, losses_T: torch.Tensor, config: FashionBertConfig):
+    """What goes back into the encoder, and what the heads get, None for others."""
+    weighting = config.weighting
+    preference_T = torch.tensor(weighting.preference, dtype=torch.float64)
+    leaves = [leaf_TH, *w.values()]
+    if weighting.method in ("loss", "fixed"):
+        loss = (preference_T * losses_T).sum()
+        if weighting.method == "loss":
+            loss, _ = adaptive_loss_reference(preference_T * losses_T, alpha=weighting.alpha)
+        at_hidden_TH, *of_heads = torch.autograd.grad(loss, leaves, allow_unused=True)
+        return at_hidden_TH, of_heads
+    own = [torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True) for loss in preference_T * losses_T]
+    signals = [gradient.flatten() for gradient, *_ in own]
+    live = [t for t, signal in enumerate(signals) if signal.any()]
+    gram_nn = torch.stack([signals[t] for t in live]) @ torch.stack([signals[t] for t in live]).T
+    if weighting.method == "min_norm":
+        solved = min_norm_weights_reference(gram_nn)
+    else:
+        alpha = weighting.alpha * len(signals) / len(live)
+        solved = closed_form_weights_reference(gram_nn.diagonal().sqrt(), alpha)
+    at_hidden_TH = sum(weight * own[t][0] for weight, t in zip(solved, live, strict=True))
+    of_heads = [
+        None if all(part is None for part in parts) else sum(part for part in parts if part is not None)
+        for parts in zip(*(rest for _, *rest in own), strict=True)
+    ]
+    return at_hidden_TH, of_heads
+
+
+def descend(start: Weights, steps: Sequence[Sequence[Batch]], config: FashionBertConfig, lr: float) -> Weights:
+    """The weights after these steps of gradient descent, float64."""
+    w = {name: weight.double().requires_grad_() for name, weight in start.items()}
+    for batches in steps:
+        found = gradients(w, batches, config)
+        w = {name: (weight - lr * found[name]).detach().requires_grad_() for name, weight in w.items()}
+    return {name: weight.detach() for name, weight in w.items()}

@@ -1,0 +1,94 @@
+"""The reliability scoreboard: its short form, and that it counts what fails."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from training import ENVIRONMENT
+
+from benchmarks.reliability import PROOFS, damage, inject
+from benchmarks.reliability import __main__ as command
+from benchmarks.reliability.disk import CRASH, compiled
+from benchmarks.reliability.trial import Trial, attempt
+from benchmarks.reliability.workload import Outcome, overrides, shared_store
+from fashionbert_fast.errors import InputError
+
+sys.path.insert(0, str(Path(__file__).parent))  # for careless_save, here and in ranks
+import careless_save
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_short_form(tmp_path):
+    """Two ranks: a NaN in each place. One: faults of the disk. Files damaged and resumed from."""
+    board = tmp_path / "board.json"
+    words = ["--quick", "--only", "damage", "inject", "nan", "--seed", "1", "--json", str(board)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.reliability", *words, "--folder", str(tmp_path / "trials")],
+        cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True,
+    )  # fmt: skip
+    rows = json.loads(board.read_text())["rows"]
+    assert [row["proof"] for row in rows] == ["damage", "inject", "nan"]
+    assert all(row["met"] and row["k"] == row["n"] > 5 for row in rows), [row["failed"] for row in rows]
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert list((tmp_path / "trials").iterdir()) == []  # what succeeds leaves nothing
+
+
+def test_all_proofs_are_there():
+    modules = command.chosen(PROOFS)
+    assert [module.NAME for module in modules] == list(PROOFS)
+    assert all(isinstance(module.TARGET, str) and callable(module.trials) for module in modules)
+    with pytest.raises(InputError, match="no such proof"):
+        command.chosen(["all"])
+
+
+def test_what_fails_is_counted_named_and_kept(tmp_path, capsys):
+    def trials(folder, seed, quick):
+        yield attempt(folder, "some", "good", lambda directory: "2 of 2")
+        yield attempt(folder, "some", "bad: 1/2", lambda directory: (directory / "left").write_text("") or [][1])
+        yield Trial("some", "also good", True)
+        raise RuntimeError("the proof is broken")
+
+    row = command.judge(SimpleNamespace(NAME="some", TARGET="all", trials=trials), tmp_path, 3, True)
+    assert (row["k"], row["n"], row["met"], row["seed"]) == (2, 4, False, 3)
+    assert row["found"] == ["good: 2 of 2"]
+    bad, broken = row["failed"]
+    kept = tmp_path / "some" / "bad-1-2"
+    assert bad == f"bad: 1/2: list index out of range (kept: {kept})"
+    assert "the proof is broken" in broken
+    assert (kept / "left").exists() and "IndexError" in (kept / "failure.txt").read_text()
+    assert not (tmp_path / "some" / "good").exists()
+    assert bad in capsys.readouterr().err
+
+
+def test_a_proof_without_trials_is_not_met(tmp_path):
+    nothing = SimpleNamespace(NAME="none", TARGET="all", trials=lambda *_: iter(()))
+    assert command.judge(nothing, tmp_path, 0, False)["met"] is False
+
+
+def test_a_check_that_looks_at_sizes_alone_is_found_out(tmp_path, monkeypatch):
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    path = checkpoint / "file"
+    path.write_bytes(bytes(range(100)))
+    monkeypatch.setattr(damage, "damage", lambda at: None if path.exists() and path.stat().st_size == 100 else "cut")
+    changes = list(damage.broken(path.read_bytes(), random.Random(0), 10, 100))
+    trials = [attempt(tmp_path, "damage", what, partial(damage.is_found, checkpoint, path, to)) for what, to in changes]
+    assert [trial.ok for trial in trials] == [True] * 11 + [False] * 100
+    assert path.read_bytes() == bytes(range(100))
+
+
+def test_a_save_that_drops_what_was_before_it_is_ready_is_found_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(inject, "on_faulty_disk", careless_save.on_faulty_disk)
+    settings = overrides(shared_store(tmp_path), tmp_path / "run", *inject.SAVES)
+    work = partial(inject.survives, compiled(tmp_path), settings, 120, CRASH, Outcome([], ""), [])
+    trial = attempt(tmp_path, "inject", "careless", work)
+    assert not trial.ok
+    assert "no checkpoint is valid" in trial.note
