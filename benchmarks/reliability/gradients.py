@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks.reliability import workload
 from benchmarks.reliability.trial import Trial, attempt
 from benchmarks.reliability.workload import NO_DROPOUT, STAGES, Ranks, overrides, shared_store
+from fashionbert_fast.engine.state import master_weights
 from fashionbert_fast.model.config import METHODS
 
 NAME = "gradients"
@@ -105,7 +106,7 @@ def descended(settings: list[str], cases: list[Case], begun: int) -> int:
     """The weights before and after `STEPS` steps of each case, as N.pt from ``begun`` on."""
     import torch
 
-    from benchmarks.weights import master_weights, partitioned
+    from benchmarks.weights import partitioned
     from fashionbert_fast.config import load_config
     from fashionbert_fast.distributed import barrier, init_distributed, shutdown
     from fashionbert_fast.engine.build import build

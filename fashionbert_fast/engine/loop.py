@@ -14,10 +14,11 @@ import torch
 from fashionbert_fast.config import Config
 from fashionbert_fast.data.batch import Batch, StepCounts
 from fashionbert_fast.distributed import HostSums, all_reduce_sum, barrier, init_distributed, is_main, shutdown
-from fashionbert_fast.engine.build import DTYPES, Run, build, build_loader, seed_dropout
+from fashionbert_fast.engine.build import DTYPES, Run, build, seed_dropout
 from fashionbert_fast.engine.checkpoint import Saver
 from fashionbert_fast.engine.divergence import Watch
 from fashionbert_fast.engine.flops import peak_flops, useful_flops
+from fashionbert_fast.engine.loader import steady_batches
 from fashionbert_fast.engine.metrics import MetricsWriter, read_metrics
 from fashionbert_fast.engine.prefetch import on_device
 from fashionbert_fast.engine.resume import prepare_directory, resume_run, sole_writer
@@ -160,7 +161,7 @@ def train(run: Run, first_step: int) -> None:
     with Watchdog(run) as watchdog, saver, StopRequest() as stop, progress_bar() as bar, _watched(run) as host_seconds:
         meter, watch = Meter(run, host_seconds), Watch(run)
         task = bar.add_task("pretrain", total=t.steps, completed=first_step)
-        batches = on_device(iter(build_loader(run, first_step)), run.device)
+        batches = on_device(steady_batches(run, first_step, stop), run.device)
         for step, ready in ranges.steps(batches, first_step + 1, t.steps):
             if validation.exhausted:
                 validation.tell(step - 1)

@@ -10,12 +10,12 @@ import sys
 import torch
 from fake_capture import FakeCapture
 
-from benchmarks.weights import master_weights
 from fashionbert_fast.config import load_config
 from fashionbert_fast.distributed import init_distributed, shutdown
 from fashionbert_fast.engine import build as building
 from fashionbert_fast.engine import graphs
 from fashionbert_fast.engine.loop import train_step
+from fashionbert_fast.engine.state import master_weights
 
 capture = FakeCapture()
 building.check_cuda_graphs = lambda device: None

@@ -20,12 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from training import ENVIRONMENT
 
-from benchmarks.weights import master_weights
 from fashionbert_fast import FashionBertForPreTraining, FashionBertProcessor
 from fashionbert_fast.engine import checkpoint
 from fashionbert_fast.engine.checkpoint import Saver, load_checkpoint, newest_whole, save_checkpoint
 from fashionbert_fast.engine.loop import train, train_step
 from fashionbert_fast.engine.resume import resume_run
+from fashionbert_fast.engine.state import master_weights
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.files import SEAL, seal
 from fashionbert_fast.run_directory import MANIFEST, TRAINING, damage, list_checkpoints, resolve_model_dir
