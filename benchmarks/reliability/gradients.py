@@ -14,7 +14,6 @@ from pathlib import Path
 from benchmarks.reliability import workload
 from benchmarks.reliability.trial import Trial, attempt
 from benchmarks.reliability.workload import NO_DROPOUT, STAGES, Ranks, overrides, shared_store
-from fashionbert_fast.engine.state import master_weights
 from fashionbert_fast.model.config import METHODS
 
 NAME = "gradients"
@@ -111,6 +110,7 @@ def descended(settings: list[str], cases: list[Case], begun: int) -> int:
     from fashionbert_fast.distributed import barrier, init_distributed, shutdown
     from fashionbert_fast.engine.build import build
     from fashionbert_fast.engine.loop import train_step
+    from fashionbert_fast.engine.state import master_weights
 
     device = init_distributed()
     for number, case in enumerate(cases, start=begun):
