@@ -116,8 +116,8 @@ MUTANTS = (
     Mutant(
         "rows-are-counted-from-zero",
         "fashionbert_fast/catalogue/tables.py",
-        "first = reader.line_num + 1",
-        "first = reader.line_num",
+        "first = lines.number + 1",
+        "first = lines.number",
         CATALOGUE,
     ),
     Mutant(

@@ -110,7 +110,6 @@ def descended(settings: list[str], cases: list[Case], begun: int) -> int:
     from fashionbert_fast.distributed import barrier, init_distributed, shutdown
     from fashionbert_fast.engine.build import build
     from fashionbert_fast.engine.loop import train_step
-    from fashionbert_fast.engine.state import master_weights
 
     device = init_distributed()
     for number, case in enumerate(cases, start=begun):

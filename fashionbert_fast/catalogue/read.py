@@ -6,6 +6,8 @@ with ``Problems(strict=True)`` the first one stops the job.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +16,7 @@ from typing import Any
 from fashionbert_fast.catalogue.product import DUPLICATE, Problems, Product
 from fashionbert_fast.catalogue.tables import ASSUMED, DELIMITERS, READERS, undecodable
 from fashionbert_fast.errors import CONTROLS, InputError
+from fashionbert_fast.files import check_file
 
 FORMATS = "a directory with styles.csv and images/ (Kaggle), or a .csv, .tsv, .jsonl or .parquet file"
 # field -> the columns it is looked for in, unless --column names one
@@ -31,6 +34,7 @@ SPLITS = {"train": "train", "validation": "validation", "val": "validation", "va
           "test": "test"}  # fmt: skip
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG")
 OUTSIDE = "image outside"
+MOST_CELL = 2**14  # characters
 NOT_YET = {".h5": "Fashion-Gen HDF5", ".hdf5": "Fashion-Gen HDF5", ".tar": "WebDataset"}
 
 
@@ -66,7 +70,7 @@ def read_catalogue(
     try:
         header, rows = READERS[table.suffix.lower()](table, problems, delimiter, encoding)
         names = resolve_columns(table, header, columns or {})
-        for number, row in rows:
+        for number, row in rows(list(names.values())):
             product = _product(table, number, row, names, finder, problems)
             if product and product.id in products:
                 what = f"id {product.id} was already used in row {products[product.id].row}"
@@ -87,7 +91,7 @@ def read_catalogue(
 
 def find_table(source: Path) -> Path:
     """The table file of ``source``. InputError naming what is supported where there is none."""
-    if not source.exists():
+    if not os.path.exists(source):
         raise InputError(f"{source}: no such file or directory; give a catalogue: {FORMATS}")
     kind = NOT_YET.get(source.suffix.lower())
     if kind is None and source.is_dir() and any(source.glob("*.tar")):
@@ -98,6 +102,7 @@ def find_table(source: Path) -> Path:
         if not (source / "styles.csv").is_file():
             raise InputError(f"{source}: has no styles.csv, so it is not in the Kaggle layout; give {FORMATS}")
         return source / "styles.csv"
+    check_file(source, f"give {FORMATS}", sys.maxsize)
     if source.suffix.lower() not in READERS:
         raise InputError(f"{source}: unknown kind of catalogue {source.suffix!r}; give {FORMATS}")
     return source
@@ -117,7 +122,7 @@ def resolve_columns(table: Path, header: list[str], columns: Mapping[str, str]) 
         if found is None and (wanted or name in REQUIRED):
             looked = wanted or " or ".join(defaults)
             raise InputError(
-                f"{table}: no column {looked} for {name}, it has {', '.join(header) or 'none'}; "
+                f"{table}: no column {looked} for {name}, it has {', '.join(header)[:300] or 'none'}; "
                 f"name it with --column {name}=COLUMN{remedy}"
             )
         if found is not None:
@@ -175,15 +180,19 @@ def _product(
     problems: Problems,
 ) -> Product | None:  # fmt: skip
     """The row's product, or None with the reason added to ``problems``."""
-    if isinstance(row.get(names.get("image", "")), (bytes, dict)):
-        raise InputError(f"{table}: column {names['image']} holds the images themselves, which is not supported yet; "
-                         "save them as files and give their paths")  # fmt: skip
-    cell = {name: _text(row.get(column)) for name, column in names.items()}
-    identity = cell["id"]
+    identity = ""
 
     def report(kind: str, what: str) -> None:
         problems.add(table, number, kind, what, id=identity)
 
+    try:
+        cell = {name: _text(row.get(column)) for name, column in names.items()}
+    except RecursionError:
+        return report("bad row", "is nested too deeply")
+    for name, column in names.items():
+        if len(cell[name]) > MOST_CELL or isinstance(row.get(column), dict):
+            return report("bad row", f"{column} has more than {MOST_CELL:,} characters, or is an object")
+    identity = cell["id"]
     for name, text in cell.items():
         if not _is_text(text):
             identity = identity if _is_text(identity) else ""

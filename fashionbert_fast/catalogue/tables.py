@@ -1,4 +1,5 @@
-"""Tables of products, read row by row: CSV, JSONL and Parquet."""
+"""Tables of products, read row by row: CSV, JSONL and Parquet. They may come from strangers: what a row may take is
+bounded, so that a file of any size is read in the same memory."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import codecs
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,10 +16,13 @@ from fashionbert_fast.catalogue.product import Problems
 from fashionbert_fast.errors import InputError
 
 Row = tuple[int, Mapping[str, Any]]  # line number, column -> value
-Table = tuple[list[str], Iterator[Row]]  # its columns, its rows
+Table = tuple[list[str], Callable[[Sequence[str]], Iterator[Row]]]  # its columns, and the rows of some of them
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}  # what is looked for in a header
 ASSUMED = {".csv": ",", ".tsv": "\t"}  # where a header holds none of them, or several
+MOST_ROW = 2**22  # characters: as objects they take up to 25 times as much
+MOST_COLUMNS = 10_000
+OF_MANY = ("struct", "list", "large_list", "fixed_size", "map", "binary", "large_binary", "extension")  # types of Arrow
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
     codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16",
@@ -61,6 +65,33 @@ def _open_text(path: Path, encoding: str | None) -> TextIO:
         raise InputError(f"--encoding {encoding}: no such encoding; give utf-8, cp1252 or utf-16, say") from error
 
 
+class _Lines:
+    """The lines of a text, counted. csv.Error where a row, which `begin_row` begins, takes more than `MOST_ROW`; the
+    next line is then what follows that one."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file, self.number, self.taken = file, 0, 0
+
+    def begin_row(self) -> None:
+        self.taken = 0
+
+    def __iter__(self) -> Iterator[str]:
+        return self
+
+    def __next__(self) -> str:
+        line = part = self.file.readline(MOST_ROW)
+        if not line:
+            raise StopIteration
+        self.number += 1
+        self.taken += len(line)
+        while part and not part.endswith(("\n", "\r")):
+            part = self.file.readline(MOST_ROW)
+            self.taken += len(part)
+        if self.taken > MOST_ROW:
+            raise csv.Error(f"{self.taken:,} characters are more than {MOST_ROW:,}")
+        return line
+
+
 def _is_undecodable(text: str) -> bool:
     return any("\udc80" <= letter <= "\udcff" for letter in text) if not text.isascii() else False
 
@@ -72,20 +103,22 @@ def undecodable(encoding: str | None) -> str:
 def _read_csv(path: Path, problems: Problems, delimiter: str | None, encoding: str | None) -> Table:
     between = None if delimiter is None else parse_delimiter(delimiter)
     file = _open_text(path, encoding)
+    lines = _Lines(file)
     try:
-        first_line = file.readline()
+        first_line = next(lines, "")
         between = between or find_delimiter(first_line, ASSUMED[path.suffix.lower()])
-        reader = csv.reader(chain([first_line], file), delimiter=between)
+        reader = csv.reader(chain([first_line], lines), delimiter=between)
         header = [name.strip() for name in next(reader, [])]
     except csv.Error as error:
         raise InputError(f"{path}: row 1: is not CSV ({error}); check the file") from error
     if _is_undecodable("".join(header)):
         raise InputError(f"{path}: row 1: {undecodable(encoding)}")
 
-    def rows() -> Iterator[Row]:
+    def rows(columns: Sequence[str]) -> Iterator[Row]:
         with file:
             while True:
-                first = reader.line_num + 1  # a quoted field may span lines: rows are named by their first
+                lines.begin_row()
+                first = lines.number + 1  # a quoted field may span lines: rows are named by their first
                 try:
                     cells = next(reader)
                 except StopIteration:
@@ -104,50 +137,68 @@ def _read_csv(path: Path, problems: Problems, delimiter: str | None, encoding: s
                 else:
                     yield first, dict(zip(header, cells, strict=True))
 
-    return header, rows()
+    return header, rows
 
 
 def _read_jsonl(path: Path, problems: Problems, delimiter: str | None, encoding: str | None) -> Table:
+    """Read twice, for any object may lack a key: the columns are those of all of them, and to keep the objects until
+    they are known could take 25 times the file."""
     _refuse(path, delimiter=delimiter)
-    parsed: list[Row] = []
-    header: dict[str, None] = {}  # any object may lack a key: the columns are those of all of them
+    header: dict[str, None] = {}
+    for _, value in _objects(path, problems, encoding):
+        header.update(dict.fromkeys(value))
+        if len(header) > MOST_COLUMNS:
+            raise InputError(f"{path}: has more than {MOST_COLUMNS:,} columns; check that its keys are columns' names")
+
+    def rows(columns: Sequence[str]) -> Iterator[Row]:
+        return _objects(path, Problems(), encoding)
+
+    return list(header), rows
+
+
+def _objects(path: Path, problems: Problems, encoding: str | None) -> Iterator[tuple[int, dict[str, Any]]]:
     with _open_text(path, encoding) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
+        lines = _Lines(file)
+        while True:
+            lines.begin_row()
             try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                problems.add(path, number, "bad row", f"is not JSON ({str(error)[:200]})")
+                line = next(lines)
+                value = json.loads(line) if line.strip() else None
+            except StopIteration:
+                return
+            except (ValueError, RecursionError, csv.Error) as error:
+                problems.add(path, lines.number, "bad row", f"is not JSON ({error})")
                 continue
-            if not isinstance(value, dict):
-                problems.add(path, number, "bad row", "is not a JSON object")
-            elif _is_undecodable(line):
-                problems.add(path, number, f"not {encoding or 'UTF-8'}", undecodable(encoding))
-            else:
-                header.update(dict.fromkeys(value))
-                parsed.append((number, value))
-    return list(header), iter(parsed)
+            if isinstance(value, dict) and not _is_undecodable(line):
+                yield lines.number, value
+            elif isinstance(value, dict):
+                problems.add(path, lines.number, f"not {encoding or 'UTF-8'}", undecodable(encoding))
+            elif line.strip():
+                problems.add(path, lines.number, "bad row", "is not a JSON object")
 
 
 def _read_parquet(path: Path, problems: Problems, delimiter: str | None, encoding: str | None) -> Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from fashionbert_fast.catalogue import parquet
 
     _refuse(path, delimiter=delimiter, encoding=encoding)
     try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{path}: is not a Parquet file ({str(error).splitlines()[0]}); check the file") from error
+        table = parquet.Table(path)
+    except parquet.Unreadable as error:
+        raise InputError(f"{path}: is not a Parquet file ({error}); check the file") from error
 
-    def rows() -> Iterator[Row]:
-        number = 0
-        for batch in file.iter_batches():
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
+    def rows(columns: Sequence[str]) -> Iterator[Row]:
+        for name in columns:
+            if table.columns[name].startswith(OF_MANY):
+                raise InputError(
+                    f"{path}: column {name} is of {table.columns[name]}; where it holds the images themselves, which "
+                    "is not supported yet, save them as files and give their paths"
+                )
+        try:
+            yield from enumerate(table.rows(columns), 1)
+        except parquet.Unreadable as error:
+            raise InputError(f"{path}: cannot be read ({error}); check the file") from error
 
-    return file.schema_arrow.names, rows()
+    return list(table.columns), rows
 
 
 def _refuse(path: Path, **options: str | None) -> None:

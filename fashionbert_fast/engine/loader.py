@@ -67,23 +67,25 @@ def _while_alive(loader: DataLoader) -> Iterator[list[Batch]]:
     def dead(seconds: float) -> list[BaseProcess]:
         return [sentinels[at] for at in multiprocessing.connection.wait(list(sentinels), seconds)]  # type: ignore[index]
 
-    for _ in range(len(loader)):
-        micro_batches, ended = None, dead(0)
-        try:
-            micro_batches = None if ended else next(iterator)
-        except (RuntimeError, OSError, EOFError):  # torch's, or those of a connection to one that is about to end
-            ended = dead(1)
-            if not ended:
-                raise
-        if ended:
-            for worker in workers:
-                worker.kill()  # one may wait for a lock that went with the dead, and none heeds SIGTERM
-            for worker in ended:
-                worker.join()  # else it may have no exit code yet
-            codes = ", ".join(str(worker.exitcode) for worker in ended)
-            raise LoaderDied(f"a loader process died (exit code {codes})") from None
-        assert micro_batches is not None
-        yield micro_batches
+    try:
+        for _ in range(len(loader)):
+            micro_batches, ended = None, dead(0)
+            try:
+                micro_batches = None if ended else next(iterator)
+            except (RuntimeError, OSError, EOFError):  # torch's, or those of a connection to one that is about to end
+                ended = dead(1)
+                if not ended:
+                    raise
+            if ended:
+                for worker in ended:
+                    worker.join()  # else it may have no exit code yet
+                codes = ", ".join(str(worker.exitcode) for worker in ended)
+                raise LoaderDied(f"a loader process died (exit code {codes})") from None
+            assert micro_batches is not None
+            yield micro_batches
+    finally:
+        for worker in workers:
+            worker.kill()  # one may hang, or wait for a lock that went with the dead, and none heeds SIGTERM
 
 
 def _started(loader: DataLoader) -> tuple[Iterator[list[Batch]], set[BaseProcess]]:

@@ -181,19 +181,6 @@ def _loss_scale(optimizer) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if isinstance(value, (int, float)) or value is None}
 
 
-def master_weights(engine) -> dict[str, torch.Tensor]:
-    """Float32 weights by name, whole, in host memory of every rank, of whatever ZeRO stage and precision; a collective.
-    For who compares runs: a save needs no rank to have all."""
-    own = [(piece.name, piece.start, piece.of(piece.stepped).detach().cpu().clone()) for piece in held(engine)]
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, own)
-    shapes = shapes_of(engine.module)
-    weights = {name: torch.full((shape.numel(),), torch.nan) for name, shape in shapes.items()}
-    for name, start, part in (piece for pieces in everyone for piece in pieces):
-        weights[name][start : start + len(part)] = part
-    return {name: weight.view(shapes[name]) for name, weight in weights.items()}
-
-
 def shapes_of(module: torch.nn.Module) -> dict[str, torch.Size]:
     """Of all parameters, those that ZeRO-3 has in parts included."""
     return {name: getattr(parameter, "ds_shape", parameter.shape) for name, parameter in module.named_parameters()}

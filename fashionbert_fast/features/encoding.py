@@ -65,8 +65,8 @@ def encode_products(
 
     results = on_cores(work, batches, workers=workers, one_thread=on_cpu)
     for photos, encoded_IPD in progress(results, len(batches), "encoding photos"):
-        for spare in photos.spares:
-            problems.withdraw_duplicate(spare)
+        if photos.spares:
+            problems.withdraw_duplicates(photos.spares)
         for product, what in photos.bad:
             problems.add(product.table, product.row, UNREADABLE, what, id=product.id)
         if photos.products:

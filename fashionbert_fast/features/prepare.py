@@ -101,7 +101,7 @@ def prepare(
         for good, features_IPD in encoded:
             writer.append(good, features_IPD)
         if not writer.columns["id"]:
-            first = next(problem for problem in problems.items if problem.kind in PHOTO_PROBLEMS)
+            first = next((problem for problem in problems.items if problem.kind in PHOTO_PROBLEMS), "not listed")
             raise InputError(f"{source}: no photo can be used; the first: {first}")
         warnings = assign_splits(writer.columns, manifest, holdout, seed, by)
         manifest = writer.commit(manifest, problems)

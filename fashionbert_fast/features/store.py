@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from fashionbert_fast.catalogue.parquet import open_parquet, texts
+from fashionbert_fast.catalogue.parquet import open_index, texts
 from fashionbert_fast.catalogue.product import Problems, Product
 from fashionbert_fast.catalogue.twins import leaks, twins
 from fashionbert_fast.errors import InputError
@@ -159,7 +159,7 @@ def _read_products(path: Path, manifest: Manifest) -> tuple[dict[str, list[str]]
     if difference := integrity.file_difference(file, manifest):
         raise InputError(f"{file}: {difference}; {integrity.AGAIN}")
     try:
-        with open_parquet(file, (*COLUMNS, *LATER_COLUMNS)) as parquet:
+        with open_index(file) as parquet:
             names = parquet.schema_arrow.names
             missing = [name for name in COLUMNS if name not in names]
             if missing:
@@ -169,6 +169,9 @@ def _read_products(path: Path, manifest: Manifest) -> tuple[dict[str, list[str]]
             known = [name for name in (*COLUMNS, *LATER_COLUMNS) if name in names]
             columns = {name: [""] * manifest.products for name in LATER_COLUMNS}
             columns |= {name: texts(parquet, name) for name in known}
+            short = [name for name in known if len(columns[name]) != manifest.products]
+            if short:
+                raise pa.ArrowException(f"column {short[0]} has {len(columns[short[0]])} rows")
             crc32_N = _crc32(parquet) if integrity.CRC_COLUMN in names else None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0][:150]

@@ -16,7 +16,6 @@ from fashionbert_fast.config import load_config
 from fashionbert_fast.distributed import barrier, init_distributed, is_main, shutdown
 from fashionbert_fast.engine.build import build, build_loader
 from fashionbert_fast.engine.loop import train_step
-from fashionbert_fast.engine.state import master_weights
 
 STEPS = 20
 

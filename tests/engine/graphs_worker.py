@@ -15,7 +15,6 @@ from fashionbert_fast.distributed import init_distributed, shutdown
 from fashionbert_fast.engine import build as building
 from fashionbert_fast.engine import graphs
 from fashionbert_fast.engine.loop import train_step
-from fashionbert_fast.engine.state import master_weights
 
 capture = FakeCapture()
 building.check_cuda_graphs = lambda device: None

@@ -17,7 +17,6 @@ from fashionbert_fast.distributed import init_distributed, shutdown
 from fashionbert_fast.engine.build import Run, build, build_loader
 from fashionbert_fast.engine.checkpoint import load_checkpoint, save_checkpoint
 from fashionbert_fast.engine.loop import train_step
-from fashionbert_fast.engine.state import master_weights
 from fashionbert_fast.run_directory import newest_valid
 
 STEPS, SAVED = 4, 2

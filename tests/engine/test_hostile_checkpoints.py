@@ -25,7 +25,6 @@ from fashionbert_fast.engine import checkpoint
 from fashionbert_fast.engine.checkpoint import Saver, load_checkpoint, newest_whole, save_checkpoint
 from fashionbert_fast.engine.loop import train, train_step
 from fashionbert_fast.engine.resume import resume_run
-from fashionbert_fast.engine.state import master_weights
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.files import SEAL, seal
 from fashionbert_fast.run_directory import MANIFEST, TRAINING, damage, list_checkpoints, resolve_model_dir

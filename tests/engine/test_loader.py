@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch.utils.data import dataloader
 
+from benchmarks.weights import master_weights
 from fashionbert_fast.data.pairs import PairDataset
 from fashionbert_fast.engine.loader import steady_batches
 from fashionbert_fast.engine.loop import train
 from fashionbert_fast.engine.metrics import read_metrics
-from fashionbert_fast.engine.state import master_weights
 from fashionbert_fast.engine.stop import Interrupted
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.run_directory import newest_valid
