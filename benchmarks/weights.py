@@ -1,4 +1,4 @@
-"""Which weights ZeRO-3 truly holds in parts."""
+"""What an engine of any ZeRO stage holds of its weights: in parts, and whole."""
 
 from __future__ import annotations
 
@@ -17,3 +17,17 @@ def partitioned(model: torch.nn.Module) -> list[str]:
         and parameter.numel() == 0
         and parameter.ds_tensor.numel() * ranks >= parameter.ds_numel > (ranks - 1) * parameter.ds_tensor.numel()
     ]
+
+
+def master_weights(engine) -> dict[str, torch.Tensor]:
+    """Float32 weights by name, whole, of whatever ZeRO stage and precision; a collective."""
+    from fashionbert_fast.engine.state import held
+
+    pieces = [(piece.name, piece.start, piece.of(piece.stepped).detach().cpu().clone()) for piece in held(engine)]
+    everyone = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, pieces)
+    shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in engine.module.named_parameters()}
+    weights = {name: torch.full((shape.numel(),), torch.nan) for name, shape in shapes.items()}
+    for name, start, part in (piece for pieces in everyone for piece in pieces):
+        weights[name][start : start + len(part)] = part
+    return {name: weight.view(shapes[name]) for name, weight in weights.items()}

@@ -105,7 +105,7 @@ def descended(settings: list[str], cases: list[Case], begun: int) -> int:
     """The weights before and after `STEPS` steps of each case, as N.pt from ``begun`` on."""
     import torch
 
-    from benchmarks.weights import partitioned
+    from benchmarks.weights import master_weights, partitioned
     from fashionbert_fast.config import load_config
     from fashionbert_fast.distributed import barrier, init_distributed, shutdown
     from fashionbert_fast.engine.build import build

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.distributed
 
-from benchmarks.weights import partitioned
+from benchmarks.weights import master_weights, partitioned
 from fashionbert_fast.config import load_config
 from fashionbert_fast.distributed import barrier, init_distributed, is_main, shutdown
 from fashionbert_fast.engine.build import build, build_loader

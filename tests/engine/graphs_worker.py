@@ -10,6 +10,7 @@ import sys
 import torch
 from fake_capture import FakeCapture
 
+from benchmarks.weights import master_weights
 from fashionbert_fast.config import load_config
 from fashionbert_fast.distributed import init_distributed, shutdown
 from fashionbert_fast.engine import build as building

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.weights import partitioned
+from benchmarks.weights import master_weights, partitioned
 from fashionbert_fast.config import load_config
 from fashionbert_fast.distributed import init_distributed, shutdown
 from fashionbert_fast.engine.build import Run, build, build_loader

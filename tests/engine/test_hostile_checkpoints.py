@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from training import ENVIRONMENT
 
+from benchmarks.weights import master_weights
 from fashionbert_fast import FashionBertForPreTraining, FashionBertProcessor
 from fashionbert_fast.engine import checkpoint
 from fashionbert_fast.engine.checkpoint import Saver, load_checkpoint, newest_whole, save_checkpoint

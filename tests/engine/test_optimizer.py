@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.weights import master_weights
 from fashionbert_fast.engine.build import build_loader
 from fashionbert_fast.engine.loop import train_step
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
