@@ -33,7 +33,7 @@ SAVED, NEXT = "step-00000004", "step-00000006"  # the save that fails: there is 
 
 def trials(folder: Path, seed: int, quick: bool) -> Iterator[Trial]:
     store, library = shared_store(folder), compiled(folder)
-    for stage in (1,) if quick else (0, 1, 2, 3):
+    for stage in (1,) if quick else (1, 3):  # one process saves alike at all of them
         home = folder / f"inject-stage-{stage}"
         home.mkdir()
         settings = overrides(store, home / "run", *SAVES, f"train.zero_stage={stage}")

@@ -101,12 +101,19 @@ def trials(folder: Path, seed: int, quick: bool) -> Iterator[Trial]:
             except AssertionError as error:
                 yield Trial(NAME, f"{title}: undisturbed", False, str(error))
                 continue
-            life = 0
-            while runs.moments:
-                life, kills = life + 1, []
-                trial = attempt(folder, NAME, f"{title}, life {life}", partial(runs.life, kills))
-                if not trial.ok and not kills:
-                    runs.moments, runs.saves = runs.moments - 1, min(runs.saves, runs.moments - 1)
-                    kills.append("before any")
-                for kill in kills:
-                    yield replace(trial, name=f"{title}, {kill}")
+            yield from lives(folder, runs, title)
+
+
+def lives(folder: Path, runs: Killed, title: str) -> Iterator[Trial]:
+    """A trial a moment. A run that ends before it was killed is none, unless that is all they do."""
+    for life in range(1, 20 * runs.moments):
+        kills = []
+        trial = attempt(folder, NAME, f"{title}, life {life}", partial(runs.life, kills))
+        if not trial.ok and not kills:
+            runs.moments, kills = runs.moments - 1, ["before any"]
+            runs.saves = min(runs.saves, runs.moments)
+        for kill in kills:
+            yield replace(trial, name=f"{title}, {kill}")
+        if not runs.moments:
+            return
+    yield Trial(NAME, title, False, f"{runs.moments} moments never came")

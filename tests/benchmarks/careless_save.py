@@ -15,6 +15,7 @@ def on_faulty_disk(fault: disk.Fault, *words: str) -> int:
     begin = Saver.begin
 
     def careless(saver: Saver, *arguments, **options) -> None:
+        saver.finish()  # the one before is whole
         for checkpoint in list_checkpoints(saver.run):
             shutil.rmtree(checkpoint)
         begin(saver, *arguments, **options)
