@@ -9,15 +9,18 @@ import logging
 import os
 import socket
 import sys
+import time
 import warnings
 import zlib
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch.distributed import Store, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
-from fashionbert_fast.errors import InputError
+from fashionbert_fast.errors import InputError, PeerLost
 
 
 def _free_port() -> int:
@@ -66,6 +69,34 @@ def _own_extensions() -> Iterator[None]:
                 os.environ["TORCH_EXTENSIONS_DIR"] = before
 
 
+def _store_of_this_attempt() -> Store | None:
+    """Where the processes meet under ``torchrun --max-restarts``; None: where torch has them meet by itself.
+
+    That is the launcher's own store, which outlives them: after a restart they would find the addresses of those that
+    died (https://github.com/pytorch/pytorch/issues/135712). So rank 0 opens one for each attempt, and leaves its port
+    there. A port of an attempt before has nobody behind it.
+    """
+    environment = os.environ
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or environment["TORCHELASTIC_MAX_RESTARTS"] == "0":
+        return None
+    host, key = environment["MASTER_ADDR"], "fashionbert_fast/port"
+    launchers = TCPStore(host, int(environment["MASTER_PORT"]), is_master=False)
+    if is_main():
+        store = TCPStore(host, 0, is_master=True, wait_for_workers=False)
+        launchers.set(key, str(store.port))
+        return store
+    deadline = time.monotonic() + dist.default_pg_timeout.total_seconds()
+    while True:
+        try:
+            store = TCPStore(host, int(launchers.get(key)), is_master=False, timeout=timedelta(seconds=2))
+        except dist.DistError:
+            if time.monotonic() > deadline:
+                raise
+        else:
+            store.set_timeout(dist.default_pg_timeout)
+            return store
+
+
 def init_distributed() -> torch.device:
     """Join the process group under DeepSpeed and return this process's device."""
     if not torch.cuda.is_available():
@@ -94,7 +125,13 @@ def init_distributed() -> torch.device:
         with contextlib.redirect_stdout(io.StringIO()):  # it reports its compiled helper on stdout, on every start
             with _own_extensions():
                 build_shm_op()  # from here on it is loaded, also for init_distributed
-            deepspeed.init_distributed(dist_backend="nccl" if device.type == "cuda" else "gloo", verbose=False)
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            store = _store_of_this_attempt()
+            if store is not None:  # else DeepSpeed does it
+                rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+                bound = device if device.type == "cuda" else None
+                dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, device_id=bound)
+            deepspeed.init_distributed(dist_backend=backend, verbose=False)
     return device
 
 
@@ -110,6 +147,19 @@ def first_of_all_ranks(value: str | None) -> str | None:
         values = [None] * dist.get_world_size()
         dist.all_gather_object(values, value)
     return next((value for value in values if value is not None), None)
+
+
+@contextlib.contextmanager
+def peers_needed() -> Iterator[None]:
+    """PeerLost where a collective in the block fails because another process can no longer be reached: whatever ended
+    that one, it has told itself, and what gloo and NCCL say of it is no more. Other errors stay what they are."""
+    try:
+        yield
+    except RuntimeError as error:
+        told = str(error)
+        if "gloo/transport" in told or "ncclRemoteError" in told:
+            raise PeerLost("a process of this run has died or cannot be reached") from error
+        raise
 
 
 def shutdown() -> None:

@@ -23,11 +23,15 @@ class InputError(ValueError):
 
 
 class TrainingStopped(RuntimeError):
-    """Training cannot go on: a loss, a gradient or a weight is no longer finite.
+    """Training cannot go on: losses, gradients or weights are no longer finite, or a process is gone.
 
     The message is one line naming the step, the task and the samples, and the remedy. The command line prints it
     without a traceback and exits with status 1.
     """
+
+
+class PeerLost(TrainingStopped):
+    """Training cannot go on: another of its processes is gone."""
 
 
 def is_first_to_tell() -> bool:

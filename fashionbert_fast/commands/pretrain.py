@@ -8,6 +8,7 @@ import shlex
 
 from fashionbert_fast import config as settings
 from fashionbert_fast.config import SHIPPED, load_config
+from fashionbert_fast.errors import PeerLost, TrainingStopped
 
 EPILOG = f"""examples:
   fashionbert pretrain --config base data.store=stores/mine train.output=runs/mine
@@ -40,6 +41,8 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt as interrupt:
         kept = str(interrupt) or "its checkpoints are kept"
         raise KeyboardInterrupt(f"{config.train.output}: {kept}; continue with `{_again(args)}`") from None
+    except PeerLost as lost:
+        raise TrainingStopped(f"{config.train.output}: {lost}; continue with `{_again(args)}`") from None
     if is_main():
         steps = read_metrics(directory)[-1]["step"]  # fewer than train.steps where validation stopped it
         print(f"{directory}: {steps} steps done; metrics.jsonl, losses.png, weights.png, checkpoints/")

@@ -13,7 +13,15 @@ import torch
 
 from fashionbert_fast.config import Config
 from fashionbert_fast.data.batch import Batch, StepCounts
-from fashionbert_fast.distributed import HostSums, all_reduce_sum, barrier, init_distributed, is_main, shutdown
+from fashionbert_fast.distributed import (
+    HostSums,
+    all_reduce_sum,
+    barrier,
+    init_distributed,
+    is_main,
+    peers_needed,
+    shutdown,
+)
 from fashionbert_fast.engine.build import DTYPES, Run, build, seed_dropout
 from fashionbert_fast.engine.checkpoint import Saver
 from fashionbert_fast.engine.divergence import Watch, gradient_norm, spoiled
@@ -21,7 +29,7 @@ from fashionbert_fast.engine.flops import peak_flops, useful_flops
 from fashionbert_fast.engine.loader import steady_batches
 from fashionbert_fast.engine.metrics import MetricsWriter, read_metrics
 from fashionbert_fast.engine.prefetch import on_device
-from fashionbert_fast.engine.resume import prepare_directory, resume_run, sole_writer
+from fashionbert_fast.engine.resume import prepare_directory, resume_run, resumes, sole_writer
 from fashionbert_fast.engine.stop import Interrupted, StopRequest, end_with_launcher
 from fashionbert_fast.engine.validation import Validation
 from fashionbert_fast.engine.watchdog import Watchdog
@@ -222,10 +230,12 @@ def pretrain(config: Config, *, resume: bool = False) -> Path:
 
     Raises:
         InputError: bad input, before any work is lost. Interrupted: see `train`. KeyboardInterrupt: a later Ctrl-C.
+        PeerLost: another process of the run is gone.
     """
     end_with_launcher()
+    resume = resumes(config, resume)
     directory = prepare_directory(config, resume)  # on every rank: none may wait for one that has given up
-    with sole_writer(directory):
+    with sole_writer(directory), peers_needed():
         return _pretrain(config, directory, resume)
 
 

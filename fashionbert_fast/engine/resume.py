@@ -23,6 +23,18 @@ from fashionbert_fast.files import read_json, sole_owner
 from fashionbert_fast.run_directory import DAMAGED, MANIFEST, MODEL
 
 
+def resumes(config: Config, asked: bool) -> bool:
+    """Whether the run goes on from what its directory holds: as ``asked``, or where a launcher started the same command
+    again, torchrun's --max-restarts or Slurm's --requeue, and there is something yet."""
+    counts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    return asked or (any(count not in ("", "0") for count in counts) and _begun(Path(config.train.output)))
+
+
+def _begun(directory: Path) -> bool:
+    """Whether a run wrote there, one without a checkpoint too."""
+    return any((directory / name).exists() for name in (METRICS, "checkpoints", "config.yaml"))
+
+
 def prepare_directory(config: Config, resume: bool) -> Path:
     """The run directory, checked before any work: new, or (``resume``) continued with the same configuration."""
     directory = Path(config.train.output)
@@ -31,7 +43,7 @@ def prepare_directory(config: Config, resume: bool) -> Path:
         raise InputError(
             f"{directory}: already holds a run; continue it with --resume or set train.output to another directory"
         )
-    if resume and not used and not (directory / "config.yaml").exists():
+    if resume and not _begun(directory):
         raise InputError(
             f"{directory}: holds no run to resume; set train.output to one that does, or begin it without --resume"
         )

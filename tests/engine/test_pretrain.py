@@ -25,7 +25,7 @@ from training import ENVIRONMENT, fashionbert
 from fashionbert_fast import FashionBertForPreTraining
 from fashionbert_fast.engine.build import loader_workers
 from fashionbert_fast.engine.metrics import read_metrics
-from fashionbert_fast.engine.resume import check_same_products, sole_writer
+from fashionbert_fast.engine.resume import check_same_products, resumes, sole_writer
 from fashionbert_fast.engine.stop import StopRequest
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.run_directory import damage, list_checkpoints, newest_valid, resolve_model_dir
@@ -389,6 +389,55 @@ def test_ranks_end_with_a_launcher_that_is_killed(config, tmp_path):
     newest = newest_valid(run)[0]
     assert newest is not None
     assert newest.name == f"step-{read_metrics(run)[-1]['step']:08d}"
+
+
+def test_a_run_that_torchrun_starts_again_goes_on(config, tmp_path):
+    """By the command line of its first start: a rank was killed, and the others say no more than a line of it."""
+    words = ["train.steps=30", "train.log_every=1", "train.checkpoint_every=8"]
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    done = _started(TORCHRUN, config, whole, *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    command = [*TORCHRUN, "--max-restarts", "2", "-m", "fashionbert_fast", *_words(config, run, *words)]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    _until(lambda: len(read_metrics(run)) > 9)
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(ranks[0]), signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr[-3000:]
+    assert "resuming from " in stdout and "fashionbert_fast/engine" not in stderr
+    for ours, theirs in zip(read_metrics(run), read_metrics(whole), strict=True):
+        assert (ours["step"], ours["losses"]) == (theirs["step"], theirs["losses"])
+    assert all(torch.equal(weight, _weights(whole)[name]) for name, weight in _weights(run).items())
+
+
+@pytest.mark.parametrize("name", ["TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"])
+def test_what_is_started_again_resumes_where_there_is_something(tmp_path, monkeypatch, name):
+    settings = SimpleNamespace(train=SimpleNamespace(output=str(tmp_path / "run")))
+    monkeypatch.setenv(name, "1")
+    assert not resumes(settings, False)
+    (tmp_path / "run").mkdir()
+    assert not resumes(settings, False)
+    (tmp_path / "run" / "config.yaml").touch()
+    assert resumes(settings, False)
+    monkeypatch.setenv(name, "0")
+    assert not resumes(settings, False) and resumes(settings, True)
+
+
+@pytest.mark.parametrize(
+    "told", ["[/gloo/transport/tcp/pair.cc:537] Read error [::1]: reset", "NCCL error: ncclRemoteError: A call failed"]
+)
+def test_a_peer_that_is_gone_is_one_line_and_another_error_stays_what_it_is(config, tmp_path, monkeypatch, told):
+    def fails(*_):
+        raise RuntimeError(told)
+
+    monkeypatch.setattr("fashionbert_fast.engine.loop.train", fails)
+    done = _pretrain(config, tmp_path / "run")
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert "a process of this run has died or cannot be reached; continue with `fashionbert pretrain --config" in line
+    told = "shapes differ"
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        _pretrain(config, tmp_path / "other")
 
 
 def _lives(process: str) -> bool:

@@ -78,17 +78,17 @@ def test_a_stopped_rank_ends_the_others_with_their_stacks(store_path, tmp_path, 
 
 
 def test_neither_a_long_validation_nor_a_suspended_job_is_taken_for_a_stop(store_path, tmp_path):
-    """A rank that validates for 6 s, and all of them suspended for 6 s, where 3 s of silence end a run."""
+    """A rank that validates for 4 s, and all of them suspended for 4 s, where 2 s of silence end a run."""
     run = tmp_path / "run"
     process = _started(
-        store_path, run, "0.3", "validation", "1", "train.steps=60", "validation.every=60",
+        store_path, run, "0.2", "validation", "1", "train.steps=40", "validation.every=40",
         "train.log_every=10", "train.step_timeout=60",
     )  # fmt: skip
     _until(lambda: read_metrics(run))
     ranks = _ranks(process)
     for rank in ranks:
         os.kill(rank, signal.SIGSTOP)
-    time.sleep(2 * watchdog.MOST_SILENT * 0.3)
+    time.sleep(2 * watchdog.MOST_SILENT * 0.2)
     for rank in ranks:
         os.kill(rank, signal.SIGCONT)
     _, stderr = process.communicate(timeout=180)
@@ -97,7 +97,10 @@ def test_neither_a_long_validation_nor_a_suspended_job_is_taken_for_a_stop(store
     assert not (run / "stacks").exists()
 
 
-@pytest.mark.parametrize("launcher", [[sys.executable], TORCHRUN], ids=["one process", "two"])
+TWO = pytest.param(TORCHRUN, id="two processes", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("launcher", [pytest.param([sys.executable], id="one process"), TWO])
 def test_a_step_that_does_not_end_ends_all_ranks(store_path, tmp_path, launcher):
     run, ranks = tmp_path / "run", 1 if len(launcher) == 1 else 2
     process = _started(store_path, run, "0.3", "step", str(ranks - 1), "train.step_timeout=4", launcher=launcher)
