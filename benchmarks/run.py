@@ -15,6 +15,7 @@ EPILOG = """examples:
   fashionbert bench ops --quick --only patch_kld masked_patch_embed
   fashionbert bench step --json step.json --store stores/shop    # whole steps beside Hugging Face's, compiled and not
   fashionbert bench step --only b ladder                         # one peer, and each of our techniques off in turn
+  fashionbert bench save --json save.json                        # how long training waits for a checkpoint
   fashionbert bench solve --json solve.json
 
 Results are checked for equality before anything is timed; ratios are medians over alternating pairs. With --json a
@@ -23,6 +24,7 @@ picture of the ratios is written beside FILE, with the suffix .png."""
 SUITES = {
     "ops": (*(f"bench_{operator.name}" for operator in OPERATORS), "bench_weighted_step"),
     "step": ("bench_step",),
+    "save": ("bench_save",),
     "solve": ("bench_adaptive_loss", "bench_min_norm_weights", "bench_task_gradients", "bench_weighted_step"),
 }
 

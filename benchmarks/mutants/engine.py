@@ -458,7 +458,7 @@ MUTANTS = (
     Mutant(
         "weights-that-are-not-finite-are-saved",
         ENGINE + "checkpoint.py",
-        "        require_finite(snapshot.masters(), step)\n",
+        "        require_finite(snapshot.broken, step)\n",
         "",
         DIVERGENCE,
     ),

@@ -90,7 +90,7 @@ class Saver:
 
         self.finish()
         snapshot = take_snapshot(self.engine)
-        require_finite(snapshot.masters(), step)
+        require_finite(snapshot.broken, step)
         self.step, self.best, self.outcome = step, best, None
         self.error = self._prepare() if is_main() else None
         if first_of_all_ranks(self.error) is not None:

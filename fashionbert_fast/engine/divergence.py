@@ -121,9 +121,8 @@ class Watch:
         return ", ".join(ids) + (", ..." if len(rows) > MOST_NAMED else "")
 
 
-def require_finite(weights: dict[str, torch.Tensor], step: int) -> None:
-    """TrainingStopped naming the first of ``weights`` that is not finite on any rank; a collective."""
-    wrong = [name for name, weight in weights.items() if not weight.isfinite().all()]
-    found = first_of_all_ranks(f"{wrong[0]} and {len(wrong) - 1} more parameters are" if wrong else None)
+def require_finite(broken: list[str], step: int) -> None:
+    """TrainingStopped naming the first of the weights that are ``broken`` on any rank, if any are; a collective."""
+    found = first_of_all_ranks(f"{broken[0]} and {len(broken) - 1} more parameters are" if broken else None)
     if found:
         raise TrainingStopped(f"step {step}: {found} not finite, so no checkpoint was written; {REMEDY}")

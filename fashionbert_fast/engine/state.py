@@ -103,15 +103,15 @@ def _own_share(piece: Piece) -> Piece:
 
 @dataclass
 class Snapshot:
-    """A rank's state at one moment, in host memory. ``training`` is the same on all ranks."""
+    """A rank's state at one moment, in host memory.
+
+    training: the same on all ranks. broken: names of the parameters whose masters here are not all finite.
+    """
 
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, str]
     training: dict[str, Any]
-
-    def masters(self) -> dict[str, torch.Tensor]:
-        """The float32 weights among them, by parameter."""
-        return {name.partition("/")[2]: part for name, part in self.tensors.items() if name.startswith(f"{MASTER}/")}
+    broken: list[str]
 
     def write(self, directory: Path) -> Path:
         """The rank's file in ``directory``, not yet flushed to disk."""
@@ -139,12 +139,20 @@ def take_snapshot(engine) -> Snapshot:
         if id(piece.stepped) not in of_stepped:
             of_stepped[id(piece.stepped)] = dict(_numbers(kept, piece.stepped))
         numbers[piece.name] = of_stepped[id(piece.stepped)]
-    if torch.cuda.is_available():
-        torch.cuda.current_stream().synchronize()
+    finite = _finite([piece.of(piece.stepped) for piece in pieces])  # waits for the device, so for the copies as well
     starts = {piece.name: piece.start for piece in pieces}
     # One entry: safetensors writes several in any order, and equal states would be files of different hashes.
     metadata = {PIECES: json.dumps({"starts": starts, "numbers": numbers})}
-    return Snapshot(tensors, metadata, _training(engine))
+    broken = [piece.name for piece, good in zip(pieces, finite, strict=True) if not good]
+    return Snapshot(tensors, metadata, _training(engine), broken)
+
+
+def _finite(tensors: list[torch.Tensor]) -> list[bool]:
+    """Of each, whether all of it is: by the largest, which is one pass, where `isfinite` takes several."""
+    if not tensors:
+        return []
+    norms = torch._foreach_norm(tensors, torch.inf)  # pyright: ignore[reportPrivateImportUsage]
+    return torch.stack(norms).isfinite().tolist()
 
 
 def _is_elementwise(value: Any, stepped: torch.Tensor) -> bool:
