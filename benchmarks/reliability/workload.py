@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing import connection
@@ -90,8 +91,17 @@ def _free_port() -> int:
         return sock.getsockname()[1]
 
 
+def _end_with_harness() -> None:
+    """A rank's parent is the process it was forked from, which lives as long as its ranks: nobody would end them."""
+    harness = multiprocessing.parent_process()
+    assert harness is not None
+    harness.join()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _rank(rank: int, environment: dict[str, str], log: Path, work: Callable, arguments: tuple) -> None:
     os.setsid()
+    threading.Thread(target=_end_with_harness, daemon=True).start()
     multiprocessing.set_start_method(None, force=True)  # of loaders: what it is in any other process
     os.environ |= environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
     with log.open("ab", buffering=0) as file:
