@@ -100,6 +100,7 @@ class TrainConfig:
     checkpoint_every: int = 1000  # steps; the last step is always kept; 0: only the last
     keep_checkpoints: int = 2  # newest checkpoints kept
     keep_hours: float = 0.0  # of older ones, one for every so many hours is kept as well; 0: none
+    max_skipped_steps: int = 3  # in a row, with a loss or gradient that is not finite, before the run stops
     step_timeout: int = 1800  # seconds without the end of a step, validation or save before the run is ended; 0: never
 
     def __post_init__(self) -> None:
@@ -112,6 +113,7 @@ class TrainConfig:
         within("train.warmup_ratio", self.warmup_ratio, 0.0, 1.0)
         for name in ("steps", "micro_batch_size", "gradient_accumulation_steps", "log_every", "keep_checkpoints"):
             at_least(f"train.{name}", getattr(self, name), 1)
+        at_least("train.max_skipped_steps", self.max_skipped_steps, 1)
         for name in ("checkpoint_every", "step_timeout"):
             at_least(f"train.{name}", getattr(self, name), 0)
         for name in ("lr", "eps"):

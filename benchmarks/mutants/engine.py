@@ -234,8 +234,8 @@ MUTANTS = (
     Mutant(
         "resumed-loader-begins-at-the-first-step",
         ENGINE + "build.py",
-        "sampler=range(first_step, run.config.train.steps)",
-        "sampler=range(0, run.config.train.steps - first_step)",
+        "sampler=range(first_step, run.config.train.steps if end is None else end)",
+        "sampler=range(0, (run.config.train.steps if end is None else end) - first_step)",
         RESUMING,
     ),
     Mutant(
@@ -465,15 +465,15 @@ MUTANTS = (
     Mutant(
         "the-last-bad-step-is-named",
         ENGINE + "divergence.py",
-        "seen = (self.first[0] > 0) | values.isfinite().all()",
-        "seen = values.isfinite().all()",
+        "begins = (self.row == 1) & ~self.reached",
+        "begins = (self.row >= 1) & ~self.reached",
         DIVERGENCE,
     ),
     Mutant(
         "a-bad-gradient-goes-on",
         ENGINE + "divergence.py",
-        "if norm is not None and not math.isfinite(norm) and",
-        "if norm is not None and math.isinf(norm) and",
+        "self.reached = self.reached | (self.row >= self.most)",
+        "self.reached = self.reached | (self.row > self.most)",
         DIVERGENCE,
     ),
     Mutant(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import signal
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,11 @@ class Fault:
     rank: int = 0
 
     def begin(self) -> None:
-        """From now on, in this process."""
+        """From now on, in this process and those that are forked from it."""
+        import safetensors  # noqa: F401  # its code must have its place
+
+        all_signals = signal.valid_signals
+        signal.valid_signals = lambda: all_signals() - {signal.SIGSYS}  # multiprocessing blocks them in a thread
         faulty_disk = ctypes.CDLL(str(self.library)).faulty_disk
         faulty_disk.argtypes = (ctypes.c_char_p, ctypes.c_long, ctypes.c_long, ctypes.c_int, ctypes.c_char_p)
         below, log = str(self.directory.resolve()).encode(), str(self.log).encode()

@@ -6,6 +6,8 @@ I distinct images, D patch feature, M masked tokens, K masked patches, three tas
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -83,11 +85,13 @@ class PairDataset(Dataset):
             self._plan = (epoch, plan)
         return self._plan[1]
 
-    def global_rows(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Store rows of the titles and of the images in a step's global batch, of all ranks: (global batch,) int64."""
+    def global_rows(self, step: int, ranks: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Store rows of the titles and of the images that those ranks have of a step's global batch, int64."""
         epoch, in_epoch = divmod(step, self.steps_per_epoch)
         plan, span = self.plan(epoch), slice(in_epoch * self.global_batch, (in_epoch + 1) * self.global_batch)
-        return plan.text_rows[span], plan.image_rows[span]
+        layout = (self.micro_batches, self.world_size, self.micro_batch_size)
+        text_rows, image_rows = (rows[span].reshape(layout) for rows in (plan.text_rows, plan.image_rows))
+        return text_rows[:, ranks].ravel(), image_rows[:, ranks].ravel()
 
     def _groups(self, epoch: int) -> np.ndarray:
         """(N,) int64: equal for products that may be each other's negatives. Sub-categories are told apart within their

@@ -275,14 +275,15 @@ def loader_workers(configured: int | None, device: torch.device, cores: int, pro
     return min(4, max(1, cores // processes - 1)) if device.type == "cuda" else 0
 
 
-def build_loader(run: Run, first_step: int) -> DataLoader:
-    """Steps ``first_step`` to the last, each a list of micro-batches; assembled ahead by `loader_workers`."""
+def build_loader(run: Run, first_step: int, end: int | None = None) -> DataLoader:
+    """Steps ``first_step`` to before ``end`` (None: all), each a list of micro-batches; assembled ahead by
+    `loader_workers`."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     workers = loader_workers(run.config.data.workers, run.device, len(os.sched_getaffinity(0)), processes)
     return DataLoader(
         run.dataset,
         batch_size=None,
-        sampler=range(first_step, run.config.train.steps),
+        sampler=range(first_step, run.config.train.steps if end is None else end),
         num_workers=workers,
         prefetch_factor=4 if workers else None,
         pin_memory=run.device.type == "cuda",

@@ -181,9 +181,9 @@ class Saver:
 
     def _complete(self) -> None:
         """What only one rank can: the model of all parts, the manifest, the name; then drop old checkpoints."""
-        from fashionbert_fast.engine.state import whole_weights
+        from fashionbert_fast.engine.state import shapes_of, whole_weights
 
-        weights = whole_weights(self.partial / STATE, _shapes(self.engine.module))
+        weights = whole_weights(self.partial / STATE, shapes_of(self.engine.module))
         self.engine.module.save_pretrained(self.partial / MODEL, state_dict=weights)
         _seal(self.partial, self.step)
         final = self.run / "checkpoints" / checkpoint_name(self.step)
@@ -204,18 +204,15 @@ def save_checkpoint(engine, run: Path, step: int, tokenizer: Path, config_yaml: 
     return final if (final / MANIFEST).exists() else None
 
 
-def _shapes(module: torch.nn.Module) -> dict[str, torch.Size]:
-    """Of all parameters, those that ZeRO-3 has in parts included."""
-    return {name: getattr(parameter, "ds_shape", parameter.shape) for name, parameter in module.named_parameters()}
-
-
 def space_needed(run: Path, module: torch.nn.Module) -> int:
     """Bytes: what the newest checkpoint takes; where there is none, those of float32 weights twice, Adam's two moments
     and a quarter more."""
+    from fashionbert_fast.engine.state import shapes_of
+
     listed = list_checkpoints(run)
     if listed:
         return sum(path.stat().st_size for path in listed[-1].rglob("*") if path.is_file())
-    return 5 * 4 * sum(shape.numel() for shape in _shapes(module).values())
+    return 5 * 4 * sum(shape.numel() for shape in shapes_of(module).values())
 
 
 def _lack_of_space(run: Path, needed: int) -> str | None:

@@ -14,10 +14,11 @@ import torch
 from fashionbert_fast.config import Config
 from fashionbert_fast.data.batch import Batch, StepCounts
 from fashionbert_fast.distributed import HostSums, all_reduce_sum, barrier, init_distributed, is_main, shutdown
-from fashionbert_fast.engine.build import DTYPES, Run, build, build_loader, seed_dropout
+from fashionbert_fast.engine.build import DTYPES, Run, build, seed_dropout
 from fashionbert_fast.engine.checkpoint import Saver
-from fashionbert_fast.engine.divergence import Watch
+from fashionbert_fast.engine.divergence import Watch, gradient_norm, spoiled
 from fashionbert_fast.engine.flops import peak_flops, useful_flops
+from fashionbert_fast.engine.loader import steady_batches
 from fashionbert_fast.engine.metrics import MetricsWriter, read_metrics
 from fashionbert_fast.engine.prefetch import on_device
 from fashionbert_fast.engine.resume import prepare_directory, resume_run, sole_writer
@@ -41,12 +42,15 @@ class StepReport:
     """What an optimizer step found, on the device: nothing of it is read before a step is logged.
 
     losses_T: (3,) float32 mean losses over the global batch. weights_T: (3,) float32 task weights. Both are means over
-    the micro-batches, each of which is weighted by its own. counts: (6,) float32, see `StepCounts`.
+    the micro-batches, each of which is weighted by its own. own_T: (3,) float32 this rank's sums of losses.
+    counts: (6,) float32, see `StepCounts`. norm: () of the gradient; not finite where the step was passed over.
     """
 
     losses_T: torch.Tensor
     weights_T: torch.Tensor
+    own_T: torch.Tensor
     counts: torch.Tensor
+    norm: torch.Tensor
 
 
 def train_step(
@@ -60,7 +64,7 @@ def train_step(
         counts = _copied_ahead(StepCounts.of(micro_batches), run.device)
     with ranges.phase("all-reduce"):
         counts = all_reduce_sum(counts)
-    losses_T, weights_T = torch.zeros(2, len(TASKS), device=run.device)
+    losses_T, weights_T, own_T = torch.zeros(3, len(TASKS), device=run.device)
     for i, batch in enumerate(micro_batches):
         seed_dropout(run.device, run.config.train.seed, step, i, run.rank)
         with ranges.phase("host to device"):
@@ -68,13 +72,14 @@ def train_step(
         with ranges.phase("forward"):
             output = run.engine(batch, counts[: len(TASKS)], len(micro_batches))
         with ranges.backward():
-            run.engine.backward(output.loss)
+            run.engine.backward(spoiled(output.loss))
         with ranges.phase("optimizer"):
             run.engine.step()
         with ranges.phase("metrics"):
             losses_T += output.losses_T / len(micro_batches)
             weights_T += output.report.weights_T / len(micro_batches)
-    return StepReport(losses_T, weights_T, counts)
+            own_T += output.report.own_T
+    return StepReport(losses_T, weights_T, own_T, counts, gradient_norm(run.engine, run.device))
 
 
 class Meter:
@@ -126,7 +131,8 @@ def _described(record: dict, validation: dict | None) -> str:
     """What stands below the progress bar, of a record and the last validation."""
     losses = "  ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
     held_out = "" if validation is None else f"  held out {validation['alignment_accuracy']:.3f}"
-    return f"{losses}{held_out}  {record['samples_per_s']:.0f} pairs/s"
+    skipped = f"  {record['skipped']} skipped" if record["skipped"] else ""
+    return f"{losses}{held_out}{skipped}  {record['samples_per_s']:.0f} pairs/s"
 
 
 def _log_line(step: int, steps: int, record: dict, global_batch: int, described: str) -> str:
@@ -158,9 +164,9 @@ def train(run: Run, first_step: int) -> None:
     saver, sums = Saver(run.engine, run.directory, run.tokenizer_dir, run.config.to_yaml(), t), HostSums()
     run.engine.train()
     with Watchdog(run) as watchdog, saver, StopRequest() as stop, progress_bar() as bar, _watched(run) as host_seconds:
-        meter, watch = Meter(run, host_seconds), Watch(run)
+        meter, watch = Meter(run, host_seconds), Watch(run, first_step)
         task = bar.add_task("pretrain", total=t.steps, completed=first_step)
-        batches = on_device(iter(build_loader(run, first_step)), run.device)
+        batches = on_device(steady_batches(run, first_step, stop), run.device)
         for step, ready in ranges.steps(batches, first_step + 1, t.steps):
             if validation.exhausted:
                 validation.tell(step - 1)
@@ -169,7 +175,7 @@ def train(run: Run, first_step: int) -> None:
             report = train_step(run, ready.micro_batches, step, ready.counts)
             watchdog.progress()
             meter.add(report.counts)
-            watch.add(step, report.losses_T, report.weights_T)
+            watch.add(step, report)
             asked, *saving = sums(stop.asked, saver.writing, saver.failed)
             saver.advance(*saving)
             stops = bool(asked) and step < t.steps
@@ -177,8 +183,8 @@ def train(run: Run, first_step: int) -> None:
             logs = step % t.log_every == 0 or step == t.steps or validation.due(step)
             if logs or (saves and watch.found()):
                 with ranges.phase("metrics"):
-                    record = meter.record(step, report, lr)
-                complaint = watch.complaint(record)
+                    record = meter.record(step, report, lr) | {"skipped": watch.skipped()}
+                complaint = watch.complaint()
                 if complaint:
                     record["stopped"] = complaint
                 elif validation.due(step):

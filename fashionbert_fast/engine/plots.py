@@ -19,11 +19,12 @@ COLOURS = {"mlm": "#4269d0", "tia": "#ff725c", "mpm": "#3ca951"}
 
 
 def _smooth(values: np.ndarray, window: int) -> np.ndarray:
-    """Running mean over at most ``window`` past values."""
-    cumulative = np.cumsum(np.insert(values, 0, 0.0))
+    """Running mean over at most ``window`` past values, those that are not finite left out."""
+    finite = np.isfinite(values)
+    cumulative, counted = (np.cumsum(np.insert(x, 0, 0.0)) for x in (np.where(finite, values, 0.0), finite))
     start = np.maximum(np.arange(1, len(values) + 1) - window, 0)
     stop = np.arange(1, len(values) + 1)
-    return (cumulative[stop] - cumulative[start]) / (stop - start)
+    return (cumulative[stop] - cumulative[start]) / np.maximum(counted[stop] - counted[start], 1)
 
 
 def _numbers(records: list[dict], *keys: str) -> np.ndarray:

@@ -54,7 +54,7 @@ def _check_same_run(saved: Path, config: Config, then: int, now: int) -> None:
     """
     free = {"train.output", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_hours",
             "data.workers", "data.store", "train.cuda_graphs", "train.nvtx", "train.zero_stage",
-            "train.step_timeout", "train.wandb"}  # fmt: skip
+            "train.step_timeout", "train.max_skipped_steps", "train.wandb"}  # fmt: skip
     old, new = OmegaConf.structured(load_config(saved)), OmegaConf.structured(config)
     if new.train.steps > old.train.steps:
         free.add("train.steps")  # a longer run; its schedule is that of the new length from here on

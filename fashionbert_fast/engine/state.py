@@ -181,6 +181,11 @@ def _loss_scale(optimizer) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if isinstance(value, (int, float)) or value is None}
 
 
+def shapes_of(module: torch.nn.Module) -> dict[str, torch.Size]:
+    """Of all parameters, those that ZeRO-3 has in parts included."""
+    return {name: getattr(parameter, "ds_shape", parameter.shape) for name, parameter in module.named_parameters()}
+
+
 # Reading --------------------------------------------------------------------------------------------------------------
 class Pieces:
     """The pieces in a checkpoint's state directory, of whichever ranks; a context manager."""

@@ -116,6 +116,7 @@ class FashionBertForPreTraining(FashionBert):
                 self.mpm_head(mpm_KH, inputs.features_IPD.flatten(0, 1), targets.mpm_target_K),
             ]
         )
+        report.own_T = sums_T.detach()
         losses_T = global_means(sums_T, counts_T, micro_batches)
         return FashionBertOutput(self.weighter(losses_T, report), logits_B2.detach(), report)
 

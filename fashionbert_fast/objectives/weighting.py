@@ -54,11 +54,13 @@ def global_means(sums_T: torch.Tensor, counts_T: torch.Tensor, micro_batches: in
 class WeightingReport:
     """What one forward and its backward found, detached.
 
-    losses_T: (T,) float32 global mean losses. weights_T: (T,) float32, what each loss was multiplied by, preference
-    included; where the method solves at the gate (gradient, min_norm), known once the backward has run. cotangent: the
-    gradient that arrived at the loss there: the loss scale, by which the gate divides again.
+    own_T: (T,) float32 this rank's sums of row losses. losses_T: (T,) float32 global mean losses. weights_T: (T,)
+    float32, what each loss was multiplied by, preference included; where the method solves at the gate (gradient,
+    min_norm), known once the backward has run. cotangent: the gradient that arrived at the loss there: the loss scale,
+    by which the gate divides again.
     """
 
+    own_T: torch.Tensor | None = None
     losses_T: torch.Tensor | None = None
     weights_T: torch.Tensor | None = None
     cotangent: torch.Tensor | None = None

@@ -14,10 +14,11 @@ from benchmarks.reliability.hostile import Cost, judge
 def test_a_sample_is_harmless(tmp_path, monkeypatch):
     """Of each kind, and of each command."""
     chosen = ("photo: eps named jpg", "photo: pipe", "csv: paths out", "csv: an image folder", "jsonl: half",
-              "parquet: rows without end", "store: manifest a pipe", "store: products that expand", "store: features cut",
-              "checkpoint: manifest missing", "checkpoint: a link, sealed", "checkpoint: weights pickled",
-              "model: 10^5 layers", "model: index of a path out", "model: header of sizes", "model: tokenizer of another",
-              "yaml: laughs", "yaml: an object", "yaml: the environment", "yaml: a device")  # fmt: skip
+              "parquet: rows without end", "store: manifest a pipe", "store: products that expand",
+              "store: features cut", "checkpoint: manifest missing", "checkpoint: a link, sealed",
+              "checkpoint: weights pickled", "model: 10^5 layers", "model: index of a path out",
+              "model: header of sizes", "model: tokenizer of another", "yaml: laughs", "yaml: an object",
+              "yaml: the environment", "yaml: a device")  # fmt: skip
     monkeypatch.setattr(hostile, "ALL", [artefact for artefact in hostile.ALL if artefact.name.startswith(chosen)])
     trials = list(hostile.trials(tmp_path, 0, False))
     assert len(trials) == len(chosen) == 20
@@ -27,8 +28,8 @@ def test_a_sample_is_harmless(tmp_path, monkeypatch):
 def test_there_are_eighty_of_all_kinds():
     names = [artefact.name for artefact in corpus.ARTEFACTS]
     assert len(names) == len(set(names)) >= 80
-    assert {name.split(":")[0] for name in names} >= {"photo", "csv", "jsonl", "parquet", "store", "checkpoint", "model",
-                                                      "yaml"}  # fmt: skip
+    kinds = {"photo", "csv", "jsonl", "parquet", "store", "checkpoint", "model", "yaml"}
+    assert kinds <= {name.split(":")[0] for name in names}
 
 
 GOOD, LINE = Cost(100, 1.0), "fashionbert inspect: error: x: is damaged; make it again\n"

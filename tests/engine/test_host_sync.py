@@ -79,13 +79,16 @@ def test_forward_and_backward_read_nothing_on_the_host(batch, weighting, dtype):
     assert {"packed_attention", "packed_attention_backward", "linear_residual_backward"} <= mode.seen
 
 
-def test_watching_for_divergence_reads_nothing_on_the_host(batch):
+def test_watching_for_divergence_reads_nothing_on_the_host(batch, tmp_path):
     model = _model()
     report = model(batch, batch.targets.counts_T).report
-    watch = Watch(SimpleNamespace(device=torch.device("cpu"), engine=SimpleNamespace(module=model)))
+    train = SimpleNamespace(max_skipped_steps=1, precision="bf16")
+    run = SimpleNamespace(device=torch.device("cpu"), config=SimpleNamespace(train=train), directory=tmp_path)
+    watch = Watch(run)
+    step = {"losses_T": report.losses_T, "weights_T": report.weights_T, "own_T": report.own_T}
     with HostReads() as mode:
-        watch.add(1, report.losses_T, report.weights_T)
-        watch.add(2, report.losses_T * torch.nan, report.weights_T)
+        watch.add(1, SimpleNamespace(**step, norm=torch.tensor(1.0)))
+        watch.add(2, SimpleNamespace(**step, norm=torch.tensor(torch.nan)))
     assert mode.found == []
     assert "where" in mode.seen
     assert watch.found()

@@ -56,8 +56,8 @@ def test_bf16_weights_are_the_masters_rounded(build_run, stage):
         assert parameter.data_ptr() % 16 == 0, f"{name} starts off a 16-byte boundary"
 
 
-@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler")  # LAMB's first step is passed over
-@pytest.mark.parametrize("optimizer, stage", [("adamw", 0), ("adamw", 1), ("adamw", 2), ("lamb", 0)])
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler")  # LAMB's and stage 3's first step is
+@pytest.mark.parametrize("optimizer, stage", [("adamw", 0), ("adamw", 1), ("adamw", 2), ("adamw", 3), ("lamb", 0)])
 def test_a_gradient_that_is_not_finite_changes_nothing(build_run, optimizer, stage):
     options = (*OPTIONS, "train.precision=bf16", f"train.zero_stage={stage}", f"train.optimizer={optimizer}")
     spoiled, plain = build_run(*options), build_run(*options)
