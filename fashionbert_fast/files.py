@@ -19,7 +19,8 @@ from typing import Any, TextIO
 from fashionbert_fast.errors import InputError
 
 SEAL = "manifest_sha256"  # of a manifest: over all its other fields
-MOST_BYTES = 2**24  # of a file of JSON or text that is read at once: as objects it takes up to 25 times as much
+MOST_BYTES = 2**24  # of a file of JSON or text that is read at once
+MOST_PARTS = 500_000  # arrays and objects in it, each of which takes 2 bytes there and 60 in memory
 
 
 def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,7 +164,10 @@ def read_json(path: Path, remedy: str = "fetch it again") -> dict[str, Any]:
     """The object that the JSON at ``path`` is; InputError naming the file where it cannot be read or is another."""
     check_file(path, remedy)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if (parts := text.count("[") + text.count("{")) > MOST_PARTS:
+            raise ValueError(f"{parts:,} arrays and objects are more than {MOST_PARTS:,}")
+        value = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, no JSON, a number of 5,000 digits
         raise InputError(f"{path}: cannot be read as JSON ({error}); {remedy}") from error
     if not isinstance(value, dict):

@@ -84,7 +84,9 @@ def test_json_is_on_the_disk_before_it_appears(tmp_path, events):
 
 
 HOSTILE = {
-    "nested": b"[" * 100_000, "digits": b'{"a": ' + b"1" * 5000 + b"}", "not UTF-8": b'{"a": "\xff"}', "a list": b"[1]",
+    "nested": b"[" * 100_000,
+    "of many parts": b'{"a": [' + b"[]," * 600_000 + b"[]]}",
+    "digits": b'{"a": ' + b"1" * 5000 + b"}", "not UTF-8": b'{"a": "\xff"}', "a list": b"[1]",
     "cut": b'{"a"', "nothing": b"", "binary": bytes(range(256)),
 }  # fmt: skip
 

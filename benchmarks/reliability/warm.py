@@ -10,6 +10,7 @@ os.environ.setdefault("DS_LOG_LEVEL", "error")
 
 import deepspeed.runtime.zero.muon.muon_optimizer
 import deepspeed.runtime.zero.stage3  # noqa: F401
+import PIL.Image
 import pyarrow.dataset  # noqa: F401
 import tokenizers  # noqa: F401
 import torch._dynamo
@@ -17,11 +18,15 @@ import torch._inductor.compile_fx
 import torch.utils.cpp_extension
 import torch.utils.tensorboard  # noqa: F401
 import transformers.optimization  # noqa: F401
-from transformers import BertTokenizerFast, PreTrainedTokenizerFast  # noqa: F401
+from transformers import BertTokenizerFast, PreTrainedTokenizerFast, ResNetConfig, ResNetModel  # noqa: F401
 
 import fashionbert_fast.cli
 import fashionbert_fast.engine.flat
 import fashionbert_fast.engine.loop
 import fashionbert_fast.engine.plots
+import fashionbert_fast.evaluation.checkpoint
+import fashionbert_fast.features.encoding
+import fashionbert_fast.features.patch_encoder
 
 fashionbert_fast.engine.plots.plot_run = lambda *_: None  # a second of each run, and of no proof here
+PIL.Image.init()

@@ -141,7 +141,8 @@ class ImageFinder:
         folder = folder.absolute()  # a store names its photos: they must be found from any working directory
         self.by_path = Path(images).absolute() if images is not None else folder
         self.by_id = Path(images).absolute() if images is not None else folder / "images"
-        self.roots = [root.resolve() for root in (self.by_path, self.by_id, *roots)]
+        # Not by_id's own target: where the folder comes from the stranger, images/ may be a link to anywhere.
+        self.roots = [root.resolve() for root in (self.by_path, *roots)]
 
     def __call__(self, identity: str, given: str) -> tuple[Path | None, str, str]:
         """(the file, "", "") or (None, the kind of problem, what is wrong)."""
@@ -185,13 +186,13 @@ def _product(
     def report(kind: str, what: str) -> None:
         problems.add(table, number, kind, what, id=identity)
 
-    try:
-        cell = {name: _text(row.get(column)) for name, column in names.items()}
-    except RecursionError:
-        return report("bad row", "is nested too deeply")
     for name, column in names.items():
-        if len(cell[name]) > MOST_CELL or isinstance(row.get(column), dict):
-            return report("bad row", f"{column} has more than {MOST_CELL:,} characters, or is an object")
+        if isinstance(row.get(column), (dict, list)):
+            return report("bad row", f"{column} holds an object or a list, not a text (ignore it: --column {name}=)")
+    cell = {name: _text(row.get(column)) for name, column in names.items()}
+    for name, text in cell.items():
+        if len(text) > MOST_CELL:
+            return report("bad row", f"{names[name]} has {len(text):,} characters, more than {MOST_CELL:,}")
     identity = cell["id"]
     for name, text in cell.items():
         if not _is_text(text):

@@ -20,7 +20,8 @@ Table = tuple[list[str], Callable[[Sequence[str]], Iterator[Row]]]  # its column
 
 DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}  # what is looked for in a header
 ASSUMED = {".csv": ",", ".tsv": "\t"}  # where a header holds none of them, or several
-MOST_ROW = 2**22  # characters: as objects they take up to 25 times as much
+MOST_ROW = 2**22  # characters
+MOST_PARTS = 10_000  # arrays and objects of a row of JSON, each of which takes 2 characters and 60 bytes in memory
 MOST_COLUMNS = 10_000
 OF_MANY = ("struct", "list", "large_list", "fixed_size", "map", "binary", "large_binary", "extension")  # types of Arrow
 BYTE_ORDER_MARKS = {
@@ -163,6 +164,8 @@ def _objects(path: Path, problems: Problems, encoding: str | None) -> Iterator[t
             lines.begin_row()
             try:
                 line = next(lines)
+                if (parts := line.count("[") + line.count("{")) > MOST_PARTS:
+                    raise ValueError(f"{parts:,} arrays and objects are more than {MOST_PARTS:,}")
                 value = json.loads(line) if line.strip() else None
             except StopIteration:
                 return
