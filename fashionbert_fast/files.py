@@ -82,6 +82,9 @@ def written_whole(target: Path) -> Iterator[Path]:
     partial.mkdir()
     try:
         yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                file.chmod(partial.stat().st_mode & 0o666)  # some libraries write for their owner alone
         fsync_all(partial)
         try:
             os.rename(partial, target)

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fashionbert_fast import files
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.store import StoreWriter
+from fashionbert_fast.files import written_whole
 
 
 @pytest.fixture
@@ -131,3 +133,13 @@ def test_a_lock_has_one_owner_and_leaves_no_file(tmp_path):
 
 def test_a_message_is_one_line_without_what_a_terminal_obeys():
     assert str(InputError("a\n\x1b[2Jb")) == "a  [2Jb"
+
+
+def test_what_is_written_whole_others_may_read_as_far_as_the_mask_says(tmp_path):
+    before = os.umask(0o027)
+    try:
+        with written_whole(tmp_path / "folder") as folder:
+            save_file({"x": torch.zeros(1)}, folder / "x.safetensors")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "folder" / "x.safetensors").stat().st_mode & 0o777 == 0o640
