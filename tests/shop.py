@@ -57,6 +57,8 @@ def write_run(run: Path, store: FeatureStore) -> Path:
     (checkpoint / "config.yaml").write_text(
         f"data:\n  store: stores/shop\n  max_text_tokens: {MAX_TEXT_TOKENS}\ntrain:\n  output: runs/shop\n"
     )
+    (checkpoint / "state").mkdir()
+    (checkpoint / "state" / "training.json").write_text("{}\n")
     files = {str(path.relative_to(checkpoint)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
              for path in checkpoint.rglob("*") if path.is_file()}  # fmt: skip
     (checkpoint / "manifest.json").write_text(json.dumps(seal({"step": 1, "files": files})))
