@@ -7,10 +7,12 @@ timed. Every peer's weights are read back and compared before anything is timed.
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,7 +31,7 @@ from fashionbert_fast.model.config import FashionBertConfig
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 from fashionbert_fast.run_directory import MODEL, newest_valid
 
-PAIRS = 5
+PAIRS = 3  # for each order
 # peer -> times shorter to wait
 PEERS = {"DeepSpeed save_checkpoint": 3.0, "torch async_save": 1.0}
 
@@ -42,7 +44,7 @@ def rows(device: torch.device, quick: bool) -> list[Row]:
         engine = _engine(device, layers, folder)
         waits = _waits(engine, folder)
         _check(engine, folder, waits)
-        found = _timed(waits, folder, 3 if quick else PAIRS)
+        found = _timed(waits, 2 if quick else PAIRS)
         engine.destroy()
     finally:
         shutil.rmtree(folder)
@@ -122,15 +124,18 @@ def _check(engine, folder: Path, waits: dict) -> None:
         assert size >= least, f"{name}: {size} bytes, the state has {least}"
 
 
-def _timed(waits: dict, folder: Path, pairs: int) -> dict[str, list[float]]:
-    """Seconds of waiting, one after the other, what goes on beside waited for in between."""
+def _timed(waits: dict, pairs: int) -> dict[str, list[float]]:
+    """Seconds of waiting, each beginning a round in its turn; what goes on beside is waited for, and written out."""
     found: dict[str, list[float]] = {name: [] for name in waits}
-    for _ in range(pairs):
-        for name, save in waits.items():
+    names = deque(waits)
+    for _ in range(pairs * len(names)):
+        for name in names:
+            os.sync()  # or the disk's backlog would be the next one's
             start = time.perf_counter()
-            rest = save()
+            rest = waits[name]()
             found[name].append(time.perf_counter() - start)
             rest()
+        names.rotate()
     return found
 
 

@@ -30,7 +30,6 @@ MUTANTS = (
     Mutant(
         "state-is-what-it-is-when-it-is-written",
         ENGINE + "state.py",
-        "    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)\n"
         "    return host.copy_(tensor, non_blocking=True)",
         "    return tensor.detach()",
         ("tests/engine/test_hostile_checkpoints.py",),
@@ -458,7 +457,7 @@ MUTANTS = (
     Mutant(
         "weights-that-are-not-finite-are-saved",
         ENGINE + "checkpoint.py",
-        "        require_finite(snapshot.broken, step)\n",
+        "            require_finite(snapshot.masters(), step)\n",
         "",
         DIVERGENCE,
     ),
@@ -535,8 +534,8 @@ MUTANTS = (
     Mutant(
         "weights-saved-as-they-train",
         ENGINE + "state.py",
-        "_to_host(piece.of(piece.stepped))",
-        "_to_host(piece.of(piece.stepped).bfloat16().float())",
+        "_to_host(piece.of(piece.stepped), memory",
+        "_to_host(piece.of(piece.stepped).bfloat16().float(), memory",
         (PRETRAIN + "test_checkpoints_of_16_bit_runs_hold_the_whole_weights",),
     ),
     Mutant(

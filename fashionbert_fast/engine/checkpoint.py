@@ -53,7 +53,9 @@ class Saver:
         self.step, self.best = 0, False  # of the checkpoint that is being written
         self.parts = False  # whether ranks may still write their parts of it
         self.work: threading.Thread | None = None
+        self.memory: dict[str, torch.Tensor] = {}  # that a snapshot takes, kept for the next
         self.error: str | None = None  # why this rank could not write, not yet told
+        self.broken: str | None = None  # the same, where weights are not finite: then the run is over
         self.outcome: str | None = None  # why the last that was begun is not written
 
     def __enter__(self) -> Saver:
@@ -82,15 +84,12 @@ class Saver:
 
         Args:
             best: let RUN/checkpoints/best name it when it is whole.
-
-        Raises:
-            TrainingStopped: a weight is not finite; nothing is written or dropped.
         """
         from fashionbert_fast.engine.state import take_snapshot
 
         self.finish()
-        snapshot = take_snapshot(self.engine)
-        require_finite(snapshot.broken, step)
+        snapshot = take_snapshot(self.engine, self.memory)
+        self.memory = snapshot.tensors
         self.step, self.best, self.outcome = step, best, None
         self.error = self._prepare() if is_main() else None
         if first_of_all_ranks(self.error) is not None:
@@ -99,6 +98,7 @@ class Saver:
         self.parts = True
 
         def write() -> None:
+            require_finite(snapshot.masters(), step)
             directory = self.partial / STATE
             directory.mkdir(parents=True, exist_ok=True)  # shared file systems may show rank 0's late
             fsync(snapshot.write(directory))
@@ -110,12 +110,16 @@ class Saver:
         self._start(write)
 
     def advance(self, writing: int, failed: int) -> None:
-        """Between steps: go on where all ranks' parts are written. ``writing``, ``failed``: how many ranks are."""
+        """Between steps: go on where all ranks' parts are written. ``writing``, ``failed``: how many ranks are.
+
+        Raises:
+            TrainingStopped: a weight was not finite, on any rank; nothing is written or dropped.
+        """
         if self.parts and not writing:
             self._join()
             self.parts = False
             if failed:
-                self._give_up()
+                self._give_up_parts()
             elif is_main():
                 self._start(self._complete)
         elif not self.parts and self.work is not None and not self.work.is_alive():
@@ -124,12 +128,16 @@ class Saver:
                 self._give_up()
 
     def finish(self) -> str | None:
-        """Wait until what was begun is written, or is not: then why, the same on all ranks. A collective."""
+        """Wait until what was begun is written, or is not: then why, the same on all ranks. A collective.
+
+        Raises:
+            TrainingStopped: as `advance`.
+        """
         self._join()
         if self.parts:
             self.parts = False
             if first_of_all_ranks(self.error) is not None:
-                self._give_up()
+                self._give_up_parts()
             elif is_main():
                 self._try(self._complete)
         if self.error is not None:
@@ -144,6 +152,8 @@ class Saver:
     def _try(self, write: Callable[[], None]) -> None:
         try:
             write()
+        except TrainingStopped as stopped:
+            self.error = self.broken = str(stopped)
         except (OSError, SafetensorError, InputError) as error:
             lack = _lack_of_space(self.run, space_needed(self.run, self.engine.module))
             self.error = lack or " ".join(str(error).split())
@@ -156,6 +166,15 @@ class Saver:
             self.work.join()
             self.work = None
 
+    def _give_up_parts(self) -> None:
+        broken = first_of_all_ranks(self.broken)
+        if broken is None:
+            self._give_up()
+            return
+        self.error = self.broken = None
+        self._clear()
+        raise TrainingStopped(broken)
+
     def _give_up(self) -> None:
         """Leave nothing of the checkpoint behind, and say what this rank knows of it. The next is tried in its turn."""
         if self.error is not None:
@@ -163,6 +182,9 @@ class Saver:
             reason = f"the checkpoint of step {self.step} is not written{rank}: {self.error}"
             print(f"{reason}; training goes on to the next", flush=True)
             self.outcome, self.error = self.error, None
+        self._clear()
+
+    def _clear(self) -> None:
         if is_main():
             shutil.rmtree(self.partial, ignore_errors=True)
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from fashionbert_fast.distributed import first_of_all_ranks
 from fashionbert_fast.engine.metrics import read_metrics
 from fashionbert_fast.errors import TrainingStopped
 from fashionbert_fast.model.config import TASKS
@@ -121,8 +120,11 @@ class Watch:
         return ", ".join(ids) + (", ..." if len(rows) > MOST_NAMED else "")
 
 
-def require_finite(broken: list[str], step: int) -> None:
-    """TrainingStopped naming the first of the weights that are ``broken`` on any rank, if any are; a collective."""
-    found = first_of_all_ranks(f"{broken[0]} and {len(broken) - 1} more parameters are" if broken else None)
-    if found:
-        raise TrainingStopped(f"step {step}: {found} not finite, so no checkpoint was written; {REMEDY}")
+def require_finite(weights: dict[str, torch.Tensor], step: int) -> None:
+    """TrainingStopped naming the first of ``weights`` that is not finite."""
+    # A sum is one pass, and not finite where a part is not; `isfinite` takes several.
+    doubtful = {name: weight for name, weight in weights.items() if not weight.sum().isfinite()}
+    wrong = [name for name, weight in doubtful.items() if not weight.isfinite().all()]
+    if wrong:
+        more = f"{wrong[0]} and {len(wrong) - 1} more parameters are"
+        raise TrainingStopped(f"step {step}: {more} not finite, so no checkpoint was written; {REMEDY}")

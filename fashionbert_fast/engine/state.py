@@ -103,15 +103,15 @@ def _own_share(piece: Piece) -> Piece:
 
 @dataclass
 class Snapshot:
-    """A rank's state at one moment, in host memory.
-
-    training: the same on all ranks. broken: names of the parameters whose masters here are not all finite.
-    """
+    """A rank's state at one moment, in host memory. ``training`` is the same on all ranks."""
 
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, str]
     training: dict[str, Any]
-    broken: list[str]
+
+    def masters(self) -> dict[str, torch.Tensor]:
+        """The float32 weights among them, by parameter."""
+        return {name.partition("/")[2]: part for name, part in self.tensors.items() if name.startswith(f"{MASTER}/")}
 
     def write(self, directory: Path) -> Path:
         """The rank's file in ``directory``, not yet flushed to disk."""
@@ -122,8 +122,11 @@ class Snapshot:
 
 
 @torch.no_grad()
-def take_snapshot(engine) -> Snapshot:
-    """Copy what this rank holds to host memory; training may go on at once."""
+def take_snapshot(engine, memory: dict[str, torch.Tensor]) -> Snapshot:
+    """Copy what this rank holds to host memory; training may go on at once.
+
+    memory: of the last snapshot, which nobody reads any more; it is taken again. New memory costs five times the copy.
+    """
     pieces = held(engine)
     if engine.zero_optimization_stage() == 0:
         pieces = [share for share in map(_own_share, pieces) if share.start < share.stop]
@@ -132,35 +135,28 @@ def take_snapshot(engine) -> Snapshot:
     of_stepped: dict[int, dict] = {}  # a flat tensor has many pieces, and reading a number may wait for a GPU
     for piece in pieces:
         kept = state.get(piece.stepped, {})
-        tensors[f"{MASTER}/{piece.name}"] = _to_host(piece.of(piece.stepped))
+        tensors[f"{MASTER}/{piece.name}"] = _to_host(piece.of(piece.stepped), memory.get(f"{MASTER}/{piece.name}"))
         for key, value in kept.items():
             if _is_elementwise(value, piece.stepped):
-                tensors[f"{key}/{piece.name}"] = _to_host(piece.of(value))
+                tensors[f"{key}/{piece.name}"] = _to_host(piece.of(value), memory.get(f"{key}/{piece.name}"))
         if id(piece.stepped) not in of_stepped:
             of_stepped[id(piece.stepped)] = dict(_numbers(kept, piece.stepped))
         numbers[piece.name] = of_stepped[id(piece.stepped)]
-    finite = _finite([piece.of(piece.stepped) for piece in pieces])  # waits for the device, so for the copies as well
+    if torch.cuda.is_available():
+        torch.cuda.current_stream().synchronize()
     starts = {piece.name: piece.start for piece in pieces}
     # One entry: safetensors writes several in any order, and equal states would be files of different hashes.
     metadata = {PIECES: json.dumps({"starts": starts, "numbers": numbers})}
-    broken = [piece.name for piece, good in zip(pieces, finite, strict=True) if not good]
-    return Snapshot(tensors, metadata, _training(engine), broken)
-
-
-def _finite(tensors: list[torch.Tensor]) -> list[bool]:
-    """Of each, whether all of it is: by the largest, which is one pass, where `isfinite` takes several."""
-    if not tensors:
-        return []
-    norms = torch._foreach_norm(tensors, torch.inf)  # pyright: ignore[reportPrivateImportUsage]
-    return torch.stack(norms).isfinite().tolist()
+    return Snapshot(tensors, metadata, _training(engine))
 
 
 def _is_elementwise(value: Any, stepped: torch.Tensor) -> bool:
     return isinstance(value, torch.Tensor) and value.shape == stepped.shape and value.dim() > 0
 
 
-def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+def _to_host(tensor: torch.Tensor, host: torch.Tensor | None) -> torch.Tensor:
+    if host is None:
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
     return host.copy_(tensor, non_blocking=True)
 
 
