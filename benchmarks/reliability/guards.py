@@ -76,7 +76,7 @@ def measured(settings: list[str], pairs: int) -> int:
                 number = next(step)
                 report = train_step(run, batches, number)
                 watchdog.progress()
-                watch.add(number, report.losses_T, report.weights_T)
+                watch.add(number, report)
                 _, *saving = sums(stop.asked, saver.writing, saver.failed)
                 saver.advance(*saving)
 
