@@ -59,8 +59,9 @@ SECTIONS = (
             "take as long for any title."),
     Section("save_zen4_cpu.json", "How long training waits for a checkpoint",
             "fashionbert bench save --json save.json",
-            "BERT-base under ZeRO-1: 1.3 GB of masters and moments, on disk. Zen 4. Ours and torch's copy them and write "
-            "beside training, ours flushed, hashed and named when whole. One process: what ranks agree on is not in it."),
+            "BERT-base under ZeRO-1: 1.3 GB of masters and moments, on disk. Zen 4. Ours and torch's copy them and "
+            "write beside training, ours flushed, hashed and named when whole. One process: what ranks agree on is "
+            "not in it."),
     Section("ops_cpu.json", "The operators",
             "fashionbert bench ops --json ops.json",
             "Forward and backward. Zen 5. `masked_patch_embed`, `task_gram` and `task_mix` were changed since: "
