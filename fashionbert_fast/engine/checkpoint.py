@@ -212,9 +212,12 @@ class Saver:
         shutil.rmtree(final, ignore_errors=True)
         os.replace(self.partial, final)
         fsync(final.parent)
-        if self.best:
-            _mark_best(self.run, final)
-        _drop_old(self.run, self.train.keep_checkpoints, self.train.keep_hours)
+        try:
+            if self.best:
+                _mark_best(self.run, final)
+            _drop_old(self.run, self.train.keep_checkpoints, self.train.keep_hours)
+        except OSError as error:  # the checkpoint itself is whole
+            print(f"{final} is written; what it replaces stays: {error}", flush=True)
 
 
 def save_checkpoint(engine, run: Path, step: int, tokenizer: Path, config_yaml: str, train: TrainConfig) -> Path | None:

@@ -341,6 +341,17 @@ def test_a_disk_that_fails_while_it_is_written_costs_a_checkpoint(build_run, mon
     assert [path.name for path in list_checkpoints(run.directory)] == ["step-00000002"]
 
 
+@pytest.mark.parametrize("place", ["_mark_best", "_drop_old"])
+def test_a_disk_that_fails_afterwards_costs_no_checkpoint(build_run, monkeypatch, capsys, place):
+    run = build_run()
+    monkeypatch.setattr(checkpoint, place, _failing(FAILURES[1]))
+    saver = Saver(run.engine, run.directory, run.tokenizer_dir, run.config.to_yaml(), run.config.train)
+    saver.begin(1, best=True)
+    assert saver.finish() is None
+    assert [path.name for path in list_checkpoints(run.directory)] == ["step-00000001"]
+    assert "step-00000001 is written; what it replaces stays: [Errno 5]" in capsys.readouterr().out
+
+
 def test_a_run_goes_on_where_a_checkpoint_is_not_written_and_ends_where_its_last_is_not(build_run, monkeypatch):
     run = build_run("train.checkpoint_every=2", "train.steps=6", "train.keep_checkpoints=1")
     seal = checkpoint._seal
