@@ -13,6 +13,7 @@ import os
 import resource
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class Table:
             [sys.executable, "-P", __file__, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE, text=True, env=os.environ | {"ARROW_DEFAULT_MEMORY_POOL": "system"},
         )  # fmt: skip
+        weakref.finalize(self, self.process.kill)  # where nobody asks for its rows
         self.columns: dict[str, str] = self._line() or {}
 
     def rows(self, columns: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -120,6 +120,14 @@ def test_a_page_that_expands_is_given_up(shop):
         _read(path)
 
 
+def test_a_file_whose_rows_nobody_reads_leaves_no_process(shop):
+    table = parquet.Table(_write(shop / "shop.parquet", ["Hat"]))
+    process = table.process
+    assert process.poll() is None
+    del table
+    assert process.wait(10) != 0
+
+
 def test_a_store_does_not_expand_either(shop):
     titles = pa.array([" " * 2**20], pa.string()).take(pa.array([0] * 100))
     path = _write(shop / "products.parquet", titles, compression="zstd", use_dictionary=False)
