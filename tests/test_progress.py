@@ -9,7 +9,7 @@ import pytest
 from fashionbert_fast.engine.loop import _described
 from fashionbert_fast.progress import progress, progress_bar
 
-RECORD = {"losses": {"mlm": 10.321, "tia": 0.693, "mpm": 12.345}, "samples_per_s": 1234.5}
+RECORD = {"losses": {"mlm": 10.321, "tia": 0.693, "mpm": 12.345}, "samples_per_s": 1234.5, "skipped": 0}
 
 
 def lines_of(text: str) -> list[str]:

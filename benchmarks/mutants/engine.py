@@ -51,7 +51,7 @@ MUTANTS = (
     Mutant(
         "another-rank's-failed-part-is-no-matter",
         ENGINE + "checkpoint.py",
-        "            if failed:\n                self._give_up()\n            elif is_main():",
+        "            if failed:\n                self._give_up_parts()\n            elif is_main():",
         "            if is_main():",
         ("tests/engine/test_elastic.py",),
     ),

@@ -76,9 +76,10 @@ def _check_same_run(saved: Path, config: Config, then: int, now: int) -> None:
         free.update(batch)
     elif then != now:
         raise InputError(
-            f"train.micro_batch_size: {now} processes make {is_ * now} pairs a step of it, the run began with "
+            f"train.micro_batch_size: a step takes {is_ * now} pairs on {now} processes, the run began on {then} with "
             f"{was * then}; resume on {now} with processes x train.micro_batch_size x "
-            f"train.gradient_accumulation_steps = {was * then}, or on {then} as it began ({saved})"
+            f"train.gradient_accumulation_steps = {was * then}, or start a new run with "
+            f"model.core={saved.parent / MODEL} and another train.output"
         )
     for section in new:
         for key in new[section]:

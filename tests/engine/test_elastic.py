@@ -64,5 +64,5 @@ def test_another_global_batch_is_refused(process_group, store_path, tmp_path):
             resume_run(run)
     run = built(str(store_path), tmp_path, 1, "fp32", process_group)
     run.world_size = 3
-    with pytest.raises(InputError, match="3 processes make 24 pairs a step of it, the run began with 8"):
+    with pytest.raises(InputError, match="a step takes 24 pairs on 3 processes, the run began on 1 with 8"):
         resume_run(run)

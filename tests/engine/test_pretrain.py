@@ -393,13 +393,13 @@ def test_ranks_end_with_a_launcher_that_is_killed(config, tmp_path):
 
 def test_a_run_that_torchrun_starts_again_goes_on(config, tmp_path):
     """By the command line of its first start: a rank was killed, and the others say no more than a line of it."""
-    words = ["train.steps=30", "train.log_every=1", "train.checkpoint_every=8"]
+    words = ["train.steps=60", "train.log_every=1", "train.checkpoint_every=8"]
     whole, run = tmp_path / "whole", tmp_path / "run"
     done = _started(TORCHRUN, config, whole, *words)
     assert done.returncode == 0, done.stderr[-3000:]
     command = [*TORCHRUN, "--max-restarts", "2", "-m", "fashionbert_fast", *_words(config, run, *words)]
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    _until(lambda: len(read_metrics(run)) > 9)
+    _until(lambda: list_checkpoints(run))
     ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(ranks[0]), signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=120)

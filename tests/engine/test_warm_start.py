@@ -111,7 +111,7 @@ def test_what_is_no_model_is_named(tmp_path, store_path):
         _built(tmp_path, store_path)
 
 
-def test_the_remedy_for_another_number_of_processes_works_as_printed(first, store_path, tmp_path):
+def test_the_remedy_for_another_global_batch_works_as_printed(first, store_path, tmp_path):
     """The new run begins where the old one was: its held-out losses at no learning rate are those it ended with."""
     moved = tmp_path / "of two"
     shutil.copytree(first, moved)
@@ -119,7 +119,7 @@ def test_the_remedy_for_another_number_of_processes_works_as_printed(first, stor
         fields = json.loads(manifest.read_text()) | {"world_size": 2}
         manifest.write_text(json.dumps(seal({name: value for name, value in fields.items() if name != SEAL})))
     options = ["validation.keep_best=mlm", "validation.every=4", "train.lr=1e-2"]
-    with pytest.raises(InputError, match="written by 2 processes, this run has 1") as caught:
+    with pytest.raises(InputError, match="a step takes 8 pairs on 1 processes, the run began on 2 with 16") as caught:
         run_here(store_path, moved, *options, resume=True)
     core = str(caught.value).split("model.core=")[1].split(" and another train.output")[0]
     fields = [field for field in TINY_MODEL if "dropout" in field]
