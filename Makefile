@@ -34,7 +34,7 @@ demo: setup  ## pre-train, evaluate and report on the embedded catalogue, into d
 	$(BIN)/fashionbert demo --out demo_out --overwrite
 
 test: setup  ## the test suite (no GPU needed)
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile $(PYTEST_ARGS)
 
 test-slow: setup  ## the long proofs as well
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

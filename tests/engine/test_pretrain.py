@@ -391,6 +391,7 @@ def test_ranks_end_with_a_launcher_that_is_killed(config, tmp_path):
     assert newest.name == f"step-{read_metrics(run)[-1]['step']:08d}"
 
 
+@pytest.mark.slow
 def test_a_run_that_torchrun_starts_again_goes_on(config, tmp_path):
     """By the command line of its first start: a rank was killed, and the others say no more than a line of it."""
     words = ["train.steps=60", "train.log_every=1", "train.checkpoint_every=8"]
