@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -26,6 +26,8 @@ from benchmarks.reliability.trial import Trial
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.files import check_writable, write_json
 from fashionbert_fast.progress import progress
+
+OFTEN = 60.0  # seconds
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,25 +47,36 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def judge(proof: ModuleType, folder: Path, seed: int, quick: bool) -> dict:
-    """The proof's row. A proof that breaks off has failed a trial more: those it did not come to are not met."""
+def judge(proof: ModuleType, folder: Path, seed: int, quick: bool, keep: Callable[[dict], None]) -> dict:
+    """The proof's row. A proof that breaks off has failed a trial more: those it did not come to are not met.
+
+    keep: is handed the row so far, not met while more is to come, every `OFTEN` seconds: a run of hours may be killed.
+    """
     start, found = time.monotonic(), []
-    trials = proof.trials(folder, seed, quick)
+    kept = start
+
+    def row(ended: bool) -> dict:
+        failed = [trial for trial in found if not trial.ok]
+        return {
+            "proof": proof.NAME, "k": len(found) - len(failed), "n": len(found),
+            "met": ended and bool(found) and not failed, "ended": ended, "target": proof.TARGET, "seed": seed,
+            "quick": quick, "processes": workload.PROCESSES, "seconds": round(time.monotonic() - start, 1),
+            "failed": [f"{trial.name}: {trial.note}" for trial in failed],
+            "found": [f"{trial.name}: {trial.note}" for trial in found if trial.ok and trial.note],
+        }  # fmt: skip
+
     try:
-        for trial in progress(trials, total=None, description=proof.NAME):
+        for trial in progress(proof.trials(folder, seed, quick), total=None, description=proof.NAME):
             found.append(trial)
             if not trial.ok:
                 print(f"{proof.NAME}: {trial.name}: {trial.note}", file=sys.stderr, flush=True)
+            if time.monotonic() - kept >= OFTEN:
+                kept = time.monotonic()
+                keep(row(False))
     except Exception as error:
         traceback.print_exc()
         found.append(Trial(proof.NAME, "the proof itself", False, f"{type(error).__name__}: {error}"))
-    failed = [trial for trial in found if not trial.ok]
-    return {
-        "proof": proof.NAME, "k": len(found) - len(failed), "n": len(found), "met": bool(found) and not failed,
-        "target": proof.TARGET, "seed": seed, "quick": quick, "processes": workload.PROCESSES,
-        "seconds": round(time.monotonic() - start, 1), "failed": [f"{trial.name}: {trial.note}" for trial in failed],
-        "found": [f"{trial.name}: {trial.note}" for trial in found if trial.ok and trial.note],
-    }  # fmt: skip
+    return row(True)
 
 
 def head() -> dict:
@@ -106,10 +119,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     folder = Path(tempfile.mkdtemp(prefix="reliability-", dir=args.folder))
     print(f"seed {seed}; trials run in {folder}", flush=True)
     result = head() | {"rows": []}
-    for proof in proofs:
-        result["rows"].append(judge(proof, folder, seed, args.quick))
+
+    def keep(row: dict) -> None:
         if args.json:
-            write_json(args.json, result)
+            write_json(args.json, result | {"rows": [*result["rows"], row]})
+        if not sys.stderr.isatty():
+            print(f"{row['proof']}: {row['k']:,} of {row['n']:,} after {row['seconds']:,.0f} s", flush=True)
+
+    for proof in proofs:
+        row = judge(proof, folder, seed, args.quick, keep)
+        keep(row)
+        result["rows"].append(row)
     show(result["rows"])
     if all(row["met"] for row in result["rows"]):
         shutil.rmtree(folder)

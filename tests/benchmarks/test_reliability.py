@@ -49,14 +49,19 @@ def test_all_proofs_are_there():
         command.chosen(["all"])
 
 
-def test_what_fails_is_counted_named_and_kept(tmp_path, capsys):
+def test_what_fails_is_counted_named_and_kept(tmp_path, capsys, monkeypatch):
     def trials(folder, seed, quick):
         yield attempt(folder, "some", "good", lambda directory: "2 of 2")
         yield attempt(folder, "some", "bad: 1/2", lambda directory: (directory / "left").write_text("") or [][1])
         yield Trial("some", "also good", True)
         raise RuntimeError("the proof is broken")
 
-    row = command.judge(SimpleNamespace(NAME="some", TARGET="all", trials=trials), tmp_path, 3, True)
+    monkeypatch.setattr(command, "OFTEN", 0)
+    so_far = []
+    row = command.judge(SimpleNamespace(NAME="some", TARGET="all", trials=trials), tmp_path, 3, True, so_far.append)
+    assert [(part["k"], part["n"], part["met"], part["ended"]) for part in so_far] == [
+        (1, 1, False, False), (1, 2, False, False), (2, 3, False, False)
+    ]  # fmt: skip
     assert (row["k"], row["n"], row["met"], row["seed"]) == (2, 4, False, 3)
     assert row["found"] == ["good: 2 of 2"]
     bad, broken = row["failed"]
@@ -70,7 +75,7 @@ def test_what_fails_is_counted_named_and_kept(tmp_path, capsys):
 
 def test_a_proof_without_trials_is_not_met(tmp_path):
     nothing = SimpleNamespace(NAME="none", TARGET="all", trials=lambda *_: iter(()))
-    assert command.judge(nothing, tmp_path, 0, False)["met"] is False
+    assert command.judge(nothing, tmp_path, 0, False, print)["met"] is False
 
 
 def test_a_check_that_looks_at_sizes_alone_is_found_out(tmp_path, monkeypatch):
