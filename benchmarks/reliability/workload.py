@@ -8,6 +8,7 @@ Importing takes a process seconds, a tiny run less. So ranks are forked from one
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import hashlib
 import json
 import multiprocessing
@@ -108,6 +109,7 @@ def _rank(rank: int, environment: dict[str, str], log: Path, work: Callable, arg
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.stdout.reconfigure(line_buffering=True)
+    faulthandler.register(signal.SIGUSR2, all_threads=True)  # where it stands, into its log, when it is given up
     import torch
 
     torch.set_num_threads(1)
@@ -153,7 +155,9 @@ class Ranks:
         deadline = time.monotonic() + seconds
         for process in self.processes:
             process.join(max(0.0, deadline - time.monotonic()))
-        assert all(process.exitcode is not None for process in self.processes), f"still running after {seconds:.0f} s"
+        if any(process.exitcode is None for process in self.processes):
+            self.ask_where()
+            raise AssertionError(f"still running after {seconds:.0f} s")
         return [process.exitcode for process in self.processes]
 
     def succeed(self, seconds: float = PATIENCE) -> None:
@@ -167,8 +171,15 @@ class Ranks:
         while not condition():
             if connection.wait([process.sentinel for process in self.processes], poll):
                 return condition()
-            assert time.monotonic() < deadline, f"nothing came of it in {seconds:.0f} s"
+            if time.monotonic() > deadline:
+                self.ask_where()
+                raise AssertionError(f"nothing came of it in {seconds:.0f} s")
         return True
+
+    def ask_where(self) -> None:
+        """Have each rank write the stacks of its threads into its log."""
+        self.send(signal.SIGUSR2)
+        time.sleep(1)
 
     def said(self) -> str:
         return "".join(log.read_text(errors="replace") for log in self.logs if log.exists())
