@@ -62,6 +62,11 @@ SECTIONS = (
             "BERT-base under ZeRO-1: 1.3 GB of masters and moments, on disk. Zen 4. Ours and torch's copy them and "
             "write beside training, ours flushed, hashed and named when whole. One process: what ranks agree on is "
             "not in it."),
+    Section("reliability.json", "A run that cannot be lost, input that cannot hurt",
+            "python -m benchmarks.reliability --json reliability.json",
+            "Trials at random moments and places, from a seed that is in the rows; [what each proof tries]"
+            "(reliability.md). gloo, 2 to 4 processes on two cores of Zen 4. The "
+            "soak's two failures are hangs: nobody has looked into them yet."),
     Section("ops_cpu.json", "The operators",
             "fashionbert bench ops --json ops.json",
             "Forward and backward. Zen 5. `masked_patch_embed`, `task_gram` and `task_mix` were changed since: "
