@@ -21,12 +21,12 @@ def partitioned(model: torch.nn.Module) -> list[str]:
 
 def master_weights(engine) -> dict[str, torch.Tensor]:
     """Float32 weights by name, whole, of whatever ZeRO stage and precision; a collective."""
-    from fashionbert_fast.engine.state import held
+    from fashionbert_fast.engine.state import held, shapes_of
 
     pieces = [(piece.name, piece.start, piece.of(piece.stepped).detach().cpu().clone()) for piece in held(engine)]
     everyone = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(everyone, pieces)
-    shapes = {name: getattr(p, "ds_shape", p.shape) for name, p in engine.module.named_parameters()}
+    shapes = shapes_of(engine.module)
     weights = {name: torch.full((shape.numel(),), torch.nan) for name, shape in shapes.items()}
     for name, start, part in (piece for pieces in everyone for piece in pieces):
         weights[name][start : start + len(part)] = part

@@ -66,6 +66,12 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
+def share(file: Path) -> None:
+    """Let others read a file, in a folder that this process made, as the mask says: some libraries write for their
+    owner alone."""
+    file.chmod(file.parent.stat().st_mode & 0o666)
+
+
 def fsync_all(folder: Path) -> None:
     """`fsync` of a folder and of all that is in it."""
     for path in (*folder.rglob("*"), folder):
@@ -84,7 +90,7 @@ def written_whole(target: Path) -> Iterator[Path]:
         yield partial
         for file in partial.rglob("*"):
             if file.is_file():
-                file.chmod(partial.stat().st_mode & 0o666)  # some libraries write for their owner alone
+                share(file)
         fsync_all(partial)
         try:
             os.rename(partial, target)

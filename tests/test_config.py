@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
+import no_files
 import pytest
 import yaml
 
@@ -138,7 +137,7 @@ HOSTILE = {  # a file -> what is said of it
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [*HOSTILE, "binary", "pipe", "folder", "device"])
+@pytest.mark.parametrize("kind", [*HOSTILE, "binary", *no_files.KINDS])
 def test_a_strangers_file_is_told_in_a_line(tmp_path, kind, monkeypatch):
     monkeypatch.setenv("SECRET", "password")
     path, canary = tmp_path / "c.yaml", tmp_path / "canary"
@@ -148,12 +147,8 @@ def test_a_strangers_file_is_told_in_a_line(tmp_path, kind, monkeypatch):
         path.write_text(text.replace("{canary}", str(canary)))
     elif kind == "binary":
         path.write_bytes(bytes(range(256)))
-    elif kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "folder":
-        path.mkdir()
     else:
-        path.symlink_to("/dev/zero")
+        no_files.make(path, kind)
     with pytest.raises(InputError) as raised:
         load_config(path, [] if kind in HOSTILE and "store:" in HOSTILE[kind][0] else NEEDED)
     message = str(raised.value)

@@ -16,7 +16,6 @@ from benchmarks.reliability.workload import (
     PRECISIONS,
     STAGES,
     assert_same,
-    begun,
     finish,
     outcome,
     overrides,
@@ -24,6 +23,7 @@ from benchmarks.reliability.workload import (
     saving,
     shared_store,
 )
+from fashionbert_fast.engine.resume import begun
 
 NAME = "kill"
 TARGET = "SIGKILL at 20 random moments x stages 0 to 3 x fp32/bf16, half during a save: the same losses and state"

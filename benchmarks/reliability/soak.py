@@ -17,7 +17,6 @@ from benchmarks.reliability.workload import (
     Outcome,
     Ranks,
     assert_same,
-    begun,
     children,
     finish,
     outcome,
@@ -26,6 +25,7 @@ from benchmarks.reliability.workload import (
     shared_store,
 )
 from fashionbert_fast.engine.metrics import read_metrics
+from fashionbert_fast.engine.resume import begun
 from fashionbert_fast.run_directory import list_checkpoints
 
 NAME = "soak"

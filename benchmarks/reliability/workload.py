@@ -24,7 +24,7 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import NamedTuple
 
-from fashionbert_fast.engine.metrics import METRICS, read_metrics
+from fashionbert_fast.engine.metrics import read_metrics
 from fashionbert_fast.run_directory import MANIFEST, damage, list_checkpoints
 
 ROOT = Path(__file__).parents[2]
@@ -326,11 +326,6 @@ def assert_same(run: Path, reference: Outcome) -> None:
         assert record == right, f"step {right['step']}: {json.dumps(record)} is not {json.dumps(right)}"
     assert len(mine.records) == len(reference.records), f"{len(mine.records)} records, not {len(reference.records)}"
     assert mine.state == reference.state, "the last checkpoint's state differs"
-
-
-def begun(run: Path) -> bool:
-    """Whether there is something to resume."""
-    return any((run / name).exists() for name in ("config.yaml", METRICS, "checkpoints"))
 
 
 def saving(run: Path) -> list[Path]:

@@ -27,10 +27,10 @@ def resumes(config: Config, asked: bool) -> bool:
     """Whether the run goes on from what its directory holds: as ``asked``, or where a launcher started the same command
     again, torchrun's --max-restarts or Slurm's --requeue, and there is something yet."""
     counts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
-    return asked or (any(count not in ("", "0") for count in counts) and _begun(Path(config.train.output)))
+    return asked or (any(count not in ("", "0") for count in counts) and begun(Path(config.train.output)))
 
 
-def _begun(directory: Path) -> bool:
+def begun(directory: Path) -> bool:
     """Whether a run wrote there, one without a checkpoint too."""
     return any((directory / name).exists() for name in (METRICS, "checkpoints", "config.yaml"))
 
@@ -43,7 +43,7 @@ def prepare_directory(config: Config, resume: bool) -> Path:
         raise InputError(
             f"{directory}: already holds a run; continue it with --resume or set train.output to another directory"
         )
-    if resume and not _begun(directory):
+    if resume and not begun(directory):
         raise InputError(
             f"{directory}: holds no run to resume; set train.output to one that does, or begin it without --resume"
         )
@@ -59,7 +59,7 @@ def prepare_directory(config: Config, resume: bool) -> Path:
     return directory
 
 
-def _check_same_run(saved: Path, config: Config, then: int, now: int) -> None:
+def _check_same_run(saved: Path, began: Config, config: Config, then: int, now: int) -> None:
     """A resumed run must learn what it would have learned uninterrupted: name the first field that differs.
 
     then, now: how many processes. They may change, and the ZeRO stage, where the global batch stays.
@@ -67,7 +67,7 @@ def _check_same_run(saved: Path, config: Config, then: int, now: int) -> None:
     free = {"train.output", "train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.keep_hours",
             "data.workers", "data.store", "train.cuda_graphs", "train.nvtx", "train.zero_stage",
             "train.step_timeout", "train.max_skipped_steps", "train.wandb"}  # fmt: skip
-    old, new = OmegaConf.structured(load_config(saved)), OmegaConf.structured(config)
+    old, new = OmegaConf.structured(began), OmegaConf.structured(config)
     if new.train.steps > old.train.steps:
         free.add("train.steps")  # a longer run; its schedule is that of the new length from here on
     batch = ("train.micro_batch_size", "train.gradient_accumulation_steps")
@@ -127,10 +127,11 @@ def resume_run(run: Run) -> int:
     if is_main():
         print(f"resuming from {checkpoint}", flush=True)
     then = json.loads((checkpoint / MANIFEST).read_text())["world_size"]
-    _check_same_run(checkpoint / "config.yaml", run.config, then, run.world_size)
+    began = load_config(checkpoint / "config.yaml")
+    _check_same_run(checkpoint / "config.yaml", began, run.config, then, run.world_size)
     saved = read_json(checkpoint / MODEL / "patch_features.json")
     require_same_features(saved, run.store.manifest, f"{checkpoint} and {run.store.path}")
-    check_same_products(saved, run.store, load_config(checkpoint / "config.yaml").data.store)
+    check_same_products(saved, run.store, began.data.store)
     return load_checkpoint(run.engine, checkpoint)
 
 

@@ -3,7 +3,8 @@
 A piece is a stretch of one parameter, laid flat: its float32 master and what the optimizer keeps of each element. Every
 rank writes those that it steps with, so that a save needs no collective, and reads those that it will step with,
 whichever ranks wrote them. Nothing is left out that a step depends on: batches, masks and dropout are functions of the
-seed, the step and the rank, the learning rate one of the steps done.
+seed, the step and the rank, the learning rate one of the steps done. Imports DeepSpeed, which wants to be told of the
+accelerator before: so it is imported where it is used.
 
     state/rank-00000.safetensors    MASTER/NAME, exp_avg/NAME, ...: (n,) of each piece; where it starts, in the metadata
     state/training.json             steps done of the schedule, those that optimizers count, loss scale
@@ -28,6 +29,7 @@ from torch._utils import _unflatten_dense_tensors
 
 from fashionbert_fast.engine.flat import FlatOptimizer, gather_weights
 from fashionbert_fast.errors import InputError
+from fashionbert_fast.files import share
 from fashionbert_fast.run_directory import TRAINING
 
 MASTER = "master"
@@ -117,7 +119,7 @@ class Snapshot:
         """The rank's file in ``directory``, not yet flushed to disk."""
         path = directory / f"rank-{dist.get_rank():05d}.safetensors"
         save_file(self.tensors, path, metadata=self.metadata)
-        path.chmod(directory.stat().st_mode & 0o666)  # it would be its owner's alone
+        share(path)
         return path
 
 
@@ -174,15 +176,15 @@ def _training(engine) -> dict[str, Any]:
     return {
         "schedule": engine.lr_scheduler.last_epoch,
         "groups": [{"step": int(group["step"])} if "step" in group else {} for group in groups],
-        "loss_scale": {key: value for key, value in _loss_scale(engine.optimizer).items() if value is not None},
+        "loss_scale": _loss_scale(engine.optimizer)[1],
     }
 
 
-def _loss_scale(optimizer) -> dict[str, Any]:
-    """The numbers of DeepSpeed's loss scale; of other precisions than float16 they stay the same."""
+def _loss_scale(optimizer) -> tuple[Any, dict[str, float]]:
+    """DeepSpeed's loss scale and its numbers, none where it keeps none; of other precisions than float16 they stay."""
     scaler = getattr(optimizer, "loss_scaler", None) or getattr(optimizer, "loss_scale_config", None)
     fields = {} if scaler is None else vars(scaler)
-    return {key: value for key, value in fields.items() if isinstance(value, (int, float)) or value is None}
+    return scaler, {key: value for key, value in fields.items() if isinstance(value, (int, float))}
 
 
 def shapes_of(module: torch.nn.Module) -> dict[str, torch.Size]:
@@ -262,8 +264,8 @@ def restore(engine, directory: Path) -> None:
             kept.update(numbers)
     for group, saved in zip(optimizer.param_groups, training["groups"], strict=True):
         group.update({"step": int(saved["step"])} if "step" in saved else {})
-    scaler = getattr(engine.optimizer, "loss_scaler", None) or getattr(engine.optimizer, "loss_scale_config", None)
-    for key in _loss_scale(engine.optimizer).keys() & training["loss_scale"].keys():
+    scaler, fields = _loss_scale(engine.optimizer)
+    for key in fields.keys() & training["loss_scale"].keys():
         setattr(scaler, key, training["loss_scale"][key])
     _set_schedule(engine.lr_scheduler, int(training["schedule"]))
     _cast_weights(engine)

@@ -6,9 +6,9 @@ Peaks of memory and seconds are measured by `benchmarks/reliability/hostile.py`;
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
+import no_files
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -171,14 +171,9 @@ def test_an_index_of_flipped_bits_is_an_error_or_read(shop, rows):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+@pytest.mark.parametrize("kind", no_files.KINDS)
 def test_sources_that_are_no_files(shop, suffix, kind):
     path = shop / f"shop.{suffix}"
-    if kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "folder":
-        path.mkdir()
-    else:
-        path.symlink_to("/dev/zero")
+    no_files.make(path, kind)
     with pytest.raises(InputError, match=rf"^{path}: "):
         _read(path)

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 
+import no_files
 import pytest
 import torch
 from bert_directory import TINY, bert_directory
@@ -135,18 +136,14 @@ HEADERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", [*HEADERS, "pipe", "folder", "device"])
+@pytest.mark.parametrize("kind", [*HEADERS, *no_files.KINDS])
 def test_headers_that_lie(ours, kind):
     path = ours / "model.safetensors"
     path.unlink()
     if kind in HEADERS:
         path.write_bytes(HEADERS[kind])
-    elif kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "folder":
-        path.mkdir()
     else:
-        path.symlink_to("/dev/zero")
+        no_files.make(path, kind)
     _is_refused(FashionBertForPreTraining.from_pretrained, ours, "model.safetensors")
 
 
@@ -164,7 +161,7 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("kind", [*TEXTS, "huge", "pipe", "folder", "device"])
+@pytest.mark.parametrize("kind", [*TEXTS, "huge", *no_files.KINDS])
 def test_files_of_a_tokenizer(bert, name, kind):
     if name == "vocab.txt":
         (bert / "tokenizer.json").unlink()
@@ -175,12 +172,8 @@ def test_files_of_a_tokenizer(bert, name, kind):
     elif kind == "huge":
         path.touch()
         os.truncate(path, 2**33)
-    elif kind == "pipe":
-        os.mkfifo(path)
-    elif kind == "folder":
-        path.mkdir()
     else:
-        path.symlink_to("/dev/zero")
+        no_files.make(path, kind)
     _is_refused(load_tokenizer, bert)
 
 
