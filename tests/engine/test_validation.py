@@ -223,6 +223,9 @@ def test_plots_have_the_held_out_points(run, tmp_path, monkeypatch):
     assert axes[3].lines[0].get_ydata()[-1] == records[-1]["validation"]["alignment_accuracy"]
     plots.plot_losses([{k: v for k, v in r.items() if k != "validation"} for r in records], tmp_path / "without.png")
     assert len(drawn[1].axes) == 3
+    monkeypatch.undo()
+    for figure in drawn:
+        plots.plt.close(figure)
 
 
 def _shown(accuracy: float) -> dict:
