@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/pip install --quiet --upgrade pip "setuptools>=77" wheel cmake ninja pybind11 numpy
 	$(BIN)/pip install --quiet "$(TORCH)"
 	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --no-build-isolation "deepspeed>=0.19.3"
-	FASHIONBERT_SKIP_BUILD=1 $(BIN)/pip install --quiet --no-build-isolation -e ".[offline,dev]"
+	FASHIONBERT_SKIP_BUILD=1 $(BIN)/pip install --quiet --no-build-isolation -e ".[offline,search,onnx,dev]"
 	touch $@
 
 $(VENV)/.built: $(VENV)/.installed CMakeLists.txt setup.py $(SOURCES)
