@@ -40,7 +40,10 @@ class _OfTensors:
 @dataclass
 class PackedPairs(_OfTensors):
     """What the core reads. Pair b is the rows ``cu_seqlens_S1[b]`` to ``cu_seqlens_S1[b + 1]`` of the packed axis: its
-    title's tokens, then its P patches. Rows after the last pair, [PAD] tokens, fill up to a token budget (`Budget`)."""
+    title's tokens, then its P patches. Rows after the last pair, [PAD] tokens, fill up to a token budget (`Budget`).
+
+    A sequence may be a text alone, which then has no place in the fields of B that speak of images, or patches alone.
+    """
 
     input_id_N: torch.Tensor  # int64, masked; the fill last
     position_N: torch.Tensor  # int64: the place of each token in its title
@@ -52,6 +55,7 @@ class PackedPairs(_OfTensors):
     image_index_B: torch.Tensor  # int64: the image of each pair
     patch_mask_BP: torch.Tensor  # bool, True: masked
     max_seqlen: int  # at least the tokens of any pair
+    segment_N: torch.Tensor | None = None  # int64: the segment of each token; None: all are of titles
 
     @property
     def rows(self) -> int:

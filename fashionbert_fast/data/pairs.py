@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from fashionbert_fast.data.batch import Batch, PackedPairs, Targets
 from fashionbert_fast.data.config import DataConfig
 from fashionbert_fast.data.masking import choose_words, mask_patches, mask_tokens
-from fashionbert_fast.data.packing import Budget, pack, rounded_up
+from fashionbert_fast.data.packing import Budget, pack, pack_unmasked, rounded_up
 from fashionbert_fast.data.sampling import EpochPlan, numbered, plan_epoch
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.errors import InputError
@@ -33,17 +33,20 @@ def collate_pairs(
     store: FeatureStore, titles: TokenizedTitles, text_rows: np.ndarray, image_rows: np.ndarray
 ) -> PackedPairs:
     """Unmasked pairs, for evaluation: title ``text_rows[b]`` with image ``image_rows[b]``, both int64 store rows."""
-    P = store.manifest.patches
-    features_IPD, image_index_B = _images(store, image_rows)
     id_N, _, offsets_S1 = titles.gather(text_rows)
-    lengths_B = np.diff(offsets_S1)
-    return PackedPairs(
-        **pack(id_N, lengths_B, P, titles.pad_id, Budget()),
-        features_IPD=features_IPD,
-        image_index_B=image_index_B,
-        patch_mask_BP=torch.zeros(len(text_rows), P, dtype=torch.bool),
-        max_seqlen=int(lengths_B.max()) + P,
-    )
+    return pack_unmasked(id_N, np.diff(offsets_S1), *_images(store, image_rows), titles.pad_id)
+
+
+def collate_texts(titles: TokenizedTitles, rows: np.ndarray, patches: int, feature_size: int) -> PackedPairs:
+    """Texts ``rows`` alone, int64 (B,), for a model of so many patches of so many features."""
+    id_N, _, offsets_S1 = titles.gather(rows)
+    nothing = torch.empty(0, patches, feature_size), torch.empty(0, dtype=torch.int64)
+    return pack_unmasked(id_N, np.diff(offsets_S1), *nothing, titles.pad_id)
+
+
+def collate_images(store: FeatureStore, rows: np.ndarray) -> PackedPairs:
+    """Photos ``rows`` of the store alone, int64 (B,)."""
+    return pack_unmasked(np.empty(0, np.int64), np.zeros(len(rows), np.int64), *_images(store, rows))
 
 
 class PairDataset(Dataset):
