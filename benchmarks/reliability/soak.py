@@ -24,7 +24,7 @@ from benchmarks.reliability.workload import (
     pretrain_words,
     shared_store,
 )
-from fashionbert_fast.engine.metrics import read_metrics
+from fashionbert_fast.engine.metrics import METRICS, read_metrics
 from fashionbert_fast.engine.resume import begun
 from fashionbert_fast.run_directory import list_checkpoints
 
@@ -70,6 +70,7 @@ class Soak:
             library, settings, run, directory, plan, draw
         )  # fmt: skip
         self.disk_fails = False
+        self.left = 0  # when the metrics were written last before this session
 
     def run_through(self) -> None:
         while not self._session():
@@ -84,6 +85,7 @@ class Soak:
             first, count = self.draw.randint(1, 60), self.draw.randint(1, 60)
             fault = Fault(self.library, fault.directory, fault.log, first, FAULTS["ENOSPC"], count)
         self.disk_fails = False
+        self.left = self._written()
         with Ranks(workload.PROCESSES, self.directory, on_faulty_disk, fault, *words) as ranks:
             while self.plan:
                 step, kind = self.plan[0]
@@ -95,6 +97,11 @@ class Soak:
                     return False
             ranks.succeed(1800)
             return True
+
+    def _written(self) -> int:
+        """When its metrics were written last; 0: never."""
+        metrics = self.run / METRICS
+        return metrics.stat().st_mtime_ns if metrics.exists() else 0
 
     def _step(self) -> int:
         records = read_metrics(self.run)
@@ -113,6 +120,11 @@ class Soak:
             ranks.wait(30)
             self.disk_fails = kind == "full disk"
         elif kind == "stop one":
+            # What is due may be due before a resumed run has come far enough for its ranks to watch one another: it
+            # writes its metrics anew, and then a step.
+            for _ in range(2):
+                assert ranks.until(lambda left=self.left: self._written() != left), ranks.last_words()
+                self.left = self._written()
             ranks.send(signal.SIGSTOP, [one])
             others = [process for rank, process in enumerate(ranks.processes) if rank != one]
             assert ranks.until(lambda: all(not process.is_alive() for process in others), 40), "nobody noticed"
