@@ -31,6 +31,8 @@ from fashionbert_fast.run_directory import list_checkpoints
 NAME = "soak"
 TARGET = "1,000 steps with 30 faults from a logged seed: the same losses and final state; 3 of 3 seeds"
 KINDS = ("kill all", "kill one", "signal one", "stop one", "full disk", "damage the newest", "kill a loader")
+# The others are for a run under way: before its ranks have met only a launcher ends those that wait for one.
+AT_ANY_TIME = ("kill all", "kill one", "damage the newest")
 SETTINGS = ("train.checkpoint_every=7", "train.keep_checkpoints=3", "data.workers=1")
 
 
@@ -110,6 +112,11 @@ class Soak:
     def _ends(self, ranks: Ranks, kind: str) -> bool:
         """Let it come to the run: whether that is over."""
         one = self.draw.randrange(workload.PROCESSES)
+        if kind not in AT_ANY_TIME:
+            # What is due may be due while a resumed run starts: it writes its metrics anew, and then a step.
+            for _ in range(2):
+                assert ranks.until(lambda left=self.left: self._written() != left), ranks.last_words()
+                self.left = self._written()
         if kind == "kill a loader":
             loaders = children(ranks.processes[one].pid)
             assert loaders, "no loader's process is there"
@@ -120,11 +127,6 @@ class Soak:
             ranks.wait(30)
             self.disk_fails = kind == "full disk"
         elif kind == "stop one":
-            # What is due may be due before a resumed run has come far enough for its ranks to watch one another: it
-            # writes its metrics anew, and then a step.
-            for _ in range(2):
-                assert ranks.until(lambda left=self.left: self._written() != left), ranks.last_words()
-                self.left = self._written()
             ranks.send(signal.SIGSTOP, [one])
             others = [process for rank, process in enumerate(ranks.processes) if rank != one]
             assert ranks.until(lambda: all(not process.is_alive() for process in others), 40), "nobody noticed"
