@@ -22,6 +22,7 @@ COMMANDS = {
     "embed": ("fashionbert_fast.commands.embed", "vectors of a store's titles, photos or both"),
     "index": ("fashionbert_fast.commands.index", "an index of vectors, or points in Qdrant"),
     "search": ("fashionbert_fast.commands.search", "products for words or a photo, as a table and a picture sheet"),
+    "serve": ("fashionbert_fast.commands.serve", "a local page to search by words or a photo"),
     "profile": ("fashionbert_fast.commands.profile", "where a training step's time goes, in ranges, kernels and bytes"),
     "bench": ("benchmarks.run", "side-by-side measurements, results checked first"),
     "doctor": ("fashionbert_fast.commands.doctor", "what is installed and what each operator would use here"),

@@ -95,6 +95,11 @@ class Searcher:
                              "and index this one")  # fmt: skip
         return store
 
+    def warm_up(self) -> None:
+        """Do what the first query would wait for. InputError where the patch encoder cannot be had."""
+        self.embedder.text(["shirt"])
+        _ = self.embedder.processor.encoder
+
     @cached_property
     def categories(self) -> list[str]:
         """The categories of the index's products, in the order of the alphabet."""
@@ -116,13 +121,11 @@ class Searcher:
             InputError: nothing to search for, a photo that cannot be read, no such category, the store is gone.
         """
         if top < 1:
-            raise InputError(f"--top {top}: must be 1 or more")
+            raise InputError(f"top {top}: must be 1 or more")
         if text is None and image is None:
             raise InputError("nothing to search for; give --text WORDS, --image FILE or both")
         if text is not None and not self._has_words(text):
-            raise InputError(
-                f"--text {text!r:.50}: no words to search for; describe a product, say 'red striped shirt'"
-            )
+            raise InputError(f"text {text!r:.50}: no words to search for; describe a product, say 'red striped shirt'")
         features_1PD = None if image is None else self.embedder.patches([image])
         query_H = self.embedder.query(text, features_1PD)
         nearest = self.index.search(query_H, max(top, RERANKED) if rerank else top, self._rows(category))
@@ -147,7 +150,7 @@ class Searcher:
         rows = [row for row, name in enumerate(self.index.products.categories) if name.casefold() == wanted]
         if not rows:
             has = ", ".join(self.categories) or "none"
-            raise InputError(f"--category {category:.50}: no product has it; the index has {has:.300}")
+            raise InputError(f"category {category:.50}: no product has it; the index has {has:.300}")
         return np.array(rows, dtype=np.int64)
 
     def _probabilities(self, row_R: np.ndarray, text: str | None, features_1PD: torch.Tensor | None) -> np.ndarray:

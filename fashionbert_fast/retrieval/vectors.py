@@ -1,12 +1,13 @@
 """VECTORS, what `fashionbert embed` writes: a vector a product, and all that says whose they are and what made them.
 
     vectors.npy        float32 or float16 (N, H), each of length 1
+    queries.npy        float32 (Q, H), of some of their titles as queries: what an index's recall is measured with
     products.parquet   id, title, category, subcategory, image (the photo's path), row (of the store), a line a vector
     vectors.json       how they were made, and the size and SHA-256 of the others, sealed
 
 It may come from a stranger, or be cut: sizes, hashes and headers are checked before anything takes memory for it.
 
-Shapes: N products, H hidden.
+Shapes: N products, Q queries, H hidden.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from fashionbert_fast.run_directory import sha256
 
 FORMAT_VERSION = 1
 MANIFEST, ARRAY, PRODUCTS = "vectors.json", "vectors.npy", "products.parquet"
+QUERIES = "queries.npy"
 DTYPES = ("float32", "float16")
 TEXTS = ("id", "title", "category", "subcategory", "image")
 FIELDS = {"format_version": int, "rows": int, "dims": int, "dtype": str, "of": str, "split": str, "precision": str,
@@ -91,15 +93,19 @@ class Vectors:
     manifest: dict[str, Any]
     products: Products
     vectors_NH: np.ndarray
+    queries_QH: np.ndarray
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
         """Read and check. InputError, in one line, on anything that is not whole and unchanged."""
         path = Path(path)
-        manifest = read_manifest(path, MANIFEST, FIELDS, "make one with: fashionbert embed --out", AGAIN)
+        make_one = "make one with: fashionbert embed --out"
+        manifest = read_manifest(path, MANIFEST, FIELDS | {"queries": int}, make_one, AGAIN)
         check_source(path / MANIFEST, manifest, AGAIN)
-        check_files(path, manifest["files"], (ARRAY, PRODUCTS), AGAIN)
-        return cls(path, manifest, *read_contents(path, manifest, AGAIN))
+        check_files(path, manifest["files"], (ARRAY, PRODUCTS, QUERIES), AGAIN)
+        products, vectors_NH = read_contents(path, manifest, AGAIN)
+        shape_QH = (manifest["queries"], manifest["dims"])
+        return cls(path, manifest, products, vectors_NH, read_array(path / QUERIES, shape_QH, "float32", AGAIN))
 
 
 def read_contents(path: Path, manifest: Mapping[str, Any], remedy: str) -> tuple[Products, np.ndarray]:
@@ -111,12 +117,16 @@ def read_contents(path: Path, manifest: Mapping[str, Any], remedy: str) -> tuple
     return Products.read(path / PRODUCTS, len(vectors_NH), remedy), vectors_NH
 
 
-def write_vectors(out: Path, vectors_NH: np.ndarray, products: Products, manifest: Mapping[str, Any]) -> dict[str, Any]:
+def write_vectors(
+    out: Path, vectors_NH: np.ndarray, queries_QH: np.ndarray, products: Products, manifest: Mapping[str, Any]
+) -> dict[str, Any]:
     """Write the directory, whole or not at all; returns its manifest."""
     with directory(out) as folder:
         np.save(folder / ARRAY, vectors_NH)
+        np.save(folder / QUERIES, queries_QH)
         products.write(folder / PRODUCTS)
         sizes = {"format_version": FORMAT_VERSION, "rows": len(vectors_NH), "dims": vectors_NH.shape[1]}
+        sizes["queries"] = len(queries_QH)
         files = {"dtype": str(vectors_NH.dtype), "files": file_hashes(folder)}
         sealed = seal({**manifest, **sizes, **files})
         write_json(folder / MANIFEST, sealed)

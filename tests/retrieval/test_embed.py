@@ -96,7 +96,11 @@ def test_the_command(shop, tmp_path, capsys):
     rows = len(FeatureStore.open(shop / "stores/shop").rows("train"))
     raw = np.load(tmp_path / "v" / "vectors.npy")
     assert raw.dtype == np.float16 and raw.shape == (rows, 16) == (manifest["rows"], manifest["dims"])
-    assert Vectors.open(tmp_path / "v").vectors_NH.dtype == np.float32
+    written = Vectors.open(tmp_path / "v")
+    assert written.vectors_NH.dtype == np.float32 and len(written.queries_QH) == rows
+    typed_nH = Embedder.from_pretrained(shop / "runs/shop", device="cpu").text(written.products.titles)
+    for query_H in written.queries_QH:  # each of a title as somebody types it
+        assert (query_H @ typed_nH.T).max() == pytest.approx(1, abs=1e-5)
     again = fashionbert(*words, "--out", str(tmp_path / "v"))
     assert again.returncode == 2 and "exists; add --overwrite" in again.stderr
     assert fashionbert(*words, "--out", str(tmp_path / "v"), "--overwrite").returncode == 0
