@@ -1,5 +1,5 @@
-"""Model directories: ours (config.json + model.safetensors), Hugging Face BERT checkpoints, and what we export, which is
-both at once: a BERT's names and fields, and beside them what no BERT has.
+"""Model directories: ours (config.json + model.safetensors), Hugging Face BERT checkpoints, and what is exported, which
+is both at once: a BERT's names and fields, and beside them what no BERT has.
 
 Weights are safetensors only; a pickle is refused with the remedy. Inside, query, key and value are one matrix (one
 product a layer); reading and exporting joins and splits them, which changes no bit.
