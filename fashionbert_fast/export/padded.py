@@ -52,13 +52,14 @@ class PaddedCore(nn.Module):
         return hidden_BSH
 
     def _layer(self, layer: EncoderLayer, hidden_BSH: torch.Tensor, live_BS: torch.Tensor | None) -> torch.Tensor:
-        B, S, H = hidden_BSH.shape
-        qkv = layer.qkv(hidden_BSH).view(B, S, 3, layer.heads, H // layer.heads).permute(2, 0, 3, 1, 4)
-        query_BNSE, key_BNSE, value_BNSE = qkv.unbind(0)
-        scores_BNSS = query_BNSE @ key_BNSE.transpose(2, 3) / math.sqrt(H // layer.heads)
+        N, E = layer.heads, layer.qkv.in_features // layer.heads
+        query_BNSE, key_BNSE, value_BNSE = (
+            part_BSH.unflatten(2, (N, E)).transpose(1, 2) for part_BSH in layer.qkv(hidden_BSH).chunk(3, 2)
+        )
+        scores_BNSS = query_BNSE @ key_BNSE.transpose(2, 3) / math.sqrt(E)
         if live_BS is not None:
             scores_BNSS = scores_BNSS.masked_fill(~live_BS[:, None, None], torch.finfo(torch.float32).min)
-        context_BSH = (scores_BNSS.softmax(3) @ value_BNSE).transpose(1, 2).reshape(B, S, H)
+        context_BSH = (scores_BNSS.softmax(3) @ value_BNSE).transpose(1, 2).flatten(2)
         hidden_BSH = layer.attention_norm(hidden_BSH + layer.attention_output(context_BSH))
         fed_BSH = layer.feed_forward_output(self.activation(layer.feed_forward(hidden_BSH)))
         return layer.feed_forward_norm(hidden_BSH + fed_BSH)
