@@ -85,7 +85,7 @@ def read_evaluation(path: Path, checkpoint: Path) -> dict[str, Any]:
         figures += list(recalls.values()) if isinstance(recalls, dict) else [None]
     if not all(isinstance(figure, (int, float)) and 0 <= figure <= 1 for figure in figures):
         raise InputError(f"{path}: its figures are no fractions; {EVALUATE}")
-    of, step = Path(str(value.get("checkpoint", ""))).parent.name, checkpoint.parent.name
+    of, step = Path(str(value.get("checkpoint", ""))).parent.name, checkpoint.resolve().parent.name
     if of.startswith("step-") and step.startswith("step-") and of != step:
         raise InputError(f"{path}: its figures are of {of}, the export is of {step}; evaluate that, or give {of} as "
                          "--checkpoint")  # fmt: skip

@@ -22,8 +22,8 @@ from fashionbert_fast.run_directory import resolve_model_dir
 
 EVALUATION = {
     "protocol": "fashionbert", "queries": 40, "candidates": 101, "topped_up": 0, "alignment_accuracy": 0.703,
-    "image_to_text": {"R@1": 0.125, "R@5": 0.5, "R@10": 0.75}, "text_to_image": {"R@1": 0.25, "R@5": 0.625, "R@10": 1.0},
-    "split": "validation",
+    "image_to_text": {"R@1": 0.125, "R@5": 0.5, "R@10": 0.75}, "split": "validation",
+    "text_to_image": {"R@1": 0.25, "R@5": 0.625, "R@10": 1.0},
 }  # fmt: skip
 
 

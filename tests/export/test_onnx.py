@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -206,17 +207,11 @@ def test_another_graph_or_none_is_found(graphs, model, drawn, tmp_path):
 # The command ---------------------------------------------------------------------------------------------------------
 def test_a_graph_that_differs_is_not_written(shop, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(padded.ACTIVATIONS, "gelu", functools.partial(F.gelu, approximate="tanh"))
-    words = [
-        "--checkpoint",
-        str(shop / "runs" / "shop"),
-        "--out",
-        str(tmp_path / "new" / "out"),
-        "--onnx",
-        "text_vectors",
-    ]
+    out = tmp_path / "new" / "out"
+    words = ["--checkpoint", str(shop / "runs" / "shop"), "--out", str(out), "--onnx", "image_vectors"]
     assert main(["export", *words]) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith("fashionbert export: error: text_vectors.onnx: differs from the model by")
+    assert said.startswith("fashionbert export: error: image_vectors.onnx: differs from the model by")
     assert said.endswith("nothing was written")
     assert not any((tmp_path / "new").iterdir())
 
@@ -250,14 +245,39 @@ def test_what_cannot_be_asked_for_is_a_line(shop, tmp_path, capsys, monkeypatch)
     assert "--onnx: package onnxscript is not installed; pip install 'fashionbert_fast[onnx]'" in refused()
 
 
+def test_the_page_runs(graphs, shop, tmp_path, monkeypatch):
+    """The blocks of docs/export.md, one after another, on what was exported."""
+    for name, target in {"exported": graphs, "photos": shop / "photos"}.items():
+        (tmp_path / name).symlink_to(target)
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parent.parent.parent / "docs" / "export.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 4 and max(block.count("\n") for block in blocks) <= 7
+    scope: dict = {}
+    for block in blocks:
+        exec(block, scope)
+    assert scope["hidden"].shape == (2, 4, 16)
+    np.testing.assert_allclose(scope["scores"], scope["probability"].numpy(), atol=0.02)  # of a model in bfloat16
+    ids = torch.from_numpy(scope["ids"])
+    assert torch.equal(ids, scope["inputs"]["input_ids"][:1])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.inference_mode():
+        expected = GRAPHS["text_vectors"].expected(scope["model"].float(), inputs)
+    np.testing.assert_allclose(scope["vectors"], expected.numpy(), atol=1e-5)
+
+
 @pytest.mark.parametrize("activation", ["gelu_new", "relu"])
-def test_other_activations(tmp_path, activation):
+@torch.inference_mode()
+def test_other_activations(activation):
+    """And one position, one head: what is traced, without the trace."""
     torch.manual_seed(0)
     config = FashionBertConfig(
-        vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32,
+        vocab_size=60, hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=32,
         max_position_embeddings=1, patches=4, patch_feature_size=6, initializer_range=0.5, hidden_act=activation,
     )  # fmt: skip
     model = FashionBertForPreTraining(config).eval()
-    module.write_graph(model, "image_vectors", tmp_path / "graph.onnx", {})
-    drawn = check.batches(check.drawn_pairs(config, 1), 60)
-    assert check.largest_difference(model, "image_vectors", tmp_path / "graph.onnx", drawn) <= check.TOLERANCE
+    batch = check.batches(check.drawn_pairs(config, 1), 60)[-1]
+    for name in module.graphs_of(model, []):
+        graph = GRAPHS[name]
+        found = graph.padded(model)(**{name: batch[name] for name in graph.inputs})
+        torch.testing.assert_close(found, graph.expected(model, batch), atol=1e-5, rtol=0)
