@@ -216,13 +216,18 @@ def test_a_graph_that_differs_is_not_written(shop, tmp_path, capsys, monkeypatch
     assert not any((tmp_path / "new").iterdir())
 
 
-def test_on_a_stores_own_pairs(shop, tmp_path, capsys):
+def test_on_a_stores_own_pairs(shop, tmp_path, capsys, monkeypatch):
+    """And of a graph that is too large for one file."""
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 1000)  # bytes, of 2 GB
     out = tmp_path / "out"
     words = ["--checkpoint", str(shop / "runs" / "shop"), "--out", str(out), "--onnx", "image_vectors"]
     assert main(["export", *words, "--data", str(shop / "stores" / "shop")]) == 0
     assert "image_vectors.onnx" in capsys.readouterr().out
     report = json.loads((out / "onnx" / "onnx.json").read_text())
     assert list(report["graphs"]) == ["image_vectors"] and report["pairs"] == 100
+    files = report["graphs"]["image_vectors"]["files"]
+    assert files == {name: sha256(out / "onnx" / name) for name in ("image_vectors.onnx", "image_vectors.onnx.data")}
+    assert _run(out / "onnx" / "image_vectors.onnx", _inputs(3, 1)).shape == (3, 16)  # which looks beside itself
     assert "`image_vectors.onnx`" in (out / "README.md").read_text()
     assert "- onnx\n" in (out / "README.md").read_text()
 
