@@ -15,6 +15,7 @@ PHOTO = ("tests/features/test_photo.py",)
 FIELDS = ("tests/test_every_field.py",)
 MASKING = ("tests/data/test_masking.py",)
 PREPARE = ("tests/features/test_prepare.py",)
+QUERIES = ("tests/catalogue/test_queries.py",)
 SAMPLING = ("tests/data/test_sampling.py",)
 STORE = ("tests/features/test_store.py",)
 INTEGRITY = ("tests/features/test_integrity.py",)
@@ -411,15 +412,15 @@ MUTANTS = (
     Mutant(
         "duplicate-ids-are-accepted",
         "fashionbert_fast/catalogue/read.py",
-        "if product and product.id in products:",
-        "if product and number in products:",
+        "if product and product.id in products and",
+        "if product and number in products and",
         CATALOGUE,
     ),
     Mutant(
         "photos-are-not-hashed",
         "fashionbert_fast/features/encoding.py",
-        "replace(row, image_hash=hashlib.blake2b(image_SS3, digest_size=16).hexdigest())",
-        "row",
+        "replace(row, image_hash=image_hash, ",
+        "replace(row, ",
         PREPARE,
     ),
     Mutant(
@@ -449,5 +450,26 @@ MUTANTS = (
         "replace(p, spares=tuple(spares[p.id])) if p.id in spares else p",
         "p",
         (*CATALOGUE, *PREPARE),
+    ),
+    Mutant(
+        "a-second-click-is-a-duplicate",
+        "fashionbert_fast/catalogue/read.py",
+        "product.id in products and not product.queries:",
+        "product.id in products:",
+        QUERIES,
+    ),
+    Mutant(
+        "queries-that-read-the-same-are-two",
+        "fashionbert_fast/catalogue/queries.py",
+        "setdefault(normalised_title(query), query)",
+        "setdefault(query, query)",
+        QUERIES,
+    ),
+    Mutant(
+        "a-stand-in-has-no-queries",
+        "fashionbert_fast/features/encoding.py",
+        "queries=product.queries",
+        "queries=row.queries",
+        PREPARE,
     ),
 )

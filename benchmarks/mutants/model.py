@@ -18,15 +18,15 @@ MUTANTS = (
     Mutant(
         "images-have-the-texts-segment",
         MODEL + "embeddings.py",
-        "TEXT_SEGMENT, IMAGE_SEGMENT = 0, 1",
-        "TEXT_SEGMENT, IMAGE_SEGMENT = 0, 0",
+        "TEXT_SEGMENT, IMAGE_SEGMENT, QUERY_SEGMENT = 0, 1, 2",
+        "TEXT_SEGMENT, IMAGE_SEGMENT, QUERY_SEGMENT = 0, 0, 2",
         (*PEERS, *CLS),
     ),
     Mutant(
         "segments-change-places",
         MODEL + "embeddings.py",
-        "TEXT_SEGMENT, IMAGE_SEGMENT = 0, 1",
-        "TEXT_SEGMENT, IMAGE_SEGMENT = 1, 0",
+        "TEXT_SEGMENT, IMAGE_SEGMENT, QUERY_SEGMENT = 0, 1, 2",
+        "TEXT_SEGMENT, IMAGE_SEGMENT, QUERY_SEGMENT = 1, 0, 2",
         (*PEERS, *BERT),
     ),
     Mutant(
