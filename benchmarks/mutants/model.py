@@ -13,6 +13,7 @@ WEIGHTING = ("tests/objectives/test_weighting.py",)
 TOKENIZER = ("tests/model/test_tokenizer.py",)
 WARM = ("tests/engine/test_warm_start.py",)
 CLS = ("tests/model/test_fashionbert.py",)
+VECTORS = ("tests/model/test_vectors.py",)
 
 MUTANTS = (
     Mutant(
@@ -28,6 +29,20 @@ MUTANTS = (
         "TEXT_SEGMENT, IMAGE_SEGMENT, QUERY_SEGMENT = 0, 1, 2",
         "TEXT_SEGMENT, IMAGE_SEGMENT, QUERY_SEGMENT = 1, 0, 2",
         (*PEERS, *BERT),
+    ),
+    Mutant(
+        "a-vector-takes-its-neighbours-row",
+        MODEL + "fashionbert.py",
+        "torch.bucketize(row_T, cu_seqlens_S1[1:], right=True)",
+        "torch.bucketize(row_T, cu_seqlens_S1[1:], right=False)",
+        VECTORS,
+    ),
+    Mutant(
+        "queries-have-the-titles-segment",
+        MODEL + "embeddings.py",
+        "else self.segment(segment_N)",
+        "else self.segment(segment_N * 0)",
+        VECTORS,
     ),
     Mutant(
         "position-table-off-by-one",
