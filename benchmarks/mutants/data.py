@@ -15,6 +15,7 @@ PHOTO = ("tests/features/test_photo.py",)
 FIELDS = ("tests/test_every_field.py",)
 MASKING = ("tests/data/test_masking.py",)
 PREPARE = ("tests/features/test_prepare.py",)
+DATA_QUERIES = ("tests/data/test_queries.py",)
 QUERIES = ("tests/catalogue/test_queries.py",)
 SAMPLING = ("tests/data/test_sampling.py",)
 STORE = ("tests/features/test_store.py",)
@@ -208,8 +209,8 @@ MUTANTS = (
     Mutant(
         "every-rank-takes-the-first-part",
         "fashionbert_fast/data/pairs.py",
-        "first = in_epoch * self.global_batch + self.rank * self.micro_batch_size",
-        "first = in_epoch * self.global_batch",
+        "span = spans[self.rank]",
+        "span = spans[0]",
         BATCHES,
     ),
     Mutant(
@@ -471,5 +472,26 @@ MUTANTS = (
         "queries=product.queries",
         "queries=row.queries",
         PREPARE,
+    ),
+    Mutant(
+        "mismatches-are-items",
+        DATA + "queries.py",
+        "& (item_G > 0) &",
+        "&",
+        DATA_QUERIES,
+    ),
+    Mutant(
+        "twins-of-an-item-are-wrong-for-its-query",
+        DATA + "queries.py",
+        "self.by_twins.of(self.twin_N[rows_K])",
+        "self.by_product.of(rows_K)",
+        DATA_QUERIES,
+    ),
+    Mutant(
+        "queries-are-laid-out-as-titles",
+        DATA + "pairs.py",
+        "= self.queries.segment",
+        "= 0",
+        DATA_QUERIES,
     ),
 )
