@@ -22,15 +22,15 @@ MUTANTS = (
     Mutant(
         "recall-off-by-one",
         EVALUATION + "ranking.py",
-        "np.clip((k - self.better_Q) / (self.tied_Q + 1), 0.0, 1.0)",
-        "np.clip((k + 1 - self.better_Q) / (self.tied_Q + 1), 0.0, 1.0)",
+        "return self.rank_Q <= k",
+        "return self.rank_Q <= k + 1",
         RANKING,
     ),
     Mutant(
         "ranks-from-zero",
         EVALUATION + "ranking.py",
-        "return self.better_Q + 1 + self.tied_Q / 2",
-        "return self.better_Q + self.tied_Q / 2",
+        "return self.better_Q + self.tied_Q + 1",
+        "return self.better_Q + self.tied_Q",
         RANKING,
     ),
     Mutant(
@@ -64,15 +64,15 @@ MUTANTS = (
     Mutant(
         "mismatches-counted-as-right",
         EVALUATION + "protocols.py",
-        "(~negatives_Q).sum()",
-        "negatives_Q.sum()",
+        "(~negatives_Q).astype(float)",
+        "negatives_Q.astype(float)",
         PROTOCOLS,
     ),
     Mutant(
         "directions-change-places",
         EVALUATION + "protocols.py",
-        '"image_to_text": recalls(image_to_text),',
-        '"image_to_text": recalls(text_to_image),',
+        'return getattr(self, f"{direction}_QC")',
+        "return self.text_to_image_QC",
         PROTOCOLS,
     ),
     Mutant(
@@ -148,8 +148,8 @@ MUTANTS = (
     Mutant(
         "topped-up-lists-are-not-counted",
         EVALUATION + "protocols.py",
-        "int((lists.tier_Q == 1).sum())",
-        "int((lists.tier_Q > 1).sum())",
+        "int((tier_Q == 1).sum())",
+        "int((tier_Q > 1).sum())",
         PROTOCOLS,
     ),
     Mutant(
@@ -186,5 +186,12 @@ MUTANTS = (
         'result["leaks"] = leaks(store)[split]',
         'result["leaks"] = {kind: 0 for kind in leaks(store)[split]}',
         MODEL,
+    ),
+    Mutant(
+        "intervals-of-another-level",
+        EVALUATION + "intervals.py",
+        "[(1 - LEVEL) / 2, (1 + LEVEL) / 2]",
+        "[1 - LEVEL, LEVEL]",
+        ("tests/evaluation/test_intervals.py",),
     ),
 )

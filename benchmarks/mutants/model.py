@@ -12,6 +12,7 @@ PEERS = ("tests/benchmarks/test_peers.py::test_losses_and_gradients_agree",)
 WEIGHTING = ("tests/objectives/test_weighting.py",)
 TOKENIZER = ("tests/model/test_tokenizer.py",)
 WARM = ("tests/engine/test_warm_start.py",)
+QUERIES, QUERY_LOSS = ("tests/engine/test_queries.py",), "fashionbert_fast/objectives/query_title_image.py"
 CLS = ("tests/model/test_fashionbert.py",)
 VECTORS = ("tests/model/test_vectors.py",)
 
@@ -292,8 +293,36 @@ MUTANTS = (
     Mutant(
         "a-warm-start-keeps-the-rates-of-before",
         MODEL + "checkpoint.py",
-        "dataclasses.replace(config, num_hidden_layers=kept, **overrides)",
-        "dataclasses.replace(config, num_hidden_layers=kept)",
+        "num_hidden_layers=kept, **overrides)",
+        "num_hidden_layers=kept)",
         WARM,
+    ),
+    Mutant(
+        "the-segment-of-queries-begins-as-that-of-images",
+        MODEL + "checkpoint.py",
+        "segment_KH[:1].expand",
+        "segment_KH[1:2].expand",
+        WARM,
+    ),
+    Mutant(
+        "items-get-no-gradient-from-other-ranks",
+        "fashionbert_fast/distributed.py",
+        "dist.reduce_scatter_tensor(grad_CH, grad_GH.contiguous())",
+        "grad_CH.copy_(grad_GH.view(world_size(), *grad_CH.shape)[dist.get_rank()])",
+        QUERIES,
+    ),
+    Mutant(
+        "the-margin-is-not-in-the-sum",
+        QUERY_LOSS,
+        "    right_C = scale * (right_C - margin)\n    return torch.cat([right_C[:, None]",
+        "    easy_C = scale * right_C\n    right_C = scale * (right_C - margin)\n    return torch.cat([easy_C[:, None]",
+        QUERIES,
+    ),
+    Mutant(
+        "queries-are-counted-by-micro-batches",
+        QUERY_LOSS,
+        "global_means(sums_2, count.expand(2), micro_batches)",
+        "global_means(sums_2, count.expand(2))",
+        QUERIES,
     ),
 )

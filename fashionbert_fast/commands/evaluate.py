@@ -10,11 +10,13 @@ from fashionbert_fast.evaluation.protocols import DEFAULT_CANDIDATES, DEFAULT_QU
 from fashionbert_fast.evaluation.ranking import RELEASED_BATCH_SIZE
 from fashionbert_fast.files import check_writable, write_json
 
+QUERIES = "queries"  # the protocol of evaluation/queries.py
 SPLITS = ("validation", "test", "train", "all")
 EXAMPLES = """examples:
   fashionbert evaluate --checkpoint runs/first --data stores/shop --protocol fashionbert --json evaluation.json
   fashionbert evaluate --checkpoint runs/first --data stores/shop --protocol full --json full.json
   fashionbert evaluate --checkpoint runs/first --data stores/shop --grouping released-faulty --json as_published.json
+  fashionbert evaluate --checkpoint runs/queries --data stores/shop --protocol queries --json queries.json
 """
 
 
@@ -34,13 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", required=True, type=Path, metavar="STORE", help="feature store written by `fashionbert prepare`")
     add(
         "--protocol",
-        choices=PROTOCOLS,
+        choices=(*PROTOCOLS, QUERIES),
         default="fashionbert",
-        help="candidates: 101 of a sub-category, or every product (default: %(default)s)",
+        help="candidates: 101 of a sub-category, or every product; queries: vectors of what shoppers asked for against "
+        "those of every product (default: %(default)s)",
     )
     add("--json", type=Path, metavar="FILE", help="write the figures here (default: only the table)")
     add("--split", choices=SPLITS, default="validation", help="rows to evaluate (default: %(default)s)")
-    add("--queries", type=int, metavar="N", help=f"queries (default: {DEFAULT_QUERIES} for fashionbert, all for full)")
+    add("--queries", type=int, metavar="N", help=f"queries (default: {DEFAULT_QUERIES} for fashionbert, else all)")
     add(
         "--candidates",
         type=int,
@@ -75,6 +78,8 @@ def run(args: argparse.Namespace) -> int:
         check_writable(args.json)
     from rich.console import Console
 
+    if args.protocol == QUERIES:
+        return _run_queries(args)
     from fashionbert_fast.evaluation import checkpoint
     from fashionbert_fast.evaluation.table import table
 
@@ -93,6 +98,23 @@ def run(args: argparse.Namespace) -> int:
         released_batch_size=args.released_batch_size,
     )
     Console().print(table(result))
+    if args.json is not None:
+        write_json(args.json, result)
+    return 0
+
+
+def _run_queries(args: argparse.Namespace) -> int:
+    if args.grouping != "correct":
+        raise InputError(f"--grouping {args.grouping}: exists only under protocol 'fashionbert'; leave it out")
+    from rich.console import Console
+
+    from fashionbert_fast.evaluation import queries
+
+    result = queries.evaluate_queries(
+        args.checkpoint, args.data, split=args.split, queries=args.queries, seed=args.seed,
+        batch_size=args.batch_size, device=args.device, precision=args.precision,
+    )  # fmt: skip
+    Console().print(queries.table(result))
     if args.json is not None:
         write_json(args.json, result)
     return 0

@@ -41,7 +41,7 @@ def text_to_image_examples(store: FeatureStore, scored: Scored, image_root: Path
     examples = []
     for q, query in enumerate(scored.lists.queries_Q):
         scores_C = scored.text_to_image_QC[q]
-        order = np.argsort(-scores_C, kind="stable")
+        order = scored.best_first("text_to_image", q)
         truth = int(scored.lists.truth_Q[q])
         rows = scored.rows_N[scored.lists.candidates_QC[q][order[:TOP]]]
         examples.append(

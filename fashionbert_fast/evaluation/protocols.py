@@ -23,11 +23,13 @@ from fashionbert_fast.evaluation.candidates import (
     full_lists,
     sampled_lists,
 )
-from fashionbert_fast.evaluation.ranking import RELEASED_BATCH_SIZE, Ranks, ranks, recalls, released_faulty_recall
+from fashionbert_fast.evaluation.intervals import figures, interval, mean_intervals, median
+from fashionbert_fast.evaluation.ranking import RECALLS, RELEASED_BATCH_SIZE, Ranks, ranks, released_faulty_recall
 from fashionbert_fast.evaluation.recognition import recognition
 
 PROTOCOLS = ("fashionbert", "full")
 GROUPINGS = ("correct", "released-faulty")
+DIRECTIONS = ("image_to_text", "text_to_image")
 LISTS = ("own_subcategory", "topped_up_from_category", "topped_up_from_anywhere")  # by tier: see CandidateLists
 DEFAULT_QUERIES = 1000
 DEFAULT_CANDIDATES = 101
@@ -67,6 +69,20 @@ class Scored:
     lists: CandidateLists
     text_to_image_QC: np.ndarray
     image_to_text_QC: np.ndarray
+
+    def scores_QC(self, direction: str) -> np.ndarray:
+        """The scores of one of `DIRECTIONS`."""
+        return getattr(self, f"{direction}_QC")
+
+    def ranks(self) -> dict[str, Ranks]:
+        """Of each direction."""
+        return {name: ranks(self.scores_QC(name), self.lists.truth_Q) for name in DIRECTIONS}
+
+    def best_first(self, direction: str, place: int) -> np.ndarray:
+        """Columns of the candidates of the query at ``place``, best first; the truth behind those it ties with."""
+        scores_C = self.scores_QC(direction)[place]
+        order_C = np.lexsort((np.arange(len(scores_C)) == self.lists.truth_Q[place], -scores_C))
+        return order_C if self.lists.left_out_QC is None else order_C[~self.lists.left_out_QC[place][order_C]]
 
 
 def candidate_lists(
@@ -139,18 +155,18 @@ def _score_pairs(text: np.ndarray, image: np.ndarray, score: Score, pairs_per_ca
     return scores.reshape(text.shape)
 
 
-def alignment_accuracy(scored: Scored) -> float:
-    """Share of right answers to "does this image belong to this title?", over as many true pairs as false ones.
+def alignment_right(scored: Scored) -> np.ndarray:
+    """Share of right answers to "does this image belong to this title?" of each query: 0, 0.5, 1; NaN where not asked.
 
     Each query gives two pairs: its own title and image, and its title with the image of one other product of the same
     sub-category (the next tier where it is alone in it) and no twin, as in training. "Match" means a probability above
     0.5, so a scorer that always says the same gets exactly 0.5. Queries that have only twins beside them are not asked.
     """
     lists, scores_QC = scored.lists, scored.text_to_image_QC
-    queries = np.flatnonzero(lists.negatives_Q >= 0)
-    positives_Q = scores_QC[queries, lists.truth_Q[queries]] > 0.5
-    negatives_Q = scores_QC[queries, lists.negatives_Q[queries]] > 0.5
-    return float(positives_Q.sum() + (~negatives_Q).sum()) / (2 * len(queries))
+    query_Q = np.arange(len(lists.queries_Q))
+    positives_Q = scores_QC[query_Q, lists.truth_Q] > 0.5
+    negatives_Q = scores_QC[query_Q, lists.negatives_Q] > 0.5
+    return np.where(lists.negatives_Q >= 0, (positives_Q + (~negatives_Q).astype(float)) / 2, np.nan)
 
 
 def evaluate(
@@ -188,51 +204,77 @@ def evaluate(
     result = summarise(store, scored, protocol=protocol, seed=seed)
     if grouping == "released-faulty":
         result |= _released_faulty(store, scored, released_batch_size)
+        del result["intervals"], result["random_ties"]  # of the correct recall
     if protocol == "full" and vectors is not None:
         result["recognition"] = recognition(store, rows_N, vectors)
     return result
 
 
 def summarise(store: Products, scored: Scored, *, protocol: str, seed: int) -> dict[str, Any]:
-    """The contract's keys first, then what a reader needs to judge them (median rank, how the lists were filled)."""
+    """The contract's keys first, then what a reader needs to judge them: 95% intervals over the queries, median rank
+    and mean reciprocal rank, what ties cost, how the lists were filled."""
     lists = scored.lists
-    text_to_image = ranks(scored.text_to_image_QC, lists.truth_Q)
-    image_to_text = ranks(scored.image_to_text_QC, lists.truth_Q)
+    # by id, so that neither sums nor resamples know the order of the rows
+    order_Q = np.argsort([store.ids[row] for row in scored.rows_N[lists.queries_Q]], kind="stable")
+    found = {name: of.of(order_Q) for name, of in scored.ranks().items()}
+    right_Q = alignment_right(scored)[order_Q]
+    right_Q = right_Q[~np.isnan(right_Q)]
+    if len(right_Q) == 0:
+        raise InputError("candidates: every query has only its twins beside it, who cannot be told apart; give more")
+    tier_Q = lists.tier_Q[order_Q]
+    ranked, intervals = _ranked(found, seed)
     result = {
         "protocol": protocol,
         "queries": len(lists.queries_Q),
         "candidates": int(lists.candidates_QC.shape[1]),
-        "topped_up": int((lists.tier_Q > 0).sum()),
-        "alignment_accuracy": alignment_accuracy(scored),
-        "image_to_text": recalls(image_to_text),
-        "text_to_image": recalls(text_to_image),
-        "median_rank": {"image_to_text": image_to_text.median(), "text_to_image": text_to_image.median()},
+        "topped_up": int((tier_Q > 0).sum()),
+        "alignment_accuracy": float(right_Q.mean()),
+        **ranked,
+        "intervals": {"alignment_accuracy": mean_intervals(right_Q[:, None], seed=seed)[0].tolist(), **intervals},
+        "random_ties": {name: {f"R@{k}": of.random_recall(k) for k in RECALLS} for name, of in found.items()},
+        "queries_with_ties": {name: int((of.tied_Q > 0).sum()) for name, of in found.items()},
         "grouping": "correct",
         "seed": seed,
-        "topped_up_from_category": int((lists.tier_Q == 1).sum()),
-        "topped_up_from_anywhere": int((lists.tier_Q == 2).sum()),
-        "alignment_queries": int((lists.negatives_Q >= 0).sum()),
+        "topped_up_from_category": int((tier_Q == 1).sum()),
+        "topped_up_from_anywhere": int((tier_Q == 2).sum()),
+        "alignment_queries": len(right_Q),
         "alignment_negatives_outside_subcategory": lists.negatives_outside_subcategory,
         "queries_with_a_twin_title": _with_a_twin(scored, [store.titles[row] for row in scored.rows_N]),
         "queries_with_a_twin_photo": _with_a_twin(scored, [store.image_hashes[row] or row for row in scored.rows_N]),
         "queries_with_other_views": lists.with_other_views,
     }
     if protocol == "fashionbert":  # no list of "full" is topped up
-        result["by_list"] = _by_list(lists, image_to_text, text_to_image)
+        result["by_list"] = _by_list(tier_Q, found, seed)
     return result
 
 
-def _by_list(lists: CandidateLists, image_to_text: Ranks, text_to_image: Ranks) -> dict[str, Any]:
+def _ranked(found: dict[str, Ranks], seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The figures that are read from ranks, by direction, and the 95% interval of each."""
+    values: dict[str, Any] = {**{name: {} for name in found}, "median_rank": {}, "mrr": {}}
+    ends = {name: {} for name in values}
+    for name, of in found.items():
+        values_QM, middle = of.values_QM(), median(of.rank_Q)
+        Q = len(values_QM)
+        value_M = np.append(values_QM.mean(axis=0), figures(middle, Q))
+        end_M = np.append(mean_intervals(values_QM, seed=seed), interval(middle, Q, seed=seed), axis=0)
+        places = [*((name, f"R@{k}") for k in RECALLS), ("mrr", name), ("median_rank", name)]
+        for (key, part), value, end in zip(places, value_M.tolist(), end_M.tolist(), strict=True):
+            values[key][part], ends[key][part] = value, end
+    return values, ends
+
+
+def _by_list(tier_Q: np.ndarray, found: dict[str, Ranks], seed: int) -> dict[str, Any]:
     """Recall apart for lists of the query's sub-category alone and for those topped up: others are easier to tell."""
-    found = {}
+    by_list = {}
     for tier, name in enumerate(LISTS):
-        if (chosen_Q := lists.tier_Q == tier).any():
-            found[name] = {
+        if (chosen_Q := tier_Q == tier).any():
+            ranked, intervals = _ranked({direction: of.of(chosen_Q) for direction, of in found.items()}, seed)
+            by_list[name] = {
                 "queries": int(chosen_Q.sum()),
-                "image_to_text": recalls(image_to_text.of(chosen_Q)),
-                "text_to_image": recalls(text_to_image.of(chosen_Q)),
+                **{direction: ranked[direction] for direction in found},
+                "intervals": {direction: intervals[direction] for direction in found},
             }
-    return found
+    return by_list
 
 
 def _with_a_twin(scored: Scored, labels_N: Sequence[Hashable]) -> int:
@@ -251,8 +293,7 @@ def _released_faulty(store: Products, scored: Scored, batch_size: int) -> dict[s
     width = lists.candidates_QC.shape[1]
     ids_R = [store.ids[row] for row in scored.rows_N[lists.queries_Q].tolist() for _ in range(width)]
     is_truth_R = (np.arange(width) == lists.truth_Q[:, None]).ravel()
-    directions = {"image_to_text": scored.image_to_text_QC, "text_to_image": scored.text_to_image_QC}
     faulty: dict[str, Any] = {"grouping": "released-faulty", "released_batch_size": batch_size}
-    for name, scores_QC in directions.items():
-        faulty[name] = released_faulty_recall(ids_R, is_truth_R, scores_QC.ravel(), batch_size=batch_size)
+    for name in DIRECTIONS:
+        faulty[name] = released_faulty_recall(ids_R, is_truth_R, scored.scores_QC(name).ravel(), batch_size=batch_size)
     return faulty

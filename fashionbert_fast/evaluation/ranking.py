@@ -2,9 +2,9 @@
 
 Shapes: Q queries, C candidates of a query, R rows of a result file (one scored pair each).
 
-Ties never flatter. A truth that ties with t other candidates, behind b better ones, takes each of the ranks
-b + 1 .. b + 1 + t with the same probability, as under random tie-breaking; recall and rank are the expectation over
-that draw, computed exactly. A scorer that says the same of every pair therefore gets R@k = k / C, never 1.
+Ties are resolved against the model: a truth that ties with t other candidates, behind b better ones, has rank
+b + 1 + t, the worst of those it could have. A scorer that says the same of every pair therefore finds nothing, R@k = 0
+for k < C; what breaking ties at random would give on average stands beside (`Ranks.random_recall`).
 """
 
 from __future__ import annotations
@@ -30,23 +30,28 @@ class Ranks:
         """The ranks of the chosen queries, bool or indices."""
         return Ranks(self.better_Q[chosen_Q], self.tied_Q[chosen_Q])
 
-    def expected_Q(self) -> np.ndarray:
-        """Expected rank of each truth (1 is the top), float64 [Q]."""
-        return self.better_Q + 1 + self.tied_Q / 2
-
-    def median(self) -> float:
-        """Median over the queries of the expected rank."""
-        return float(np.median(self.expected_Q()))
+    @property
+    def rank_Q(self) -> np.ndarray:
+        """Rank of each truth, int64 [Q], 1 at the top; the last of those it ties with."""
+        return self.better_Q + self.tied_Q + 1
 
     def found_Q(self, k: int) -> np.ndarray:
-        """Probability under random tie-breaking that the truth of each query is among its first k, float64 [Q]."""
-        return np.clip((k - self.better_Q) / (self.tied_Q + 1), 0.0, 1.0)
+        """Whether the truth of each query is among its first k, bool [Q]."""
+        return self.rank_Q <= k
 
     def recall(self, k: int) -> float:
         """R@k, a fraction: the mean of ``found_Q(k)``. ValueError without a query."""
         if len(self.better_Q) == 0:
             raise ValueError("recall: there is no query")
         return float(self.found_Q(k).mean())
+
+    def random_recall(self, k: int) -> float:
+        """What R@k would be on average if each tie were broken at random: no less than `recall`."""
+        return float(np.clip((k - self.better_Q) / (self.tied_Q + 1), 0.0, 1.0).mean())
+
+    def values_QM(self) -> np.ndarray:
+        """What the figures that are means over queries are means of: a column for each of `RECALLS`, then 1 / rank."""
+        return np.stack([*(self.found_Q(k) for k in RECALLS), 1 / self.rank_Q], axis=1).astype(np.float64)
 
 
 def ranks(scores_QC: np.ndarray, truth_Q: np.ndarray) -> Ranks:
@@ -63,11 +68,6 @@ def ranks(scores_QC: np.ndarray, truth_Q: np.ndarray) -> Ranks:
     better_Q = (scores_QC > true_Q1).sum(axis=1)
     tied_Q = (scores_QC == true_Q1).sum(axis=1) - 1  # the truth ties with itself
     return Ranks(better_Q, tied_Q)
-
-
-def recalls(found: Ranks, ks: Sequence[int] = RECALLS) -> dict[str, float]:
-    """{"R@1": ..., "R@5": ..., "R@10": ...} as fractions."""
-    return {f"R@{k}": found.recall(k) for k in ks}
 
 
 def released_faulty_recall(

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
+from fashionbert_fast.evaluation.protocols import DIRECTIONS
 from fashionbert_fast.evaluation.ranking import RECALLS
 
 TWINS = {
@@ -16,23 +17,42 @@ TWINS = {
 
 
 def table(result: dict[str, Any]) -> Table:
-    """The figures as a table of percentages, with what a guesser would get."""
+    """The figures as a table of percentages, 95% intervals below them, with what a guesser would get."""
     title = f"protocol {result['protocol']}: {result['queries']} queries, {result['candidates']} candidates each"
     faulty = result["grouping"] == "released-faulty"
     shown = Table(title=title + (" (released, FAULTY grouping)" if faulty else ""), caption=_caption(result))
     shown.add_column("")
     names = list(result["image_to_text"])
-    for name in names:
+    for name in (*names, "MRR", "median rank"):
         shown.add_column(name, justify="right")
-    shown.add_column("median rank", justify="right")
-    for direction in ("image_to_text", "text_to_image"):
-        recall = [f"{100 * result[direction][name]:.2f}" for name in names]
-        shown.add_row(direction.replace("_to_", " -> "), *recall, f"{result['median_rank'][direction]:g}")
+    ends = result.get("intervals")
+    for direction in DIRECTIONS:
+        mrr, middle = 100 * result["mrr"][direction], result["median_rank"][direction]
+        cells = [*_recalls(result, direction), f"{mrr:.2f}", f"{middle:g}"]
+        if ends is not None:
+            below = [_ends(ends[direction][name]) for name in names]
+            below += [_ends(ends["mrr"][direction]), "{:g}-{:g}".format(*ends["median_rank"][direction])]
+            cells = [f"{cell}\n[dim]{end}[/dim]" for cell, end in zip(cells, below, strict=True)]
+        shown.add_row(_arrow(direction), *cells)
     if not faulty:
-        chance = [f"{100 * min(1.0, k / result['candidates']):.2f}" for k in RECALLS]
-        shown.add_row("chance", *chance, f"{(result['candidates'] + 1) / 2:g}", style="dim")
+        C = result["candidates"]
+        chance = [f"{100 * min(1.0, k / C):.2f}" for k in RECALLS]
+        mrr = sum(1 / rank for rank in range(1, C + 1)) / C
+        shown.add_row("chance", *chance, f"{100 * mrr:.2f}", f"{(C + 1) / 2:g}", style="dim")
         _add_lists(shown, result)
     return shown
+
+
+def _arrow(direction: str) -> str:
+    return direction.replace("_to_", " -> ")
+
+
+def _recalls(result: dict[str, Any], direction: str) -> list[str]:
+    return [f"{100 * value:.2f}" for value in result[direction].values()]
+
+
+def _ends(ends: list[float]) -> str:
+    return "{:.1f}-{:.1f}".format(*(100 * end for end in ends))
 
 
 def _add_lists(shown: Table, result: dict[str, Any]) -> None:
@@ -41,13 +61,24 @@ def _add_lists(shown: Table, result: dict[str, Any]) -> None:
     for name, found in by_list.items() if len(by_list) > 1 else ():
         shown.add_section()
         shown.add_row(f"{name.replace('_', ' ')} ({found['queries']})", style="dim")
-        for direction in ("image_to_text", "text_to_image"):
-            recall = [f"{100 * value:.2f}" for value in found[direction].values()]
-            shown.add_row(direction.replace("_to_", " -> "), *recall)
+        for direction in DIRECTIONS:
+            below = [_ends(ends) for ends in found["intervals"][direction].values()]
+            cells = zip(_recalls(found, direction), below, strict=True)
+            shown.add_row(_arrow(direction), *(f"{cell}\n[dim]{end}[/dim]" for cell, end in cells))
 
 
 def _caption(result: dict[str, Any]) -> str:
-    lines = [f"alignment accuracy {100 * result['alignment_accuracy']:.2f} (chance 50.00)"]
+    ends = result.get("intervals")
+    within = f" [{_ends(ends['alignment_accuracy'])}]" if ends else ""
+    lines = [f"alignment accuracy {100 * result['alignment_accuracy']:.2f}{within} (chance 50.00)"]
+    if ends:
+        lines[0] += "; 95% intervals by bootstrap over the queries"
+    if "random_ties" in result and any(result["queries_with_ties"].values()):
+        parts = (
+            f"{_arrow(name)} {result['queries_with_ties'][name]} queries, R@1 {100 * found['R@1']:.2f} at random"
+            for name, found in result["random_ties"].items()
+        )
+        lines.append(f"ties count against the model: {', '.join(parts)}")
     if result["topped_up"]:
         lines.append(
             f"lists topped up: {result['topped_up_from_category']} from the category, "

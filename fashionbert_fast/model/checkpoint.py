@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.files import read_json, write_json, written_whole
 from fashionbert_fast.model.config import OWN, FashionBertConfig
+from fashionbert_fast.model.embeddings import QUERY_SEGMENT
 from fashionbert_fast.model.tensors import WEIGHTS, Shapes, check_sizes, load_safetensors, tensor_shapes
 from fashionbert_fast.run_directory import resolve_model_dir
 
@@ -90,7 +91,7 @@ def model_from_bert(cls, path: str | Path, **overrides):
         )
     fields = {name: raw[name] for name in CORE_FIELDS if name in raw} | overrides
     try:
-        fields["type_vocab_size"] = max(2, fields.get("type_vocab_size", 2))  # a row for images
+        fields["type_vocab_size"] = max(cls.segments, fields.get("type_vocab_size", 2))  # a row for images at least
         config = FashionBertConfig(**fields)
     except (TypeError, ValueError) as error:
         raise InputError(f"{directory / 'config.json'}: {error}; give a BERT checkpoint") from error
@@ -153,6 +154,8 @@ def _copy_core(model, theirs: dict[str, torch.Tensor], directory: Path) -> None:
                 f"{directory}: {sources[0]} has shape {tuple(value.shape)}, expected {tuple(target.shape)}"
             )
         target[:rows].copy_(value)
+        if rows < len(target):
+            target[QUERY_SEGMENT:].copy_(value[:1].expand_as(target[QUERY_SEGMENT:]))
 
 
 def exported_names(ours: str) -> list[str]:
@@ -246,7 +249,7 @@ def load_model(cls, path: Path):
     config = FashionBertConfig.from_json(path / "config.json")
     _check_sizes_of_ours(config, path)
     state = load_safetensors(path)
-    model = cls(config)
+    model = cls(_with_segments(cls, config))
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
     if len(dtypes) == 1:
         model.to(dtypes.pop())
@@ -260,7 +263,7 @@ def warm_model(cls, path: Path, *, layers: int | None = None, **overrides):
     if kept > config.num_hidden_layers:
         raise InputError(f"model.layers {kept}: {path} has {config.num_hidden_layers}; ask for as many or fewer")
     _check_sizes_of_ours(config, path)
-    model = cls(dataclasses.replace(config, num_hidden_layers=kept, **overrides))
+    model = cls(dataclasses.replace(_with_segments(cls, config), num_hidden_layers=kept, **overrides))
     cut = tuple(f"encoder.layers.{i}." for i in range(kept, config.num_hidden_layers))
     state = {name: tensor for name, tensor in load_safetensors(path).items() if not name.startswith(cut)}
     return _filled(model, state, path)
@@ -273,15 +276,26 @@ def _joined(model, exported: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
     return {ours: torch.cat([exported[name] for name in theirs]) for ours, theirs in whole.items()}
 
 
+def _with_segments(cls, config: FashionBertConfig) -> FashionBertConfig:
+    """The configuration with as many segments as a model of the class has at least."""
+    return dataclasses.replace(config, type_vocab_size=max(cls.segments, config.type_vocab_size))
+
+
 def _is_head(name: str) -> bool:
     return name.split(".")[0].endswith("_head")
 
 
 def _filled(model, state: dict[str, torch.Tensor], path: Path):
-    """``model`` with the weights ``state``, but those of heads it has not, and the feature manifest of ``path``."""
-    state = {name: tensor for name, tensor in state.items() if not _is_head(name) or hasattr(model, name.split(".")[0])}
+    """``model`` with the weights ``state``, but those of heads it has not, and the feature manifest of ``path``.
+
+    Segments that ``state`` has not begin as that of titles: a query is a text.
+    """
     try:
-        model.load_state_dict(_joined(model, state) if _is_exported(path) else state)
+        state = _joined(model, state) if _is_exported(path) else state
+        segment_KH = state["text_embeddings.segment.weight"]
+        more = model.config.type_vocab_size - len(segment_KH)
+        state |= {"text_embeddings.segment.weight": torch.cat([segment_KH, segment_KH[:1].expand(max(0, more), -1)])}
+        model.load_state_dict({n: t for n, t in state.items() if not _is_head(n) or hasattr(model, n.split(".")[0])})
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path / 'model.safetensors'}: does not fit config.json ({reason})") from error

@@ -53,6 +53,22 @@ class TaskWeighting:
 
 
 @dataclass
+class QueryLoss:
+    """The fourth loss: a query is to find its item among those of a micro-batch of all ranks, by AM-softmax."""
+
+    weight: float = 0.0  # factor of the loss, which is added to the three tasks'; 0: no queries
+    scale: float = 20.0  # what cosines are multiplied by
+    margin: float = 0.1  # by how much the right item's cosine must exceed the others'
+
+    def __post_init__(self) -> None:
+        for name, least in (("weight", 0.0), ("scale", 1e-6), ("margin", 0.0)):
+            if not least <= getattr(self, name) < math.inf:
+                raise ValueError(f"queries.{name} must be {least:g} or more, got {getattr(self, name)}")
+        if self.margin > 2:
+            raise ValueError(f"queries.margin must be at most 2, no two cosines being further apart, got {self.margin}")
+
+
+@dataclass
 class FashionBertConfig:
     """Sizes and rates. Field names of the core are those of ``transformers.BertConfig``.
 
@@ -69,7 +85,7 @@ class FashionBertConfig:
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
     max_position_embeddings: int = 512
-    type_vocab_size: int = 2  # segment 0: text "T", segment 1: image "I"
+    type_vocab_size: int = 2  # segment 0: text "T", 1: image "I", 2 where there are three: query "Q"
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
     pad_token_id: int = 0

@@ -32,6 +32,8 @@ from fashionbert_fast.model.encoder import Encoder, Packing, dropout_sites
 class FashionBert(nn.Module):
     """Text and patches through one BERT core (Gao et al., SIGIR 2020), without heads."""
 
+    segments = 2  # at least; a model that is read with fewer gets the rest as copies of that of titles
+
     def __init__(self, config: FashionBertConfig) -> None:
         super().__init__()
         self.config = config

@@ -8,7 +8,7 @@ import pytest
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.evaluation import evaluate
 from fashionbert_fast.evaluation.candidates import CandidateSampler
-from fashionbert_fast.evaluation.protocols import candidate_lists, score_lists
+from fashionbert_fast.evaluation.protocols import DIRECTIONS, candidate_lists, score_lists
 
 SIZES = {("clothes", "shirts"): 150, ("clothes", "skirts"): 60, ("shoes", "boots"): 20, ("bags", "totes"): 1}
 ALL_ONE = {"R@1": 1.0, "R@5": 1.0, "R@10": 1.0}
@@ -17,6 +17,12 @@ ALL_ONE = {"R@1": 1.0, "R@5": 1.0, "R@10": 1.0}
 def hashed(text_rows, image_rows):
     """A scorer without ties or meaning: every pair its own number, whatever call it comes in."""
     return ((text_rows * 7919 + image_rows * 104729 + 13) % 1_000_003) / 1_000_003
+
+
+def random_scores(seed):
+    """A scorer that guesses, the same for a pair whenever it is asked."""
+    table = np.random.default_rng(seed).random((400, 400))
+    return lambda text_rows, image_rows: table[text_rows, image_rows]
 
 
 def test_contract_keys_and_types(make_products, perfect):
@@ -42,13 +48,44 @@ def test_perfect_scorer_is_exactly_one_at_any_chunking(make_products, perfect, p
 
 
 @pytest.mark.parametrize("protocol,candidates", [("fashionbert", 101), ("full", 231)])
-def test_constant_scorer_gets_chance(make_products, protocol, candidates):
+def test_a_constant_scorer_finds_nothing(make_products, protocol, candidates):
     store = make_products(SIZES)
     result = evaluate(store, store.rows(None), lambda text, image: np.full(len(text), 0.7), protocol=protocol)
     for direction in ("image_to_text", "text_to_image"):
+        assert set(result[direction].values()) == {0.0}
+        assert (result["median_rank"][direction], result["queries_with_ties"][direction]) == (candidates, 231)
         for k in (1, 5, 10):
-            assert result[direction][f"R@{k}"] == pytest.approx(k / candidates, abs=1e-12)
+            assert result["random_ties"][direction][f"R@{k}"] == pytest.approx(k / candidates, abs=1e-12)
     assert result["alignment_accuracy"] == 0.5
+
+
+@pytest.mark.parametrize("protocol,candidates", [("fashionbert", 101), ("full", 400)])
+def test_random_scorers_get_chance_within_their_intervals(make_products, protocol, candidates):
+    """Of each figure of 8 guessers; 1 in 20 may miss, and a few more where fewer than 5 queries of 400 hit."""
+    store = make_products({("a", "b"): 250, ("a", "c"): 150})
+    chance = {f"R@{k}": k / candidates for k in (1, 5, 10)}
+    mrr = sum(1 / rank for rank in range(1, candidates + 1)) / candidates
+    expected = {"alignment_accuracy": 0.5, "image_to_text": chance, "text_to_image": chance}
+    expected |= {"mrr": dict.fromkeys(DIRECTIONS, mrr), "median_rank": dict.fromkeys(DIRECTIONS, (candidates + 1) / 2)}
+    held = []
+    for seed in range(8):
+        intervals = evaluate(store, store.rows(None), random_scores(seed), protocol=protocol)["intervals"]
+        assert intervals.keys() == expected.keys()
+        for name, values in expected.items():
+            ends = intervals[name] if isinstance(values, dict) else {name: intervals[name]}
+            values = values if isinstance(values, dict) else {name: values}
+            held += [ends[part][0] <= value <= ends[part][1] for part, value in values.items()]
+    assert len(held) == 8 * 11 and 0.88 <= np.mean(held) < 1
+
+
+def test_a_perfect_scorer_may_yet_fail_at_another_query(make_products, perfect):
+    store = make_products(SIZES)
+    result = evaluate(store, store.rows(None), perfect)
+    sure = [0.025 ** (1 / 231), 1.0]
+    assert result["intervals"]["image_to_text"] == dict.fromkeys(ALL_ONE, sure)
+    assert result["intervals"]["alignment_accuracy"] == result["intervals"]["mrr"]["text_to_image"] == sure
+    assert result["mrr"] == {"image_to_text": 1.0, "text_to_image": 1.0}
+    assert result["by_list"]["own_subcategory"]["intervals"]["text_to_image"]["R@1"] == [0.025 ** (1 / 150), 1.0]
 
 
 def test_hand_computed_full(make_products):
@@ -225,8 +262,9 @@ def test_what_is_left_out_is_neither_better_nor_tied(make_products, protocol, sc
     store = with_views(make_products)
     result = evaluate(store, store.rows(None), lambda text, image: np.full(len(text), score), protocol=protocol)
     expected = np.mean([1 / 38] * 27 + [1 / 40] * 13)  # two views of 40 rows are left out of 27 lists
-    assert result["image_to_text"]["R@1"] == pytest.approx(expected, abs=1e-12)
-    assert result["text_to_image"]["R@1"] == pytest.approx(expected, abs=1e-12)
+    for direction in ("image_to_text", "text_to_image"):
+        assert result["random_ties"][direction]["R@1"] == pytest.approx(expected, abs=1e-12)
+        assert (result[direction]["R@1"], result["median_rank"][direction]) == (0.0, 38)
 
 
 @pytest.mark.parametrize("protocol", ["fashionbert", "full"])
@@ -259,7 +297,7 @@ def test_queries_with_only_twins_beside_them_are_not_asked(make_products):
 
 
 def test_recall_apart_for_lists_that_were_topped_up(make_products):
-    """Boots and the tote are never found, all others always."""
+    """Of boots and the tote all photos score the same and their titles no better; all others are found."""
     store = make_products(SIZES)
     shoes_or_bag = np.array([category != "clothes" for category in store.categories])
 
@@ -276,7 +314,7 @@ def test_recall_apart_for_lists_that_were_topped_up(make_products):
         for k in ("R@1", "R@5", "R@10"):
             mean = sum(found["queries"] * found[direction][k] for found in by_list.values()) / 231
             assert mean == pytest.approx(result[direction][k], abs=1e-12)
-    assert by_list["topped_up_from_anywhere"]["text_to_image"]["R@1"] == pytest.approx(1 / 101)
+    assert by_list["topped_up_from_anywhere"]["text_to_image"]["R@1"] == 0.0
     assert by_list["topped_up_from_anywhere"]["image_to_text"]["R@1"] < 0.9
     plain = make_products({("a", "b"): 20})
     assert list(evaluate(plain, plain.rows(None), hashed, candidates=5)["by_list"]) == ["own_subcategory"]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fashionbert_fast.evaluation.ranking import ranks, recalls, released_faulty_recall
+from fashionbert_fast.evaluation.ranking import ranks, released_faulty_recall
 
 
 def test_hand_computed_ranks_and_recall():
@@ -11,24 +11,25 @@ def test_hand_computed_ranks_and_recall():
     found = ranks(scores_QC, np.array([0, 0, 0, 0]))
     assert found.better_Q.tolist() == [0, 1, 0, 2]
     assert found.tied_Q.tolist() == [0, 0, 1, 0]
-    assert found.expected_Q().tolist() == [1, 2, 1.5, 3]
-    assert found.median() == 1.75
-    assert found.recall(1) == (1 + 0 + 0.5 + 0) / 4
-    assert found.recall(2) == (1 + 1 + 1 + 0) / 4
-    assert found.recall(10) == 1.0
+    assert found.rank_Q.tolist() == [1, 2, 2, 3]
+    assert (found.recall(1), found.recall(2), found.recall(10)) == (1 / 4, 3 / 4, 1.0)
+    assert (found.random_recall(1), found.random_recall(2)) == (1.5 / 4, 3 / 4)
+    assert found.values_QM().tolist() == [[1, 1, 1, 1], [0, 1, 1, 1 / 2], [0, 1, 1, 1 / 2], [0, 1, 1, 1 / 3]]
 
 
 def test_truth_in_any_column():
-    assert ranks(np.array([[3.0, 2.0, 1.0]] * 3), np.array([0, 1, 2])).expected_Q().tolist() == [1, 2, 3]
+    assert ranks(np.array([[3.0, 2.0, 1.0]] * 3), np.array([0, 1, 2])).rank_Q.tolist() == [1, 2, 3]
 
 
-def test_constant_scorer_gets_chance_exactly():
+def test_a_constant_scorer_finds_nothing_and_chance_where_ties_are_broken_at_random():
     found = ranks(np.zeros((7, 101)), np.zeros(7, dtype=int))
-    assert recalls(found) == pytest.approx({"R@1": 1 / 101, "R@5": 5 / 101, "R@10": 10 / 101}, abs=1e-15)
-    assert found.median() == 51
+    for k in (1, 5, 10):
+        assert found.recall(k) == 0
+        assert found.random_recall(k) == pytest.approx(k / 101, abs=1e-15)
+    assert found.rank_Q.tolist() == [101] * 7
 
 
-def test_tie_expectation_agrees_with_random_tie_breaking():
+def test_no_breaking_of_ties_gives_less_and_random_ones_give_the_expectation():
     rng = np.random.default_rng(0)
     scores_QC = rng.integers(0, 4, (3, 9)).astype(float)  # four values over nine candidates: ties everywhere
     truth_Q = np.array([0, 4, 8])
@@ -37,8 +38,10 @@ def test_tie_expectation_agrees_with_random_tie_breaking():
     jittered = scores_QC + jitter
     own = np.take_along_axis(jittered, np.broadcast_to(truth_Q[None, :, None], (draws, 3, 1)), axis=2)
     rank = (jittered > own).sum(axis=2) + 1
+    found = ranks(scores_QC, truth_Q)
+    assert (rank.max(axis=0) == found.rank_Q).all() and (found.tied_Q > 0).any()
     for k in (1, 3, 5):
-        assert ranks(scores_QC, truth_Q).recall(k) == pytest.approx((rank <= k).mean(), abs=0.01)
+        assert found.random_recall(k) == pytest.approx((rank <= k).mean(), abs=0.01)
 
 
 def test_nan_scores_raise_and_do_not_rank():
