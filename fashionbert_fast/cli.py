@@ -18,6 +18,7 @@ COMMANDS = {
     "inspect": ("fashionbert_fast.commands.inspect", "what is in a feature store, and whether it is whole"),
     "pretrain": ("fashionbert_fast.commands.pretrain", "pre-train under DeepSpeed, in one process or many"),
     "evaluate": ("fashionbert_fast.commands.evaluate", "rank titles and images of a held-out set"),
+    "compare": ("fashionbert_fast.commands.compare", "two evaluations on the same queries: which model is better"),
     "export": ("fashionbert_fast.commands.export", "a checkpoint to Hugging Face's BERT layout"),
     "profile": ("fashionbert_fast.commands.profile", "where a training step's time goes, in ranges, kernels and bytes"),
     "bench": ("benchmarks.run", "side-by-side measurements, results checked first"),
