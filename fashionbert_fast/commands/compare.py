@@ -42,12 +42,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _table(result: dict[str, Any]):
+    from rich.box import SIMPLE
     from rich.table import Table
 
     caption = f"A: {result['a']}\nB: {result['b']}"
-    shown = Table(title=f"{result['queries']} queries, lists {result['lists'][:12]}", caption=caption)
-    for name in ("", "A", "B", "B - A", "95% interval", "better / worse", "p"):
-        shown.add_column(name, justify="right" if name else "left")
+    shown = Table(title=f"{result['queries']} queries, lists {result['lists'][:12]}", caption=caption, box=SIMPLE)
+    for name in ("", "A", "B", "B - A", "95% interval", "better/worse", "p"):
+        shown.add_column(name, justify="right" if name else "left", no_wrap=True)
     for direction, rows in groupby(result["rows"], key=lambda row: row["direction"]):
         shown.add_section()
         if direction != "both":
@@ -56,7 +57,7 @@ def _table(result: dict[str, Any]):
             low, high = (100 * end for end in row["interval"])
             shown.add_row(
                 row["metric"], f"{100 * row['a']:.2f}", f"{100 * row['b']:.2f}", f"{100 * row['difference']:+.2f}",
-                f"{low:+.2f} to {high:+.2f}", f"{row['better']} / {row['worse']}", f"{row['p']:.2g}",
+                f"{low:+.1f} to {high:+.1f}", f"{row['better']}/{row['worse']}", f"{row['p']:.2g}",
                 style="bold" if row["p"] < 0.05 else None,
             )  # fmt: skip
     return shown
