@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fashionbert_fast.model.config import FashionBertConfig
     from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
+    from fashionbert_fast.objectives.query_title_image import FashionBertForQueries
     from fashionbert_fast.processor import FashionBertProcessor
 
 __version__ = "0.1.0"
-__all__ = ["FashionBertConfig", "FashionBertForPreTraining", "FashionBertProcessor", "__version__"]
+__all__ = [
+    "FashionBertConfig", "FashionBertForPreTraining", "FashionBertForQueries", "FashionBertProcessor", "__version__",
+]  # fmt: skip
 # Imported on first use, and torch with them, so that `fashionbert --help` answers at once.
 HOMES = {
     "FashionBertConfig": "fashionbert_fast.model.config",
     "FashionBertForPreTraining": "fashionbert_fast.objectives.pretraining",
+    "FashionBertForQueries": "fashionbert_fast.objectives.query_title_image",
     "FashionBertProcessor": "fashionbert_fast.processor",
 }
 

@@ -1,7 +1,7 @@
 """The configuration of a pre-training run: typed, from YAML, with `section.key=value` overrides.
 
-A section is the dataclass that its consumer takes: `data.config.DataConfig` and `model.config.TaskWeighting` stand with
-theirs, the others, which only the engine and the commands read, here.
+A section is the dataclass that its consumer takes: `data.config.DataConfig`, `model.config.TaskWeighting` and
+`model.config.QueryLoss` stand with theirs, the others, which only the engine and the commands read, here.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from fashionbert_fast.checks import at_least, one_of, within
 from fashionbert_fast.data.config import DataConfig
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.files import check_file
-from fashionbert_fast.model.config import LAYER_NORMS, MOST, MOST_LAYERS, TASKS, TaskWeighting
+from fashionbert_fast.model.config import LAYER_NORMS, MOST, MOST_LAYERS, TASKS, QueryLoss, TaskWeighting
 
 # Files that come along, by name: `--config base`. A checkout has them as configs/NAME.yaml too.
 SHIPPED = {path.stem: path for path in sorted((Path(__file__).parent / "configs").glob("*.yaml"))}
 MOST_BYTES, MOST_NODES = 2**16, 10_000  # of a YAML file: twenty times the longest that there is reason to write
+HIGHEST = ("alignment_accuracy", "query_accuracy")  # what validation measures of which more is better
 MOST_INTEGER = 2**63 - 1  # of any field: torch's and numpy's own
 # What others call some of our fields.
 OTHERS_NAMES = {
@@ -143,7 +144,8 @@ class ValidationConfig:
 
     every: int = 500  # steps; the last step is validated as well; 0: never
     pairs: int = 1024  # at most so many of the store's validation split, half of them mismatches; the same every time
-    keep_best: str | None = None  # keep the best checkpoint by: alignment_accuracy | loss | mlm | tia | mpm; null: off
+    # keep the best checkpoint by: alignment_accuracy | query_accuracy | loss | mlm | tia | mpm; null: off
+    keep_best: str | None = None
     patience: int = 0  # validations without a better keep_best before the run stops early; 0: never
 
     def __post_init__(self) -> None:
@@ -151,7 +153,7 @@ class ValidationConfig:
         at_least("validation.pairs", self.pairs, 2)
         at_least("validation.patience", self.patience, 0)
         if self.keep_best is not None:
-            one_of("validation.keep_best", self.keep_best, ("alignment_accuracy", "loss", *TASKS))
+            one_of("validation.keep_best", self.keep_best, (*HIGHEST, "loss", *TASKS))
         if self.patience and self.keep_best is None:
             raise ValueError("validation.patience needs validation.keep_best: the metric that must improve")
         if self.keep_best is not None and self.every == 0:
@@ -165,8 +167,13 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     weighting: TaskWeighting = field(default_factory=TaskWeighting)
+    queries: QueryLoss = field(default_factory=QueryLoss)
     train: TrainConfig = field(default_factory=TrainConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+    def __post_init__(self) -> None:
+        if self.validation.keep_best == "query_accuracy" and not self.queries.weight:
+            raise ValueError("validation.keep_best query_accuracy needs queries.weight above 0")
 
     def to_yaml(self) -> str:
         """The resolved configuration, every field written out."""

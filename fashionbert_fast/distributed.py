@@ -212,6 +212,27 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, rows_CH):
+        ctx.rows = len(rows_CH)
+        gathered_GH = rows_CH.new_empty(world_size() * len(rows_CH), *rows_CH.shape[1:])
+        dist.all_gather_into_tensor(gathered_GH, rows_CH.contiguous())
+        return gathered_GH
+
+    @staticmethod
+    def backward(ctx, grad_GH):
+        grad_CH = grad_GH.new_empty(ctx.rows, *grad_GH.shape[1:])
+        dist.reduce_scatter_tensor(grad_CH, grad_GH.contiguous())
+        return grad_CH
+
+
+def gather_rows(rows_CH: torch.Tensor) -> torch.Tensor:
+    """(ranks x C, H): the rows of all ranks, of each as many, in their order. A row's gradient is the sum of what all
+    ranks make of it."""
+    return _GatherRows.apply(rows_CH) if world_size() > 1 else rows_CH
+
+
 class HostSums:
     """Sums of small whole numbers over all ranks, by the host alone (gloo): no device waits. Every rank makes one."""
 

@@ -34,8 +34,13 @@ def manifest_of(grid: int, feature_size: int):
     )  # fmt: skip
 
 
-def write_store(path: Path, products: int = 96, feature_size: int = 24, grid: int = 2, seed: int = 0) -> Path:
-    """A feature store whose patches carry the garment and the colour that the title names, plus noise."""
+def write_store(
+    path: Path, products: int = 96, feature_size: int = 24, grid: int = 2, seed: int = 0, queries: bool = False
+) -> Path:
+    """A feature store whose patches carry the garment and the colour that the title names, plus noise.
+
+    queries: two of three products have some, of their colour and garment, or of the garment alone.
+    """
     from fashionbert_fast.catalogue.product import Product
     from fashionbert_fast.features.store import StoreWriter
 
@@ -49,7 +54,10 @@ def write_store(path: Path, products: int = 96, feature_size: int = 24, grid: in
         category, garment = kinds[i % len(kinds)]
         title = f"{COLOURS[colour]} {garment} model {i % 10}" + (" with a long name" if i % 3 == 0 else "")
         split = "validation" if i % 8 == 7 else "train"
-        listed.append(Product(str(1000 + i), title, category, garment, Path(f"{i}.jpg"), split))
+        asked = ("", f"{COLOURS[colour]} {garment}\n{garment} in {COLOURS[colour]}\n{garment}", f"nice {garment}")
+        asked = asked[(i + i // 30) % 3] if queries else ""
+        listed.append(Product(str(1000 + i), title, category, garment, Path(f"{i}.jpg"), split,
+                              queries=asked))  # fmt: skip
         noise = torch.randn(grid * grid, feature_size, generator=generator) * 0.1
         features.append(colour_vectors[colour] + kind_vectors[i % len(kinds)] + noise)
     with StoreWriter(path, patches=grid * grid, feature_size=feature_size, dtype="float32") as writer:
@@ -67,6 +75,12 @@ def _one_thread():
 @pytest.fixture(scope="session")
 def store_path(tmp_path_factory) -> Path:
     return write_store(tmp_path_factory.mktemp("stores") / "store")
+
+
+@pytest.fixture(scope="session")
+def asked_path(tmp_path_factory) -> Path:
+    """The same with queries."""
+    return write_store(tmp_path_factory.mktemp("stores") / "asked", queries=True)
 
 
 @pytest.fixture(scope="session")

@@ -31,6 +31,12 @@ def test_shipped_configurations_load_by_name_from_anywhere(name, tmp_path, monke
     assert load_config(name, NEEDED) == load_config(SHIPPED[name], NEEDED)
 
 
+def test_a_best_checkpoint_by_queries_needs_queries():
+    assert load_config("query", NEEDED).queries.weight == 1.0
+    with pytest.raises(InputError, match=r"keep_best query_accuracy needs queries\.weight above 0"):
+        load_config("query", [*NEEDED, "queries.weight=0"])
+
+
 def test_a_file_of_ones_own_wins_over_a_shipped_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "base").write_text("train: {steps: 7}\n")

@@ -20,6 +20,7 @@ from conftest import TINY_MODEL, write_store
 from training import own_traces
 
 from fashionbert_fast.config import Config, load_config
+from fashionbert_fast.data.batch import QueryTargets
 from fashionbert_fast.data.tokenizer import train_wordpiece
 from fashionbert_fast.distributed import init_distributed, shutdown
 from fashionbert_fast.engine import loop
@@ -186,6 +187,22 @@ def gradient_flows_through_weights(run) -> bool:
     return not torch.allclose(seen.of_losses, torch.tensor(seen.weights), atol=1e-5)
 
 
+def weight_of_queries(run) -> float | None:
+    """What their loss is multiplied by in the loss; None where there is none."""
+    output = forward(run)
+    if output.query_2 is None:
+        return None
+    of_tasks = (output.report.weights_T * output.losses_T).sum()
+    return ((output.loss.detach() - of_tasks) / output.query_2[0]).item()
+
+
+def loss_of_a_query(run) -> float:
+    """Of one with a cosine of 0.5 to its item and of 0.2 to the other."""
+    vectors_SH = torch.tensor([[0.5, math.sqrt(0.75)], [0.2, math.sqrt(0.96)], [1.0, 0.0], [0.0, 0.0]])
+    targets = QueryTargets(torch.tensor([True, False]), torch.tensor([[False, True], [False, False]]))
+    return model_of(run)._sums(vectors_SH, targets)[0].item()
+
+
 def optimizer_of(run) -> torch.optim.Optimizer:
     return run.engine.basic_optimizer
 
@@ -258,6 +275,8 @@ def close(value) -> object:
 
 DROPOUT = ("model.hidden_dropout=0.1", "model.attention_dropout=0.1", "model.patch_dropout=0.1")
 MIN_NORM = ("weighting.method=min_norm",)
+ASKED = ("data.store=ASKED_STORE",)
+QUERIES = (*ASKED, "queries.weight=1")
 SCHEDULED = ("train.lr=1.0", "train.warmup_ratio=0.25")
 GOLDEN = [0.42789072, 0.28605476, 0.28605452]  # the specification's, of losses (7, 0.7, 0.05)
 
@@ -322,6 +341,12 @@ ROWS = [
          ("loss", Unlike())), MIN_NORM),
     Row("weighting.floor", weights, ((0.0, close([2 / 3, 1 / 6, 1 / 6])), (0.2, close([7 / 15, 4 / 15, 4 / 15]))),
         MIN_NORM),
+    # queries
+    Row("queries.weight", weight_of_queries, ((0.0, None), (0.5, close(0.5)), (2.0, close(2.0))), ASKED),
+    Row("queries.scale", loss_of_a_query, ((20.0, close(math.log1p(math.exp(20 * (0.2 - 0.5 + 0.1))))),
+                                           (1.0, close(math.log1p(math.exp(0.2 - 0.5 + 0.1))))), QUERIES),
+    Row("queries.margin", loss_of_a_query, ((0.0, close(math.log1p(math.exp(20 * (0.2 - 0.5))))),
+                                            (0.4, close(math.log1p(math.exp(20 * (0.2 - 0.5 + 0.4)))))), QUERIES),
     # train
     Row("train.steps", lambda run: len(build_loader(run, 0)), ((8, 8), (5, 5))),
     Row("train.steps", lr_curve(5), ((8, close([0.5])), (20, close([1.0]))), SCHEDULED),
@@ -382,7 +407,7 @@ RUNS = ({
 
 # Tests ---------------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def places(store_path, tmp_path_factory) -> dict[str, str]:
+def places(store_path, asked_path, tmp_path_factory) -> dict[str, str]:
     """What capital words in the table stand for."""
     from transformers import BertConfig, BertModel
 
@@ -397,7 +422,9 @@ def places(store_path, tmp_path_factory) -> dict[str, str]:
     write_store(folder / "small", products=48)
     names = {"SMALL_STORE": "small", "CORE": "core", "TOKENIZER": "tokenizer", "OUTPUT": "run", "STOPPED": "stopped",
              "KEPT": "kept"}  # fmt: skip
-    return {"STORE": str(store_path)} | {word: str(folder / name) for word, name in names.items()}
+    return {"STORE": str(store_path), "ASKED_STORE": str(asked_path)} | {
+        word: str(folder / name) for word, name in names.items()
+    }
 
 
 @pytest.fixture(scope="module")

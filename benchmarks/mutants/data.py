@@ -15,6 +15,8 @@ PHOTO = ("tests/features/test_photo.py",)
 FIELDS = ("tests/test_every_field.py",)
 MASKING = ("tests/data/test_masking.py",)
 PREPARE = ("tests/features/test_prepare.py",)
+DATA_QUERIES = ("tests/data/test_queries.py",)
+QUERIES = ("tests/catalogue/test_queries.py",)
 SAMPLING = ("tests/data/test_sampling.py",)
 STORE = ("tests/features/test_store.py",)
 INTEGRITY = ("tests/features/test_integrity.py",)
@@ -39,8 +41,8 @@ MUTANTS = (
     Mutant(
         "photos-as-bgr",
         "fashionbert_fast/features/photo.py",
-        "return np.asarray(square)",
-        "return np.asarray(square)[..., ::-1].copy()",
+        "Image.Resampling.BILINEAR))",
+        "Image.Resampling.BILINEAR))[..., ::-1].copy()",
         PHOTO,
     ),
     Mutant(
@@ -207,8 +209,8 @@ MUTANTS = (
     Mutant(
         "every-rank-takes-the-first-part",
         "fashionbert_fast/data/pairs.py",
-        "first = in_epoch * self.global_batch + self.rank * self.micro_batch_size",
-        "first = in_epoch * self.global_batch",
+        "span = spans[self.rank]",
+        "span = spans[0]",
         BATCHES,
     ),
     Mutant(
@@ -411,15 +413,15 @@ MUTANTS = (
     Mutant(
         "duplicate-ids-are-accepted",
         "fashionbert_fast/catalogue/read.py",
-        "if product and product.id in products:",
-        "if product and number in products:",
+        "if product and product.id in products and",
+        "if product and number in products and",
         CATALOGUE,
     ),
     Mutant(
         "photos-are-not-hashed",
         "fashionbert_fast/features/encoding.py",
-        "replace(row, image_hash=hashlib.blake2b(image_SS3, digest_size=16).hexdigest())",
-        "row",
+        "replace(row, image_hash=image_hash, ",
+        "replace(row, ",
         PREPARE,
     ),
     Mutant(
@@ -449,5 +451,47 @@ MUTANTS = (
         "replace(p, spares=tuple(spares[p.id])) if p.id in spares else p",
         "p",
         (*CATALOGUE, *PREPARE),
+    ),
+    Mutant(
+        "a-second-click-is-a-duplicate",
+        "fashionbert_fast/catalogue/read.py",
+        "product.id in products and not product.queries:",
+        "product.id in products:",
+        QUERIES,
+    ),
+    Mutant(
+        "queries-that-read-the-same-are-two",
+        "fashionbert_fast/catalogue/queries.py",
+        "setdefault(normalised_title(query), query)",
+        "setdefault(query, query)",
+        QUERIES,
+    ),
+    Mutant(
+        "a-stand-in-has-no-queries",
+        "fashionbert_fast/features/encoding.py",
+        "queries=product.queries",
+        "queries=row.queries",
+        PREPARE,
+    ),
+    Mutant(
+        "mismatches-are-items",
+        DATA + "queries.py",
+        "& (item_G > 0) &",
+        "&",
+        DATA_QUERIES,
+    ),
+    Mutant(
+        "twins-of-an-item-are-wrong-for-its-query",
+        DATA + "queries.py",
+        "self.by_twins.of(self.twin_N[rows_K])",
+        "self.by_product.of(rows_K)",
+        DATA_QUERIES,
+    ),
+    Mutant(
+        "queries-are-laid-out-as-titles",
+        DATA + "pairs.py",
+        "= self.queries.segment",
+        "= 0",
+        DATA_QUERIES,
     ),
 )

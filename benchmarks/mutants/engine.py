@@ -506,8 +506,8 @@ MUTANTS = (
     Mutant(
         "the-worst-is-the-best",
         ENGINE + "validation.py",
-        'value > best if metric == "alignment_accuracy" else value < best',
-        'value < best if metric == "alignment_accuracy" else value > best',
+        "value > best if metric in HIGHEST else value < best",
+        "value < best if metric in HIGHEST else value > best",
         VALIDATION,
     ),
     Mutant(

@@ -12,22 +12,38 @@ PEERS = ("tests/benchmarks/test_peers.py::test_losses_and_gradients_agree",)
 WEIGHTING = ("tests/objectives/test_weighting.py",)
 TOKENIZER = ("tests/model/test_tokenizer.py",)
 WARM = ("tests/engine/test_warm_start.py",)
+QUERIES, QUERY_LOSS = ("tests/engine/test_queries.py",), "fashionbert_fast/objectives/query_title_image.py"
 CLS = ("tests/model/test_fashionbert.py",)
+VECTORS = ("tests/model/test_vectors.py",)
 
 MUTANTS = (
     Mutant(
         "images-have-the-texts-segment",
         MODEL + "embeddings.py",
-        "TEXT_SEGMENT, IMAGE_SEGMENT = 0, 1",
-        "TEXT_SEGMENT, IMAGE_SEGMENT = 0, 0",
+        "TEXT_SEGMENT, IMAGE_SEGMENT, QUERY_SEGMENT = 0, 1, 2",
+        "TEXT_SEGMENT, IMAGE_SEGMENT, QUERY_SEGMENT = 0, 0, 2",
         (*PEERS, *CLS),
     ),
     Mutant(
         "segments-change-places",
         MODEL + "embeddings.py",
-        "TEXT_SEGMENT, IMAGE_SEGMENT = 0, 1",
-        "TEXT_SEGMENT, IMAGE_SEGMENT = 1, 0",
+        "TEXT_SEGMENT, IMAGE_SEGMENT, QUERY_SEGMENT = 0, 1, 2",
+        "TEXT_SEGMENT, IMAGE_SEGMENT, QUERY_SEGMENT = 1, 0, 2",
         (*PEERS, *BERT),
+    ),
+    Mutant(
+        "a-vector-takes-its-neighbours-row",
+        MODEL + "fashionbert.py",
+        "torch.bucketize(row_T, cu_seqlens_S1[1:], right=True)",
+        "torch.bucketize(row_T, cu_seqlens_S1[1:], right=False)",
+        VECTORS,
+    ),
+    Mutant(
+        "queries-have-the-titles-segment",
+        MODEL + "embeddings.py",
+        "else self.segment(segment_N)",
+        "else self.segment(segment_N * 0)",
+        VECTORS,
     ),
     Mutant(
         "position-table-off-by-one",
@@ -214,8 +230,8 @@ MUTANTS = (
     Mutant(
         "export-without-the-decoders-bias",
         MODEL + "checkpoint.py",
-        '    names["mlm_head.bias"] = ["cls.predictions.bias"]\n',
-        "",
+        'return ["cls.predictions.bias"]',
+        'return ["cls.bias"]',
         BERT,
     ),
     Mutant(
@@ -277,8 +293,36 @@ MUTANTS = (
     Mutant(
         "a-warm-start-keeps-the-rates-of-before",
         MODEL + "checkpoint.py",
-        "dataclasses.replace(config, num_hidden_layers=kept, **overrides)",
-        "dataclasses.replace(config, num_hidden_layers=kept)",
+        "num_hidden_layers=kept, **overrides)",
+        "num_hidden_layers=kept)",
         WARM,
+    ),
+    Mutant(
+        "the-segment-of-queries-begins-as-that-of-images",
+        MODEL + "checkpoint.py",
+        "segment_KH[:1].expand",
+        "segment_KH[1:2].expand",
+        WARM,
+    ),
+    Mutant(
+        "items-get-no-gradient-from-other-ranks",
+        "fashionbert_fast/distributed.py",
+        "dist.reduce_scatter_tensor(grad_CH, grad_GH.contiguous())",
+        "grad_CH.copy_(grad_GH.view(world_size(), *grad_CH.shape)[dist.get_rank()])",
+        QUERIES,
+    ),
+    Mutant(
+        "the-margin-is-not-in-the-sum",
+        QUERY_LOSS,
+        "    right_C = scale * (right_C - margin)\n    return torch.cat([right_C[:, None]",
+        "    easy_C = scale * right_C\n    right_C = scale * (right_C - margin)\n    return torch.cat([easy_C[:, None]",
+        QUERIES,
+    ),
+    Mutant(
+        "queries-are-counted-by-micro-batches",
+        QUERY_LOSS,
+        "global_means(sums_2, count.expand(2), micro_batches)",
+        "global_means(sums_2, count.expand(2))",
+        QUERIES,
     ),
 )

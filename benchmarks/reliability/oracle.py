@@ -1,7 +1,7 @@
 """FashionBERT's pre-training step written once more, plainly, in float64: no packing tricks, no operator of ours, one
 process with the whole global batch, plain gradient descent.
 
-Shapes: as in objectives/pretraining.py; S sequences (pairs), L rows of one, N heads, E = H / N.
+Shapes: as in objectives/pretraining.py; S sequences (pairs and queries), L rows of one, N heads, E = H / N.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from fashionbert_fast.data.batch import Batch
 from fashionbert_fast.kernels.adaptive_loss import adaptive_loss_reference, closed_form_weights_reference
 from fashionbert_fast.kernels.min_norm_weights import min_norm_weights_reference
-from fashionbert_fast.model.config import FashionBertConfig
+from fashionbert_fast.model.config import FashionBertConfig, QueryLoss
 
 Weights = dict[str, torch.Tensor]
 
@@ -31,13 +31,14 @@ def _norm(x: torch.Tensor, w: Weights, name: str, eps: float) -> torch.Tensor:
 def hidden_states(w: Weights, batch: Batch, config: FashionBertConfig) -> torch.Tensor:
     """(T, H): joint last hidden states."""
     inputs, eps = batch.inputs, config.layer_norm_eps
-    segment_2H = w["text_embeddings.segment.weight"]
+    segment_KH = w["text_embeddings.segment.weight"]
+    segment_N = torch.zeros_like(inputs.input_id_N) if inputs.segment_N is None else inputs.segment_N
     text_NH = w["text_embeddings.word.weight"][inputs.input_id_N]
-    text_NH = text_NH + w["text_embeddings.position.weight"][inputs.position_N] + segment_2H[0]
+    text_NH = text_NH + w["text_embeddings.position.weight"][inputs.position_N] + segment_KH[segment_N]
     features_BPD = inputs.features_IPD.double()[inputs.image_index_B]
     features_BPD = features_BPD.masked_fill(inputs.patch_mask_BP[..., None], 0.0)
     patch_BPH = _linear(features_BPD, w, "patch_embeddings.projection")
-    patch_BPH = patch_BPH + w["patch_embeddings.position.weight"] + segment_2H[1]
+    patch_BPH = patch_BPH + w["patch_embeddings.position.weight"] + segment_KH[1]
     patch_row_BP = inputs.patch_row_B[:, None] + torch.arange(config.patches)
     joint_TH = text_NH.new_zeros(inputs.rows, text_NH.shape[1])
     joint_TH = joint_TH.index_put((inputs.text_row_N,), _norm(text_NH, w, "text_embeddings.norm", eps))
@@ -51,7 +52,7 @@ def hidden_states(w: Weights, batch: Batch, config: FashionBertConfig) -> torch.
 
 def _layer(x_LH: torch.Tensor, w: Weights, name: str, config: FashionBertConfig) -> torch.Tensor:
     query, key, value = (
-        part.view(len(x_LH), config.num_attention_heads, -1).transpose(0, 1)
+        part.view(len(x_LH), config.num_attention_heads, x_LH.shape[1] // config.num_attention_heads).transpose(0, 1)
         for part in _linear(x_LH, w, f"{name}.qkv").chunk(3, dim=1)
     )
     scores_NLL = query @ key.transpose(1, 2) / query.shape[-1] ** 0.5
@@ -77,8 +78,27 @@ def task_sums(w: Weights, hidden_TH: torch.Tensor, batch: Batch, config: Fashion
     return torch.stack([mlm, tia, mpm])
 
 
-def gradients(w: Weights, batches: Sequence[Batch], config: FashionBertConfig) -> Weights:
-    """Of one optimizer step, whose micro-batches hold all ranks' pairs: the mean over them, each by its own weights."""
+def query_sum(hidden_TH: torch.Tensor, batch: Batch, task: QueryLoss) -> torch.Tensor:
+    """(): the sum of the queries' losses."""
+    assert batch.queries is not None
+    ends, B = batch.inputs.cu_seqlens_S1.tolist(), len(batch.targets.tia_label_B)
+    total = hidden_TH.new_zeros(())
+    vectors = [
+        F.normalize(hidden_TH[first:last].mean(0), dim=0) for first, last in pairwise(ends)
+    ]  # NaN: nothing asked
+    for slot in batch.queries.asks_C.nonzero().flatten().tolist():
+        cosines = [vectors[B + slot] @ vectors[item] for item in range(B)]
+        right = (task.scale * (cosines[slot] - task.margin)).exp()
+        wrong = [(task.scale * cosines[item]).exp() for item in batch.queries.wrong_CG[slot].nonzero().flatten()]
+        total = total - (right / (right + sum(wrong))).log()
+    return total
+
+
+def gradients(
+    w: Weights, batches: Sequence[Batch], config: FashionBertConfig, task: QueryLoss | None = None
+) -> Weights:
+    """Of one optimizer step, whose micro-batches hold all ranks' pairs: the mean over them, each by its own weights;
+    with the queries', where there are any."""
     counts_T = torch.stack([batch.targets.counts_T.double() for batch in batches]).sum(0).clamp_min(1)
     total = {name: torch.zeros_like(weight) for name, weight in w.items()}
     for batch in batches:
@@ -86,6 +106,11 @@ def gradients(w: Weights, batches: Sequence[Batch], config: FashionBertConfig) -
         leaf_TH = hidden_TH.detach().requires_grad_()
         losses_T = task_sums(w, leaf_TH, batch, config) * len(batches) / counts_T
         at_hidden_TH, of_heads = _weighted(w, leaf_TH, losses_T, config)
+        if task is not None:
+            asked = sum(int(batch.queries.asks_C.sum()) for batch in batches if batch.queries is not None)
+            loss = task.weight * query_sum(leaf_TH, batch, task) * len(batches) / max(1, asked)
+            if loss.requires_grad:
+                at_hidden_TH = at_hidden_TH + torch.autograd.grad(loss, leaf_TH)[0]
         shared = torch.autograd.grad(hidden_TH, list(w.values()), at_hidden_TH, allow_unused=True)
         for name, *parts in zip(w, shared, of_heads, strict=True):
             for part in parts:
@@ -122,10 +147,13 @@ def _weighted(w: Weights, leaf_TH: torch.Tensor, losses_T: torch.Tensor, config:
     return at_hidden_TH, of_heads
 
 
-def descend(start: Weights, steps: Sequence[Sequence[Batch]], config: FashionBertConfig, lr: float) -> Weights:
+def descend(
+    start: Weights, steps: Sequence[Sequence[Batch]], config: FashionBertConfig, lr: float,
+    task: QueryLoss | None = None,
+) -> Weights:  # fmt: skip
     """The weights after these steps of gradient descent, float64."""
     w = {name: weight.double().requires_grad_() for name, weight in start.items()}
     for batches in steps:
-        found = gradients(w, batches, config)
+        found = gradients(w, batches, config, task)
         w = {name: (weight - lr * found[name]).detach().requires_grad_() for name, weight in w.items()}
     return {name: weight.detach() for name, weight in w.items()}

@@ -24,13 +24,15 @@ from benchmarks.reliability.workload import (
     pretrain_words,
     shared_store,
 )
-from fashionbert_fast.engine.metrics import read_metrics
+from fashionbert_fast.engine.metrics import METRICS, read_metrics
 from fashionbert_fast.engine.resume import begun
 from fashionbert_fast.run_directory import list_checkpoints
 
 NAME = "soak"
 TARGET = "1,000 steps with 30 faults from a logged seed: the same losses and final state; 3 of 3 seeds"
 KINDS = ("kill all", "kill one", "signal one", "stop one", "full disk", "damage the newest", "kill a loader")
+# The others are for a run under way: before its ranks have met only a launcher ends those that wait for one.
+AT_ANY_TIME = ("kill all", "kill one", "damage the newest")
 SETTINGS = ("train.checkpoint_every=7", "train.keep_checkpoints=3", "data.workers=1")
 
 
@@ -70,6 +72,7 @@ class Soak:
             library, settings, run, directory, plan, draw
         )  # fmt: skip
         self.disk_fails = False
+        self.left = 0  # when the metrics were written last before this session
 
     def run_through(self) -> None:
         while not self._session():
@@ -84,6 +87,7 @@ class Soak:
             first, count = self.draw.randint(1, 60), self.draw.randint(1, 60)
             fault = Fault(self.library, fault.directory, fault.log, first, FAULTS["ENOSPC"], count)
         self.disk_fails = False
+        self.left = self._written()
         with Ranks(workload.PROCESSES, self.directory, on_faulty_disk, fault, *words) as ranks:
             while self.plan:
                 step, kind = self.plan[0]
@@ -96,6 +100,11 @@ class Soak:
             ranks.succeed(1800)
             return True
 
+    def _written(self) -> int:
+        """When its metrics were written last; 0: never."""
+        metrics = self.run / METRICS
+        return metrics.stat().st_mtime_ns if metrics.exists() else 0
+
     def _step(self) -> int:
         records = read_metrics(self.run)
         return records[-1]["step"] if records else 0
@@ -103,6 +112,11 @@ class Soak:
     def _ends(self, ranks: Ranks, kind: str) -> bool:
         """Let it come to the run: whether that is over."""
         one = self.draw.randrange(workload.PROCESSES)
+        if kind not in AT_ANY_TIME:
+            # What is due may be due while a resumed run starts: it writes its metrics anew, and then a step.
+            for _ in range(2):
+                assert ranks.until(lambda left=self.left: self._written() != left), ranks.last_words()
+                self.left = self._written()
         if kind == "kill a loader":
             loaders = children(ranks.processes[one].pid)
             assert loaders, "no loader's process is there"

@@ -41,7 +41,7 @@ PATIENCE = 120.0  # seconds: what takes longer hangs
 
 
 def write_store(path: Path, products: int = 96, seed: int = 0) -> Path:
-    """A feature store of ``products`` whose patches carry what the titles name, plus noise."""
+    """A feature store of ``products`` whose patches carry what the titles name, plus noise, most with a query."""
     import torch
 
     from fashionbert_fast.catalogue.product import Product
@@ -54,7 +54,8 @@ def write_store(path: Path, products: int = 96, seed: int = 0) -> Path:
     for i in range(products):
         colour, garment = i % len(colours), i % len(garments)
         title = f"{colours[colour]} {garments[garment]} model {i % 10}"
-        listed.append(Product(f"p{i}", title, f"kind {garment % 2}", garments[garment], Path(f"{i}.jpg"), "train"))
+        listed.append(Product(f"p{i}", title, f"kind {garment % 2}", garments[garment], Path(f"{i}.jpg"), "train",
+                              queries=f"{garments[garment]} in {colours[colour]}" if i % 4 else ""))  # fmt: skip
         noise = torch.randn(GRID * GRID, FEATURES, generator=generator) * 0.1
         features.append(colour_CD[colour] + garment_GD[garment] + noise)
     manifest = Manifest(

@@ -20,6 +20,7 @@ class Product:
     ``image`` exists but has not been opened.
 
     group: what rows showing one product share ("": this row alone). image_hash: of the photo's pixels ("": unknown).
+    queries: what was asked for when it was found, a query a line.
     table, row: where it stands, for messages. spares: later rows of the same id, one of which takes this one's place
     when its photo turns out to be unreadable.
     """
@@ -32,6 +33,7 @@ class Product:
     split: str
     group: str = ""
     image_hash: str = ""
+    queries: str = ""
     table: Path | str = ""
     row: int = 0
     spares: tuple[Product, ...] = ()

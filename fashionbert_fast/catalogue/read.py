@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from fashionbert_fast.catalogue.product import DUPLICATE, Problems, Product
-from fashionbert_fast.catalogue.tables import ASSUMED, DELIMITERS, READERS, undecodable
-from fashionbert_fast.errors import CONTROLS, InputError
+from fashionbert_fast.catalogue.queries import BETWEEN, Asked, listed
+from fashionbert_fast.catalogue.tables import ASSUMED, DELIMITERS, READERS, cell_problem, one_line, undecodable
+from fashionbert_fast.errors import InputError
 from fashionbert_fast.files import check_file
 
 FORMATS = "a directory with styles.csv and images/ (Kaggle), or a .csv, .tsv, .jsonl or .parquet file"
@@ -28,13 +29,13 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "image": ("image",),
     "split": ("split",),
     "group": ("group",),
+    "query": ("query", "queries"),
 }
 REQUIRED = ("id", "title")
 SPLITS = {"train": "train", "validation": "validation", "val": "validation", "valid": "validation", "dev": "validation",
           "test": "test"}  # fmt: skip
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".JPG", ".JPEG", ".PNG")
 OUTSIDE = "image outside"
-MOST_CELL = 2**14  # characters
 NOT_YET = {".h5": "Fashion-Gen HDF5", ".hdf5": "Fashion-Gen HDF5", ".tar": "WebDataset"}
 
 
@@ -42,7 +43,8 @@ def read_catalogue(
     source: Path, *, problems: Problems, images: Path | None = None, columns: Mapping[str, str] | None = None,
     delimiter: str | None = None, encoding: str | None = None, roots: Sequence[Path] = (),
 ) -> list[Product]:  # fmt: skip
-    """Products of ``source`` in its order; the first usable row of an id, with later ones as its spares.
+    """Products of ``source`` in its order; the first usable row of an id, with later ones as its spares. Rows of an id
+    may also be its queries, one each, as in a table of clicks: then a later one adds its query and is no spare.
 
     Args:
         source: a directory in the Kaggle layout, or a .csv, .tsv, .jsonl or .parquet file.
@@ -67,17 +69,20 @@ def read_catalogue(
     finder = ImageFinder(table.parent, images, roots)
     products: dict[str, Product] = {}
     spares: dict[str, list[Product]] = {}
+    asked = Asked()
     try:
         header, rows = READERS[table.suffix.lower()](table, problems, delimiter, encoding)
         names = resolve_columns(table, header, columns or {})
         for number, row in rows(list(names.values())):
             product = _product(table, number, row, names, finder, problems)
-            if product and product.id in products:
+            if product and product.queries:
+                asked.add(product.id, listed(product.queries))
+            if product and product.id in products and not product.queries:
                 what = f"id {product.id} was already used in row {products[product.id].row}"
                 problems.add(table, number, DUPLICATE, what, id=product.id)
                 spares.setdefault(product.id, []).append(product)
             elif product:
-                products[product.id] = product
+                products.setdefault(product.id, product)
     except OSError as error:
         raise InputError(f"{table}: cannot be read ({error.strerror or error}); check the file") from error
     except UnicodeError as error:  # of encodings in which a bad byte says nothing of the next, such as UTF-16
@@ -86,7 +91,8 @@ def read_catalogue(
         skipped = ", ".join(f"{kind} {count}" for kind, count in problems.by_kind().items()) or "it is empty"
         first = f"; the first: {problems.items[0]}" if problems.items else "; give one with rows"
         raise InputError(f"{table}: no product can be used ({skipped}){first}")
-    return [replace(p, spares=tuple(spares[p.id])) if p.id in spares else p for p in products.values()]
+    found = asked.given_to(products.values())
+    return [replace(p, spares=tuple(spares[p.id])) if p.id in spares else p for p in found]
 
 
 def find_table(source: Path) -> Path:
@@ -166,16 +172,6 @@ class ImageFinder:
         return path, "", ""
 
 
-def _text(value: Any) -> str:
-    """A cell as one line of text without control characters; None and NaN are empty."""
-    return "" if value is None or value != value else " ".join(CONTROLS.sub(" ", str(value)).split())
-
-
-def _is_text(text: str) -> bool:
-    """Whether it has no half of a character of UTF-16, which JSON can name and no file can hold."""
-    return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
 def _product(
     table: Path, number: int, row: Mapping[str, Any], names: Mapping[str, str], finder: ImageFinder,
     problems: Problems,
@@ -186,18 +182,15 @@ def _product(
     def report(kind: str, what: str) -> None:
         problems.add(table, number, kind, what, id=identity)
 
+    identity = "" if cell_problem(row.get(names["id"])) else one_line(row.get(names["id"]))
     for name, column in names.items():
-        if isinstance(row.get(column), (dict, list)):
-            return report("bad row", f"{column} holds an object or a list, not a text (ignore it: --column {name}=)")
-    cell = {name: _text(row.get(column)) for name, column in names.items()}
-    for name, text in cell.items():
-        if len(text) > MOST_CELL:
-            return report("bad row", f"{names[name]} has {len(text):,} characters, more than {MOST_CELL:,}")
-    identity = cell["id"]
-    for name, text in cell.items():
-        if not _is_text(text):
-            identity = identity if _is_text(identity) else ""
-            return report("bad row", f"{names[name]} has half of a character (a lone surrogate)")
+        value = row.get(column)
+        for part in value if name == "query" and isinstance(value, list) else (value,):
+            if what := cell_problem(part):
+                return report("bad row", f"{column} {what} (ignore it: --column {name}=)")
+    queries = row.get(names.get("query", ""))
+    queries = queries if isinstance(queries, list) else [queries]
+    cell = {name: one_line(row.get(column)) for name, column in names.items() if name != "query"}
     if not identity:
         return report("missing id", f"no {names['id']}")
     if not cell["title"]:
@@ -212,4 +205,5 @@ def _product(
     category = cell.get("category", "")
     subcategory = cell.get("subcategory", category)
     return Product(identity, cell["title"], category, subcategory, path, SPLITS.get(split.lower(), ""),
-                   cell.get("group", ""), table=table, row=number)  # fmt: skip
+                   cell.get("group", ""), queries=BETWEEN.join(listed(BETWEEN.join(map(one_line, queries)))),
+                   table=table, row=number)  # fmt: skip

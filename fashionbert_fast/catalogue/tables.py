@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from fashionbert_fast.catalogue.product import Problems
-from fashionbert_fast.errors import InputError
+from fashionbert_fast.errors import CONTROLS, InputError
 
 Row = tuple[int, Mapping[str, Any]]  # line number, column -> value
 Table = tuple[list[str], Callable[[Sequence[str]], Iterator[Row]]]  # its columns, and the rows of some of them
@@ -23,6 +23,7 @@ ASSUMED = {".csv": ",", ".tsv": "\t"}  # where a header holds none of them, or s
 MOST_ROW = 2**22  # characters
 MOST_PARTS = 10_000  # arrays and objects of a row of JSON, each of which takes 2 characters and 60 bytes in memory
 MOST_COLUMNS = 10_000
+MOST_CELL = 2**14  # characters
 OF_MANY = ("struct", "list", "large_list", "fixed_size", "map", "binary", "large_binary", "extension")  # types of Arrow
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32",
@@ -91,6 +92,23 @@ class _Lines:
         if self.taken > MOST_ROW:
             raise csv.Error(f"{self.taken:,} characters are more than {MOST_ROW:,}")
         return line
+
+
+def one_line(value: Any) -> str:
+    """A cell as one line of text without control characters; None and NaN are empty."""
+    return "" if value is None or value != value else " ".join(CONTROLS.sub(" ", str(value)).split())
+
+
+def cell_problem(value: Any) -> str:
+    """Why a cell cannot be used as a text, to follow its column's name; "" where it can."""
+    if isinstance(value, (dict, list)):
+        return "holds an object or a list, not a text"
+    text = one_line(value)
+    if len(text) > MOST_CELL:
+        return f"has {len(text):,} characters, more than {MOST_CELL:,}"
+    # Half of a character of UTF-16, which JSON can name and no file can hold.
+    is_text = text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+    return "" if is_text else "has half of a character (a lone surrogate)"
 
 
 def _is_undecodable(text: str) -> bool:
@@ -194,7 +212,8 @@ def _read_parquet(path: Path, problems: Problems, delimiter: str | None, encodin
             if table.columns[name].startswith(OF_MANY):
                 raise InputError(
                     f"{path}: column {name} is of {table.columns[name]}; where it holds the images themselves, which "
-                    "is not supported yet, save them as files and give their paths"
+                    "is not supported yet, save them as files and give their paths; where it holds a product's "
+                    "queries, give them a row each, in --queries FILE"
                 )
         try:
             yield from enumerate(table.rows(columns), 1)

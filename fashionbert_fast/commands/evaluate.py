@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.evaluation.protocols import DEFAULT_CANDIDATES, DEFAULT_QUERIES, GROUPINGS, PROTOCOLS
@@ -15,6 +15,7 @@ from fashionbert_fast.files import check_writable, write_json
 if TYPE_CHECKING:
     from fashionbert_fast.evaluation.checkpoint import Evaluation
 
+QUERIES = "queries"  # the protocol of evaluation/queries.py
 SPLITS = ("validation", "test", "train", "all")
 # What draws the candidate lists, unless they are read from a file. Not argparse's defaults, which hide what was asked.
 DRAWN = {"split": "validation", "protocol": "fashionbert", "queries": None, "candidates": DEFAULT_CANDIDATES, "seed": 0}
@@ -22,6 +23,7 @@ EXAMPLES = """examples:
   fashionbert evaluate --checkpoint runs/first --data stores/shop --protocol fashionbert --json evaluation.json
   fashionbert evaluate --checkpoint runs/first --data stores/shop --protocol full --json full.json
   fashionbert evaluate --checkpoint runs/first --data stores/shop --grouping released-faulty --json as_published.json
+  fashionbert evaluate --checkpoint runs/queries --data stores/shop --protocol queries --json queries.json
   torchrun --nproc-per-node 8 -m fashionbert_fast evaluate --checkpoint runs/first --data stores/shop --protocol full
 
 two models on the same lists, and which is better:
@@ -48,12 +50,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", required=True, type=Path, metavar="STORE", help="feature store written by `fashionbert prepare`")
     add(
         "--protocol",
-        choices=PROTOCOLS,
-        help="candidates: 101 of a sub-category, or every product (default: fashionbert)",
+        choices=(*PROTOCOLS, QUERIES),
+        help="candidates: 101 of a sub-category, or every product; queries: vectors of what shoppers asked for against "
+        "those of every product (default: fashionbert)",
     )
     add("--json", type=Path, metavar="FILE", help="write the figures here (default: only the table)")
     add("--split", choices=SPLITS, help="rows to evaluate (default: validation)")
-    add("--queries", type=int, metavar="N", help=f"queries (default: {DEFAULT_QUERIES} for fashionbert, all for full)")
+    add("--queries", type=int, metavar="N", help=f"queries (default: {DEFAULT_QUERIES} for fashionbert, else all)")
     add(
         "--candidates",
         type=int,
@@ -108,6 +111,9 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--{asked[0]}: the lists of {args.candidates_from} have theirs; leave it out")
     drawn = {name: DRAWN[name] if value is None else value for name, value in drawn.items()}
     from fashionbert_fast.distributed import host_ranks, is_main
+
+    if drawn["protocol"] == QUERIES:  # minutes at most: one process does it
+        return _run_queries(args, drawn) if is_main() else 0
     from fashionbert_fast.evaluation import checkpoint
     from fashionbert_fast.evaluation.finetuning import Finetuning
 
@@ -152,3 +158,23 @@ def _write(args: argparse.Namespace, evaluation: Evaluation) -> None:
             print(f"{args.gallery}: {photos['missing']} photos are not where the store says they lie")
     if args.json is not None:
         write_json(args.json, result)
+
+
+def _run_queries(args: argparse.Namespace, drawn: dict[str, Any]) -> int:
+    if args.grouping != "correct":
+        raise InputError(f"--grouping {args.grouping}: exists only under protocol 'fashionbert'; leave it out")
+    for name in ("candidates", "save_candidates", "scores", "gallery", "recognition"):
+        if getattr(args, name) is not None:
+            raise InputError(f"--{name.replace('_', '-')}: goes with protocols that rank pairs; leave it out")
+    from rich.console import Console
+
+    from fashionbert_fast.evaluation import queries
+
+    result = queries.evaluate_queries(
+        args.checkpoint, args.data, split=drawn["split"], queries=drawn["queries"], seed=drawn["seed"],
+        batch_size=args.batch_size, device=args.device, precision=args.precision,
+    )  # fmt: skip
+    Console().print(queries.table(result))
+    if args.json is not None:
+        write_json(args.json, result)
+    return 0

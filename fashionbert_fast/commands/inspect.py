@@ -122,6 +122,7 @@ def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
                   f"{twins['largest']['size']} like id {twins['largest']['id']}, {twins['largest']['title']}"
                   if twins["sets"] else "none"),
         ("categories", _counts(report["categories"], 8) + f"; {report['subcategories']} sub-categories"),
+        *((f"queries of {name or '(none)'}", _queries(counts)) for name, counts in report["queries"].items()),
         *((f"{unit} a title", _spread(values)) for unit, values in report["titles"].items()),
         (f"values of {features['rows']} rows", f"mean {features['mean']:.4g}, deviation {features['std']:.4g}, "
          f"{features['zeros']:.1%} zeros, {features['non_finite']} not finite, "
@@ -177,6 +178,11 @@ def _leaks(counts: Mapping[str, int]) -> str:
         return "none: no product shares a title, a photo or a group with training"
     kinds = ", ".join(f"{counts[kind]} by {kind}" for kind in ("title", "photo", "group"))
     return f"{counts['products']} products also stand in train ({kinds})"
+
+
+def _queries(counts: Mapping[str, int]) -> str:
+    known = f", {counts['also_in_train']} of them asked of training products too" if "also_in_train" in counts else ""
+    return f"{counts['queries']} different ones{known}, of {counts['products']} products, {counts['pairs']} pairs"
 
 
 def _spread(values: Mapping[str, float]) -> str:

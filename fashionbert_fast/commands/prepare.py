@@ -20,10 +20,13 @@ EPILOG = """examples:
   fashionbert prepare shop.csv --images photos --column title=name --column image=file --out stores/shop
   fashionbert prepare excel.csv --delimiter ";" --encoding cp1252 --out stores/shop
   fashionbert prepare shop.parquet --out stores/shop --encoder ./my-resnet --holdout 0 --device cuda
+  fashionbert prepare shop.csv --queries clicks.csv --out stores/shop          # what shoppers typed: query, id
 
 catalogues: a directory with styles.csv and images/<id>.jpg (Kaggle "fashion product images"), or a .csv, .tsv,
 .jsonl or .parquet file with columns id, title, category, subcategory, image (a path), split and group (what several
 rows of one product share: --column group=productID); only id and title must be there.
+Queries are a column query, a row each (rows of one id are then one product), or the pairs of --queries; a product has
+any number of them, a query any number of products.
 Without an image column the photo of a product is images/<id>.jpg (or .png, .webp) beside the file, or in --images.
 
 encoders: resnet50 (microsoft/resnet-50 of the Hugging Face hub, 2048-d); any vision backbone of transformers, as a hub
@@ -60,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="side of a patch as the encoder sees it (default: 64 for a CNN, a transformer's own input size, 28 for "
         "random; at 32 nearly all features of efficientnet-lite0 are zero)")
     add("--images", type=Path, metavar="DIR", help="folder of the photos (default: beside the catalogue)")
+    add("--queries", type=Path, metavar="FILE",
+        help="a .csv, .tsv, .jsonl or .parquet of queries and the ids of products they found, in UTF-8")
     add("--allow-root", action="append", default=[], type=Path, metavar="DIR",
         help="photos may lie in this folder as well; a catalogue that names others is not believed; repeatable")
     add("--max-megapixels", type=float, default=MOST_PIXELS / 1e6, metavar="N",
@@ -104,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
         check_writable(args.json)
     report = prepare(
         args.source, args.out, encoder=args.encoder, grid=args.grid, patch_pixels=args.patch_pixels,
-        holdout=args.holdout, seed=args.seed, split_by=args.split_by, images=args.images,
+        holdout=args.holdout, seed=args.seed, split_by=args.split_by, images=args.images, queries=args.queries,
         columns=parse_columns(args.column), delimiter=args.delimiter, encoding=args.encoding, strict=args.strict,
         dtype=args.dtype, batch_size=args.batch_size, workers=args.workers, device=args.device,
         overwrite=args.overwrite, roots=args.allow_root, most_pixels=round(args.max_megapixels * 1e6),
@@ -114,6 +119,8 @@ def run(args: argparse.Namespace) -> int:
           f"{report.feature_size} features by {report.encoder}{'' if report.trained else ' (NOT TRAINED)'}, "
           f"{report.seconds:.1f} s, {report.images_per_second:.1f} images/s")  # fmt: skip
     print(leak_line(report.leaks))
+    if report.queries:
+        print(f"queries: {report.queries} pairs of a query and a product")
     if report.skipped:
         kinds = ", ".join(f"{kind} {count}" for kind, count in report.problems.items())
         print(f"skipped {report.skipped}: {kinds}; each is named in {args.out / 'problems.jsonl'}")

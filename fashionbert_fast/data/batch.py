@@ -1,9 +1,11 @@
 """A batch: pairs of titles and images as tensors, packed: one axis of tokens, no padding between pairs.
 
-`PackedPairs` is what the core reads, `Targets` what the pre-training objective reads, a `Batch` both.
+`PackedPairs` is what the core reads, `Targets` what the pre-training objective reads, `QueryTargets` what retrieval
+reads, a `Batch` all of them.
 
-Shapes: B pairs, S1 = B + 1 offsets, N title tokens of all pairs, P patches, T = N + B P rows of the packed axis,
-I distinct images, D patch feature, M masked tokens, K masked patches, three tasks (mlm, tia, mpm).
+Shapes: B pairs, S sequences and S1 = S + 1 offsets, N tokens of all texts, P patches, T = N + B P rows of the packed
+axis, I distinct images, D patch feature, M masked tokens, K masked patches, three tasks (mlm, tia, mpm); C slots of a
+micro-batch, at least B, R ranks, G = R C.
 """
 
 from __future__ import annotations
@@ -40,7 +42,11 @@ class _OfTensors:
 @dataclass
 class PackedPairs(_OfTensors):
     """What the core reads. Pair b is the rows ``cu_seqlens_S1[b]`` to ``cu_seqlens_S1[b + 1]`` of the packed axis: its
-    title's tokens, then its P patches. Rows after the last pair, [PAD] tokens, fill up to a token budget (`Budget`)."""
+    title's tokens, then its P patches. Rows after the last pair, [PAD] tokens, fill up to a token budget (`Budget`).
+
+    A sequence may be a text alone, which then has no place in the fields of B that speak of images, or patches alone.
+    In pre-training with queries C sequences follow the pairs, each a query or empty (`QueryTargets`).
+    """
 
     input_id_N: torch.Tensor  # int64, masked; the fill last
     position_N: torch.Tensor  # int64: the place of each token in its title
@@ -52,6 +58,7 @@ class PackedPairs(_OfTensors):
     image_index_B: torch.Tensor  # int64: the image of each pair
     patch_mask_BP: torch.Tensor  # bool, True: masked
     max_seqlen: int  # at least the tokens of any pair
+    segment_N: torch.Tensor | None = None  # int64: the segment of each token; None: all are of titles
 
     @property
     def rows(self) -> int:
@@ -77,31 +84,43 @@ class Targets(_OfTensors):
 
 
 @dataclass
+class QueryTargets(_OfTensors):
+    """What retrieval reads. Slot c of a micro-batch is pair c, whose vector is an item's where it is a match, and
+    sequence B + c, a query that it is right for or nothing. As many slots on every rank, so that shapes agree."""
+
+    asks_C: torch.Tensor  # bool: there is a query
+    wrong_CG: torch.Tensor  # bool: the item of slot c of rank r, column r C + c, is one and not right for the query
+
+
+@dataclass
 class Batch(_OfTensors):
     """One micro-batch of pre-training."""
 
     inputs: PackedPairs
     targets: Targets
+    queries: QueryTargets | None = None
 
 
 class StepCounts(NamedTuple):
     """What an optimizer step holds, summed over its pairs. The first three normalise the tasks' losses, in the order of
-    `model.config.TASKS`; all six say how much useful work it is (engine/flops.py)."""
+    `model.config.TASKS`, the last that of queries; all but it say how much useful work it is (engine/flops.py)."""
 
     masked_tokens: float
     pairs: float
     masked_patches: float
-    tokens: float  # useful ones: title tokens and patches
+    tokens: float  # useful ones: of titles and queries, and patches
     squared_lengths: float
     patches: float
+    queries: float = 0.0
 
     @classmethod
     def of(cls, batches: Iterable[Batch]) -> torch.Tensor:
-        """(6,) float32, one vector, so that ranks add theirs up in one all-reduce; ``StepCounts(*vector.tolist())``."""
+        """(7,) float32, one vector, so that ranks add theirs up in one all-reduce; ``StepCounts(*vector.tolist())``."""
         total = torch.zeros(len(cls._fields))
         for batch in batches:
-            lengths_B = batch.inputs.cu_seqlens_S1.diff().float()
+            lengths_S = batch.inputs.cu_seqlens_S1.diff().float()
             patches = torch.tensor(float(batch.inputs.patch_mask_BP.numel()))
-            rest = torch.stack([lengths_B.sum(), lengths_B.square().sum(), patches])
+            queries = torch.zeros(()) if batch.queries is None else batch.queries.asks_C.sum().float()
+            rest = torch.stack([lengths_S.sum(), lengths_S.square().sum(), patches, queries])
             total += torch.cat([batch.targets.counts_T, rest])
         return total

@@ -29,6 +29,7 @@ class Stream(IntEnum):
     TWINS = 11
     SINGLES = 12
     DROPOUT = 13
+    QUERY = 14
 
 
 def splitmix64(x: np.ndarray) -> np.ndarray:

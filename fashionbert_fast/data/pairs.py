@@ -1,7 +1,7 @@
-"""Pairs of titles and images, masked or not, as packed batches.
+"""Pairs of titles and images, masked or not, and queries, as packed batches.
 
 Shapes: B pairs, S1 = B + 1 offsets, N title tokens of all pairs, P patches, T = N + B P rows of the packed axis,
-I distinct images, D patch feature, M masked tokens, K masked patches, three tasks (mlm, tia, mpm).
+I distinct images, D patch feature, M masked tokens, K masked patches, three tasks (mlm, tia, mpm), C slots of queries.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from fashionbert_fast.data.batch import Batch, PackedPairs, Targets
+from fashionbert_fast.data.batch import Batch, PackedPairs, QueryTargets, Targets
 from fashionbert_fast.data.config import DataConfig
 from fashionbert_fast.data.masking import choose_words, mask_patches, mask_tokens
-from fashionbert_fast.data.packing import Budget, pack, rounded_up
+from fashionbert_fast.data.packing import Budget, pack, pack_unmasked, rounded_up
+from fashionbert_fast.data.queries import Queries
 from fashionbert_fast.data.sampling import EpochPlan, numbered, plan_epoch
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.errors import InputError
@@ -33,17 +34,20 @@ def collate_pairs(
     store: FeatureStore, titles: TokenizedTitles, text_rows: np.ndarray, image_rows: np.ndarray
 ) -> PackedPairs:
     """Unmasked pairs, for evaluation: title ``text_rows[b]`` with image ``image_rows[b]``, both int64 store rows."""
-    P = store.manifest.patches
-    features_IPD, image_index_B = _images(store, image_rows)
     id_N, _, offsets_S1 = titles.gather(text_rows)
-    lengths_B = np.diff(offsets_S1)
-    return PackedPairs(
-        **pack(id_N, lengths_B, P, titles.pad_id, Budget()),
-        features_IPD=features_IPD,
-        image_index_B=image_index_B,
-        patch_mask_BP=torch.zeros(len(text_rows), P, dtype=torch.bool),
-        max_seqlen=int(lengths_B.max()) + P,
-    )
+    return pack_unmasked(id_N, np.diff(offsets_S1), *_images(store, image_rows), titles.pad_id)
+
+
+def collate_texts(titles: TokenizedTitles, rows: np.ndarray, patches: int, feature_size: int) -> PackedPairs:
+    """Texts ``rows`` alone, int64 (B,), for a model of so many patches of so many features."""
+    id_N, _, offsets_S1 = titles.gather(rows)
+    nothing = torch.empty(0, patches, feature_size), torch.empty(0, dtype=torch.int64)
+    return pack_unmasked(id_N, np.diff(offsets_S1), *nothing, titles.pad_id)
+
+
+def collate_images(store: FeatureStore, rows: np.ndarray) -> PackedPairs:
+    """Photos ``rows`` of the store alone, int64 (B,)."""
+    return pack_unmasked(np.empty(0, np.int64), np.zeros(len(rows), np.int64), *_images(store, rows))
 
 
 class PairDataset(Dataset):
@@ -51,16 +55,18 @@ class PairDataset(Dataset):
 
     The global batch of a step is a slice of the epoch's order; rank r takes its r-th part. So nothing but the slicing
     depends on the number of ranks, and training resumes at any step. An epoch's incomplete last batch is dropped.
+
+    queries: of the store; None: batches without. A match whose product has any brings one of them.
     """
 
     def __init__(
         self, store: FeatureStore, titles: TokenizedTitles, rows: np.ndarray, config: DataConfig, *,
         seed: int = 0, micro_batch_size: int, micro_batches: int = 1, rank: int = 0, world_size: int = 1, steps: int,
-        budget: Budget | None = None,
+        budget: Budget | None = None, queries: Queries | None = None,
     ) -> None:  # fmt: skip
         self.store, self.titles, self.rows, self.config, self.seed = store, titles, np.asarray(rows), config, seed
         self.micro_batch_size, self.micro_batches = micro_batch_size, micro_batches
-        self.rank, self.world_size, self.steps = rank, world_size, steps
+        self.rank, self.world_size, self.steps, self.queries = rank, world_size, steps, queries
         self.global_batch = micro_batch_size * micro_batches * world_size
         self.budget = budget or Budget.of(micro_batch_size, titles.max_text_tokens + store.manifest.patches)
         self.steps_per_epoch = len(self.rows) * (2 if config.pairs == "both" else 1) // self.global_batch
@@ -108,13 +114,17 @@ class PairDataset(Dataset):
     def __getitem__(self, step: int) -> list[Batch]:
         epoch, in_epoch = divmod(step, self.steps_per_epoch)
         plan = self.plan(epoch)
-        first = in_epoch * self.global_batch + self.rank * self.micro_batch_size
-        stride = self.micro_batch_size * self.world_size
-        starts = [first + i * stride for i in range(self.micro_batches)]
-        return [self._collate(plan, slice(start, start + self.micro_batch_size), epoch) for start in starts]
+        starts = in_epoch * self.global_batch + self.micro_batch_size * np.arange(self.micro_batches * self.world_size)
+        spans = [slice(start, start + self.micro_batch_size) for start in starts.tolist()]
+        return [
+            self._collate(plan, spans[i * self.world_size : (i + 1) * self.world_size], epoch)
+            for i in range(self.micro_batches)
+        ]
 
-    def _collate(self, plan: EpochPlan, span: slice, epoch: int) -> Batch:
+    def _collate(self, plan: EpochPlan, spans: Sequence[slice], epoch: int) -> Batch:
+        """This rank's part of a micro-batch; ``spans``: each rank's, of the plan."""
         c, P, draw = self.config, self.store.manifest.patches, {"seed": self.seed, "epoch": epoch}
+        span = spans[self.rank]
         text_rows, is_match = plan.text_rows[span], plan.is_match[span]
         samples_B = text_rows * 2 + is_match  # a title in a match and in a mismatch is masked differently
         # Every pair is masked, whether or not it is predicted: masks on matches alone would give the label away.
@@ -126,7 +136,7 @@ class PairDataset(Dataset):
         id_N[chosen_M] = mask_tokens(
             label_M, place_M, samples_B[pair_M], self.titles.mask_id, self.titles.vocabulary, **draw
         )
-        packed = pack(id_N, np.diff(offsets_S1), P, self.titles.pad_id, self.budget)
+        packed, queries = self._packed(id_N, np.diff(offsets_S1), plan, spans, epoch)
         row_M = (packed["cls_row_B"].numpy()[pair_M] + place_M)[predicted_B[pair_M]]
         label_M = label_M[predicted_B[pair_M]].astype(np.int64)
         fill = rounded_up(len(row_M), self.budget.predictions) - len(row_M)
@@ -148,4 +158,21 @@ class PairDataset(Dataset):
             tia_label_B=torch.from_numpy(is_match.astype(np.int64)),
             counts_T=torch.tensor([len(row_M), len(text_rows), len(pair_K)], dtype=torch.float32),
         )
-        return Batch(inputs, targets)
+        return Batch(inputs, targets, queries)
+
+    def _packed(
+        self, id_N: np.ndarray, lengths_B: np.ndarray, plan: EpochPlan, spans: Sequence[slice], epoch: int
+    ) -> tuple[dict[str, torch.Tensor], QueryTargets | None]:
+        """The titles, with room for their patches, and after them the queries, where there are any: see `pack`."""
+        P, pad_id = self.store.manifest.patches, self.titles.pad_id
+        if self.queries is None:
+            return pack(id_N, lengths_B, P, pad_id, self.budget), None
+        query_C, targets = self.queries.ask(plan, spans, self.rank, self.micro_batch_size, seed=self.seed, epoch=epoch)
+        query_id_N, lengths_C = self.queries.gather(query_C)
+        patches_S = np.repeat([P, 0], [len(lengths_B), len(lengths_C)])
+        lengths_S = np.concatenate([lengths_B, lengths_C])
+        packed = pack(np.concatenate([id_N, query_id_N]), lengths_S, patches_S, pad_id, self.budget)
+        packed["cls_row_B"] = packed["cls_row_B"][: len(lengths_B)]
+        packed["segment_N"] = torch.zeros_like(packed["input_id_N"])
+        packed["segment_N"][len(id_N) : len(id_N) + len(query_id_N)] = self.queries.segment
+        return packed, targets

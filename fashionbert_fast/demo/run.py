@@ -16,12 +16,14 @@ from fashionbert_fast.engine.loop import pretrain
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.evaluation.checkpoint import load_scorer
 from fashionbert_fast.evaluation.protocols import DEFAULT_CANDIDATES, candidate_lists, score_lists, summarise
+from fashionbert_fast.evaluation.queries import evaluate_queries
+from fashionbert_fast.evaluation.queries import table as queries_table
 from fashionbert_fast.evaluation.table import table
-from fashionbert_fast.features.prepare import prepare
+from fashionbert_fast.features.prepare import PrepareReport, prepare
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.files import write_json
 
-CONFIG = Path(__file__).parent / "demo.yaml"
+CONFIG, ASKED_CONFIG = (Path(__file__).parent / name for name in ("demo.yaml", "queries.yaml"))
 ENCODER = "random"  # the drawn photos need no ImageNet: a seeded random ResNet tells colours and patterns apart
 MARK = ".fashionbert-demo"  # what --overwrite may remove
 
@@ -69,23 +71,47 @@ def _check_products(products: int, config: Config) -> None:
         )
 
 
-def run_demo(out: Path, *, products: int, queries: int, seed: int, overwrite: bool, overrides: Sequence[str]) -> None:
-    """Everything into ``out``. InputError where that holds something else, or an override is wrong."""
+def run_demo(
+    out: Path, *, products: int, queries: int, seed: int, overwrite: bool, overrides: Sequence[str],
+    shoppers: bool = False,
+) -> None:  # fmt: skip
+    """Everything into ``out``. InputError where that holds something else, or an override is wrong.
+
+    shoppers: draw what they ask for as well, and go on with it.
+    """
     stages = _Stages()
     fixed = [f"data.store={out / 'store'}", f"train.output={out / 'run'}", f"train.seed={seed}"]
     config = load_config(CONFIG, [*overrides, *fixed])
     _check_products(products, config)
     _fresh_directory(out, overwrite)
     print(f"fashionbert demo: {products} products, into {out}", flush=True)
-    write_catalogue(out / "catalogue", products=products, seed=seed)
-    stages.done("drew the catalogue")
-    report = prepare(out / "catalogue", out / "store", encoder=ENCODER)
-    stages.done(f"prepared {report.products} products")
+    report = draw(out, products=products, seed=seed, queries=shoppers)
+    stages.done(f"drew and prepared {report.products} products")
     pretrain(config)
     stages.done(f"pre-trained {config.train.steps} steps under DeepSpeed")
     result = _evaluate_and_report(out, queries, seed, config, stages)
     Console().print(table(result))
+    if shoppers:
+        go_on(out, "queries-run", seed)
+        found = {name: evaluate_queries(out / name, out / "store") for name in ("run", "queries-run")}
+        write_json(out / "queries.json", found)
+        stages.done("went on with queries")
+        for name in found:
+            print(f"{out / name}:")
+            Console().print(queries_table(found[name]))
     print(f"{stages.total:.0f} s in all; open {out / 'report.html'}")
+
+
+def draw(out: Path, *, products: int, seed: int, queries: bool) -> PrepareReport:
+    """The catalogue, with or without what shoppers ask for, and its store."""
+    catalogue = write_catalogue(out / "catalogue", products=products, seed=seed, queries=queries)
+    return prepare(catalogue, out / "store", encoder=ENCODER, queries=catalogue / "queries.csv" if queries else None)
+
+
+def go_on(out: Path, name: str, seed: int, *overrides: str) -> None:
+    """Train on from ``out``/run with queries, into ``out``/``name``."""
+    fixed = [f"model.core={out / 'run'}", f"data.store={out / 'store'}", f"train.output={out / name}"]
+    pretrain(load_config(ASKED_CONFIG, [*overrides, *fixed, f"train.seed={seed}"]))
 
 
 def _evaluate_and_report(out: Path, queries: int, seed: int, config: Config, stages: _Stages) -> dict:

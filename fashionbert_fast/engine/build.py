@@ -12,9 +12,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from fashionbert_fast.catalogue.queries import listed
 from fashionbert_fast.config import Config
 from fashionbert_fast.data.counter_rng import Stream, random_bits
 from fashionbert_fast.data.pairs import PairDataset
+from fashionbert_fast.data.queries import Queries
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.data.tokenizer import load_tokenizer, train_wordpiece
 from fashionbert_fast.distributed import barrier, is_main
@@ -28,8 +30,10 @@ from fashionbert_fast.features.manifest import require_same_features
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.model.checkpoint import is_own_model, resolve_core
 from fashionbert_fast.model.config import FashionBertConfig
+from fashionbert_fast.model.embeddings import QUERY_SEGMENT
 from fashionbert_fast.model.tensors import check_fits
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
+from fashionbert_fast.objectives.query_title_image import FashionBertForQueries
 from fashionbert_fast.run_directory import resolve_model_dir
 
 RUN_MARKS = ("manifest.json", "checkpoints", "config.yaml")  # what a run or a checkpoint has and no BERT directory
@@ -79,14 +83,16 @@ def find_core(name: str) -> Path:
 
 
 def find_tokenizer(config: Config, store: FeatureStore, directory: Path) -> Path:
-    """Directory with the tokenizer: the core's own, the configured one, or a WordPiece trained on the titles."""
+    """Directory with the tokenizer: the core's own, the configured one, or a WordPiece trained on the titles and on the
+    queries, where the store has any."""
     source = config.model.core or config.model.tokenizer
     if source is not None:
         return find_core(source)
     trained = directory / "tokenizer"
     if is_main() and not (trained / "tokenizer.json").exists():
-        titles = [store.titles[row] for row in store.rows(_split(config))]
-        train_wordpiece(titles, config.model.vocab_size, trained)
+        rows = store.rows(_split(config)).tolist()
+        texts = [store.titles[row] for row in rows] + [query for row in rows for query in listed(store.queries[row])]
+        train_wordpiece(texts, config.model.vocab_size, trained)
     barrier()
     return trained
 
@@ -107,23 +113,27 @@ def build_model(config: Config, store: FeatureStore, vocabulary: int) -> Fashion
         "weighting": config.weighting,
     }
     fields = rates | {"patches": store.manifest.patches, "initializer_range": m.initializer_range}
+    objective = FashionBertForQueries if config.queries.weight else FashionBertForPreTraining
     if core is not None and is_own_model(core):
-        model = FashionBertForPreTraining.warm_start(core, layers=m.layers, **rates)
+        model = objective.warm_start(core, layers=m.layers, **rates)
         _check_features(model, core, store)
     elif core is not None:
         if m.layers is not None:
             fields["num_hidden_layers"] = m.layers
-        model = FashionBertForPreTraining.from_bert(core, store.manifest.feature_size, **fields)
+        model = objective.from_bert(core, store.manifest.feature_size, **fields)
     else:
         sizes = {"hidden_size": m.hidden_size, "num_hidden_layers": m.layers or 12, "num_attention_heads": m.heads,
                  "intermediate_size": m.intermediate_size, "vocab_size": vocabulary,
-                 "max_position_embeddings": max(64, config.data.max_text_tokens)}  # fmt: skip
+                 "max_position_embeddings": max(64, config.data.max_text_tokens),
+                 "type_vocab_size": objective.segments}  # fmt: skip
         try:
             scratch = FashionBertConfig(patch_feature_size=store.manifest.feature_size, **sizes, **fields)
         except ValueError as error:
             raise InputError(str(error)) from error
         check_fits(scratch, "model", "lower model.layers, model.hidden_size or model.intermediate_size")
-        model = FashionBertForPreTraining(scratch)
+        model = objective(scratch)
+    if isinstance(model, FashionBertForQueries):
+        model.query_loss = config.queries
     if config.data.max_text_tokens > model.config.max_position_embeddings:
         raise InputError(
             f"data.max_text_tokens {config.data.max_text_tokens} exceeds the core's "
@@ -162,7 +172,20 @@ def build_dataset(config: Config, store: FeatureStore, tokenizer, rank: int, wor
     return PairDataset(
         store, titles, rows, d, seed=t.seed, micro_batch_size=t.micro_batch_size,
         micro_batches=t.gradient_accumulation_steps, rank=rank, world_size=world_size, steps=t.steps,
+        queries=_build_queries(config, store, rows, tokenizer),
     )  # fmt: skip
+
+
+def _build_queries(config: Config, store: FeatureStore, rows: np.ndarray, tokenizer) -> Queries | None:
+    """The store's queries where ``queries.weight`` asks for them; InputError where none is of ``rows``."""
+    if not config.queries.weight:
+        return None
+    if not any(store.queries[row] for row in rows.tolist()):
+        raise InputError(
+            f"queries.weight {config.queries.weight:g}: {store.path} has no queries of split {config.data.split!r}; "
+            "prepare it with --queries FILE or a query column, or set queries.weight=0"
+        )
+    return Queries(store, tokenizer, config.data.max_text_tokens, QUERY_SEGMENT)
 
 
 def deepspeed_config(config: Config, world_size: int) -> dict:

@@ -51,7 +51,8 @@ class StepReport:
 
     losses_T: (3,) float32 mean losses over the global batch. weights_T: (3,) float32 task weights. Both are means over
     the micro-batches, each of which is weighted by its own. own_T: (3,) float32 this rank's sums of losses.
-    counts: (6,) float32, see `StepCounts`. norm: () of the gradient; not finite where the step was passed over.
+    counts: (7,) float32, see `StepCounts`. norm: () of the gradient; not finite where the step was passed over.
+    query_2: (2,) float32 mean loss of the queries and share that found their item; zeros where there are none.
     """
 
     losses_T: torch.Tensor
@@ -59,6 +60,7 @@ class StepReport:
     own_T: torch.Tensor
     counts: torch.Tensor
     norm: torch.Tensor
+    query_2: torch.Tensor
 
 
 def train_step(
@@ -66,19 +68,20 @@ def train_step(
 ) -> StepReport:  # fmt: skip
     """Optimizer step ``step``, from 1: exactly one backward a micro-batch, every head in its loss.
 
-    counts: (6,) float32 on the device, of this rank's micro-batches, see `StepCounts`; None: they are on the host.
+    counts: (7,) float32 on the device, of this rank's micro-batches, see `StepCounts`; None: they are on the host.
     """
     if counts is None:
         counts = _copied_ahead(StepCounts.of(micro_batches), run.device)
     with ranges.phase("all-reduce"):
         counts = all_reduce_sum(counts)
     losses_T, weights_T, own_T = torch.zeros(3, len(TASKS), device=run.device)
+    query_2 = torch.zeros(2, device=run.device)
     for i, batch in enumerate(micro_batches):
         seed_dropout(run.device, run.config.train.seed, step, i, run.rank)
         with ranges.phase("host to device"):
             batch = batch.to(run.device, non_blocking=True)
         with ranges.phase("forward"):
-            output = run.engine(batch, counts[: len(TASKS)], len(micro_batches))
+            output = run.engine(batch, counts, len(micro_batches))
         with ranges.backward():
             run.engine.backward(spoiled(output.loss))
         with ranges.phase("optimizer"):
@@ -87,7 +90,9 @@ def train_step(
             losses_T += output.losses_T / len(micro_batches)
             weights_T += output.report.weights_T / len(micro_batches)
             own_T += output.report.own_T
-    return StepReport(losses_T, weights_T, own_T, counts, gradient_norm(run.engine, run.device))
+            if output.query_2 is not None:
+                query_2 += output.query_2 / len(micro_batches)
+    return StepReport(losses_T, weights_T, own_T, counts, gradient_norm(run.engine, run.device), query_2)
 
 
 class Meter:
@@ -129,6 +134,10 @@ class Meter:
             "tokens_per_s": counts.tokens / seconds,
             "mfu": useful_flops(run.engine.module.config, counts) / seconds / self.peak,
         }
+        if run.dataset.queries is not None:
+            query_loss, record["query_accuracy"] = report.query_2.tolist()
+            record["query_loss"] = query_loss
+            record["loss"] += run.config.queries.weight * query_loss
         if self.host_seconds is not None:
             record["phases"] = {name: spent / self.steps for name, spent in self.host_seconds.take().items()}
         self.restart()
@@ -138,6 +147,7 @@ class Meter:
 def _described(record: dict, validation: dict | None) -> str:
     """What stands below the progress bar, of a record and the last validation."""
     losses = "  ".join(f"{name} {value:.3f}" for name, value in record["losses"].items())
+    losses += f"  queries {record['query_loss']:.3f}" if "query_loss" in record else ""
     held_out = "" if validation is None else f"  held out {validation['alignment_accuracy']:.3f}"
     skipped = f"  {record['skipped']} skipped" if record["skipped"] else ""
     return f"{losses}{held_out}{skipped}  {record['samples_per_s']:.0f} pairs/s"

@@ -45,28 +45,32 @@ def _style(axis: Axes, title: str) -> None:
 
 
 def plot_losses(records: list[dict], path: Path) -> None:
-    """A panel a task: raw values faint, their running mean on top; ln 2 marks the alignment's plateau.
+    """A panel a task: raw values faint, their running mean on top; ln 2 marks the alignment's plateau. One more for
+    the queries' loss, where there are any.
 
-    Where a run was validated, held-out losses are points over them, and a fourth panel has the alignment accuracy.
+    Where a run was validated, held-out losses are points over them, and the last panel has the alignment accuracy.
     """
     steps = _numbers(records, "step")
     validated = [record for record in records if "validation" in record]
-    panels = 4 if validated else 3
+    curves: dict[str, tuple[str, tuple[str, ...]]] = {LABELS[task]: (COLOURS[task], ("losses", task)) for task in TASKS}
+    if "query_loss" in records[0]:
+        curves["queries find their items"] = ("#a463f2", ("query_loss",))
+    panels = len(curves) + bool(validated)
     figure, axes = plt.subplots(1, panels, figsize=(11 / 3 * panels, 3), constrained_layout=True)
-    for axis, task in zip(axes, TASKS, strict=False):
-        values = _numbers(records, "losses", task)
-        axis.plot(steps, values, color=COLOURS[task], alpha=0.25, linewidth=0.8)
-        axis.plot(steps, _smooth(values, max(1, len(values) // 25)), color=COLOURS[task], linewidth=1.6)
+    for axis, (title, (colour, keys)) in zip(axes, curves.items(), strict=False):
+        values = _numbers(records, *keys)
+        axis.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+        axis.plot(steps, _smooth(values, max(1, len(values) // 25)), color=colour, linewidth=1.6)
         if validated:
-            held_out = _numbers(validated, "validation", "losses", task)
+            held_out = _numbers(validated, "validation", *keys)
             axis.plot(_numbers(validated, "step"), held_out, linestyle="", label="held out", **HELD_OUT)
-        _style(axis, LABELS[task])
+        _style(axis, title)
     if validated:
         accuracy = _numbers(validated, "validation", "alignment_accuracy")
-        axes[3].plot(_numbers(validated, "step"), accuracy, linewidth=1, **HELD_OUT)
-        axes[3].axhline(0.5, color="grey", linestyle=":", linewidth=1, label="guessing")
-        _style(axes[3], "held-out alignment accuracy")
-        axes[3].legend(fontsize=8, frameon=False)
+        axes[-1].plot(_numbers(validated, "step"), accuracy, linewidth=1, **HELD_OUT)
+        axes[-1].axhline(0.5, color="grey", linestyle=":", linewidth=1, label="guessing")
+        _style(axes[-1], "held-out alignment accuracy")
+        axes[-1].legend(fontsize=8, frameon=False)
         axes[0].legend(fontsize=8, frameon=False)
     axes[1].axhline(np.log(2), color="grey", linestyle=":", linewidth=1, label="ln 2: guessing")
     axes[1].legend(fontsize=8, frameon=False)

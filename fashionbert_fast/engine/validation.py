@@ -11,13 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from fashionbert_fast.data.batch import Batch
+from fashionbert_fast.config import HIGHEST
+from fashionbert_fast.data.batch import Batch, StepCounts
 from fashionbert_fast.data.packing import rounded_up
 from fashionbert_fast.data.pairs import PairDataset
 from fashionbert_fast.data.sampling import EpochPlan
@@ -46,7 +48,7 @@ class HeldOutPairs(PairDataset):
         size = min(training.micro_batch_size, 2 * len(rows))  # a split smaller than a batch will do
         super().__init__(
             training.store, training.titles, rows, config, seed=training.seed, micro_batch_size=size, steps=1,
-            budget=training.budget,
+            budget=training.budget, queries=training.queries,
         )  # fmt: skip
         plan = self.plan(EPOCH)
         self.fixed = EpochPlan(plan.text_rows[:most], plan.image_rows[:most], plan.is_match[:most])
@@ -62,10 +64,12 @@ class HeldOutPairs(PairDataset):
         first = step * self.global_batch
         left = min(self.global_batch, self.pairs - first)
         share = rounded_up(left, self.world_size) // self.world_size
-        start, stop = (min((self.rank + i) * share, left) + first for i in (0, 1))
-        if start < stop:
-            return self._collate(self.fixed, slice(start, stop), EPOCH)
-        return _counting_for_nothing(self._collate(self.fixed, slice(first, first + 1), EPOCH))
+        ends = [min(i * share, left) + first for i in range(self.world_size + 1)]
+        spans = [slice(start, stop) for start, stop in pairwise(ends)]
+        if spans[self.rank].start < spans[self.rank].stop:
+            return self._collate(self.fixed, spans, EPOCH)
+        spans[self.rank] = slice(first, first + 1)
+        return _counting_for_nothing(self._collate(self.fixed, spans, EPOCH))
 
 
 def _counting_for_nothing(batch: Batch) -> Batch:
@@ -76,34 +80,46 @@ def _counting_for_nothing(batch: Batch) -> Batch:
         t, mlm_label_M=torch.full_like(t.mlm_label_M, IGNORED), mpm_row_K=nothing, mpm_target_K=nothing,
         tia_label_B=torch.full_like(t.tia_label_B, IGNORED), counts_T=torch.zeros_like(t.counts_T),
     )  # fmt: skip
-    return Batch(batch.inputs, targets)
+    return replace(batch, targets=targets, queries=batch.queries and batch.queries.map(torch.zeros_like))
 
 
 @torch.no_grad()
 def measure(run: Run, held_out: HeldOutPairs) -> dict:
     """The ``validation`` of a record: mean losses over all pairs, their sum by ``weighting.preference`` (which stays
-    the same over a run, as adaptive weights do not), alignment accuracy, and how many pairs. A collective."""
+    the same over a run, as adaptive weights do not) and ``queries.weight``, alignment accuracy, and how many pairs;
+    in a run with queries their mean loss, how many find their item in their batch, and their number. A collective."""
     T = len(TASKS)
     sums_T = torch.zeros(T, dtype=torch.float64, device=run.device)
-    counted = torch.zeros(T + 1, dtype=torch.float64, device=run.device)  # rows of each task, right answers
-    ones_T = torch.ones(T, device=run.device)  # counts of one: the model's losses are then sums over all ranks
+    query_2 = torch.zeros(2, dtype=torch.float64, device=run.device)
+    counted = torch.zeros(T + 2, dtype=torch.float64, device=run.device)  # rows of each task, right answers, queries
+    # Counts of one: the model's means are then sums over all ranks.
+    ones = torch.ones(len(StepCounts._fields), device=run.device)
     run.engine.eval()
     for i in range(len(held_out)):
         batch = held_out[i].to(run.device)
-        output = run.engine(batch, ones_T)
+        output = run.engine(batch, ones)
         sums_T += output.losses_T
         right = (output.logits_B2.argmax(1) == batch.targets.tia_label_B).sum()
-        counted += torch.cat([batch.targets.counts_T, right[None]])
+        asked = torch.zeros_like(right)
+        if batch.queries is not None:
+            query_2 += output.query_2
+            asked = batch.queries.asks_C.sum()
+        counted += torch.cat([batch.targets.counts_T, torch.stack([right, asked])])
     run.engine.train()
-    *counts, right = all_reduce_sum(counted).tolist()
+    *counts, right, asked = all_reduce_sum(counted).tolist()
     losses = [total / max(1.0, count) for total, count in zip(sums_T.tolist(), counts, strict=True)]
     preferred = zip(run.config.weighting.preference, losses, strict=True)
-    return {
+    result = {
         "losses": dict(zip(TASKS, losses, strict=True)),
         "loss": sum(factor * loss for factor, loss in preferred),
         "alignment_accuracy": right / held_out.pairs,
         "pairs": held_out.pairs,
     }
+    if held_out.queries is not None:
+        loss, accuracy = (query_2 / max(1.0, asked)).tolist()
+        result |= {"query_loss": loss, "query_accuracy": accuracy, "queries": int(asked)}
+        result["loss"] += run.config.queries.weight * loss
+    return result
 
 
 def _held_out(run: Run) -> HeldOutPairs | None:
@@ -182,7 +198,7 @@ class Validation:
 def _better(metric: str, value: float | None, best: float | None) -> bool:
     if value is None or not math.isfinite(value):
         return False
-    return best is None or (value > best if metric == "alignment_accuracy" else value < best)
+    return best is None or (value > best if metric in HIGHEST else value < best)
 
 
 def _read_back(directory: Path, metric: str, first_step: int) -> tuple[int | None, float | None, int]:

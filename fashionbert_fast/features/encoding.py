@@ -101,7 +101,8 @@ def read_batch(batch: Sequence[Product], side: int, most_pixels: int = MOST_PIXE
                 bad.append((row, f"image {row.image} cannot be read ({reason(error, row.image)})"))
                 continue
             images.append(image_SS3)
-            good.append(replace(row, image_hash=hashlib.blake2b(image_SS3, digest_size=16).hexdigest()))
+            image_hash = hashlib.blake2b(image_SS3, digest_size=16).hexdigest()
+            good.append(replace(row, image_hash=image_hash, queries=product.queries))
             break
     stacked_ISS3 = np.stack(images) if images else np.empty((0, side, side, 3), np.uint8)
     return Photos(good, torch.from_numpy(stacked_ISS3), bad, spares)

@@ -64,12 +64,12 @@ def row_crc32(raw_nPD: np.ndarray) -> list[int]:
 def content_sha256(
     columns: Mapping[str, Sequence[str]], crc32_N: Sequence[int] | np.ndarray, manifest: Manifest
 ) -> str:
-    """SHA-256 (hex) of what a store holds: products, splits, photos' hashes and features, in order.
+    """SHA-256 (hex) of what a store holds: products, splits, photos' hashes, any queries, and features, in order.
 
     Equal for equal content, whoever wrote the files, with whatever library, from whatever directory of photos.
     """
     digest = hashlib.sha256(json.dumps([manifest.fingerprint, manifest.dtype]).encode())
-    for name in CONTENT:
+    for name in CONTENT + (("queries",) if any(columns.get("queries", ())) else ()):
         digest.update(json.dumps([name, list(columns[name])]).encode())
     digest.update(np.asarray(crc32_N, dtype="<u4").tobytes())
     return digest.hexdigest()

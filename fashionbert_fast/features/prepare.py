@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fashionbert_fast.catalogue.product import Problems
+from fashionbert_fast.catalogue.queries import listed, read_queries
 from fashionbert_fast.catalogue.read import read_catalogue
 from fashionbert_fast.catalogue.splits import SPLIT_BY, hold_out, parse_split_by, split_warnings
 from fashionbert_fast.errors import InputError
@@ -37,6 +38,7 @@ class PrepareReport:
     problems: dict[str, int]
     splits: dict[str, int]
     leaks: dict[str, dict[str, int]]  # of each split but train: see `twins.leaks`
+    queries: int  # pairs of a query and a product
     warnings: list[str]  # about the split
     seconds: float
     images_per_second: float  # reading, encoding and writing, without loading the encoder
@@ -49,7 +51,7 @@ class PrepareReport:
 def prepare(
     source: Path | str, out: Path | str, *, encoder: str = DEFAULT_ENCODER, grid: int = 8,
     patch_pixels: int | None = None, holdout: float = 0.1, seed: int = 0, split_by: str = SPLIT_BY,
-    images: Path | None = None, columns: Mapping[str, str] | None = None,
+    images: Path | None = None, queries: Path | None = None, columns: Mapping[str, str] | None = None,
     delimiter: str | None = None, encoding: str | None = None, strict: bool = False, dtype: str = "bfloat16",
     batch_size: int | None = None, workers: int | None = None, device: str | None = None, overwrite: bool = False,
     roots: Sequence[Path] = (), most_pixels: int = MOST_PIXELS,
@@ -57,7 +59,8 @@ def prepare(
     """Read ``source``, encode its photos and write the feature store ``out``.
 
     Args:
-        source, images, columns, delimiter, encoding, roots: see `catalogue.read_catalogue`.
+        source, images, columns, delimiter, encoding, roots: see `catalogue.read_catalogue`. queries: a table of further
+            queries, see `catalogue.queries.read_queries`.
         encoder: see `backbones.load_backbone`. grid: patches a side. patch_pixels: of a side of a patch as the encoder
             sees it; None: the encoder's own default.
         holdout: share of the products whose split becomes "validation", by a hash of seed and id, where the source
@@ -79,6 +82,8 @@ def prepare(
     products = read_catalogue(
         source, problems=problems, images=images, columns=columns, delimiter=delimiter, encoding=encoding, roots=roots
     )
+    if queries is not None:
+        products = read_queries(Path(queries), products, problems, columns).given_to(products)
 
     from fashionbert_fast.features.encoding import PHOTO_PROBLEMS, encode_products
     from fashionbert_fast.features.patch_encoder import load_encoder
@@ -104,13 +109,14 @@ def prepare(
             first = next((problem for problem in problems.items if problem.kind in PHOTO_PROBLEMS), "not listed")
             raise InputError(f"{source}: no photo can be used; the first: {first}")
         warnings = assign_splits(writer.columns, manifest, holdout, seed, by)
+        pairs = sum(len(listed(cell)) for cell in writer.columns["queries"])
         manifest = writer.commit(manifest, problems)
     now = time.perf_counter()
     for warning in warnings:
         print(f"WARNING: {warning}", file=sys.stderr, flush=True)
     return PrepareReport(
-        str(out), manifest.products, problems.count, manifest.problems, manifest.splits, manifest.leaks, warnings,
-        now - started, manifest.products / (now - began), patch_encoder.backbone.name,
+        str(out), manifest.products, problems.count, manifest.problems, manifest.splits, manifest.leaks, pairs,
+        warnings, now - started, manifest.products / (now - began), patch_encoder.backbone.name,
         patch_encoder.backbone.trained, manifest.feature_size, manifest.fingerprint,
     )  # fmt: skip
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from fashionbert_fast.catalogue.twins import KINDS, leaks, twin_keys
+from fashionbert_fast.catalogue.queries import listed
+from fashionbert_fast.catalogue.twins import KINDS, leaks, normalised_title, twin_keys
 from fashionbert_fast.features.store import FeatureStore
 
 SAMPLED_ROWS = 256
@@ -39,6 +40,7 @@ def describe(store: FeatureStore, tokenizer: Any = None) -> dict[str, Any]:
         "twins": describe_twins(store),
         "categories": dict(Counter(store.categories).most_common()),
         "subcategories": len(set(zip(store.categories, store.subcategories, strict=True))),
+        "queries": describe_queries(store),
         "titles": describe_titles(store.titles, tokenizer),
         "features": describe_features(store),
         "problems": manifest.problems,
@@ -60,6 +62,24 @@ def describe_twins(store: FeatureStore) -> dict[str, Any]:
         "products_that_share": {kind: shared[kind] for kind in KINDS},
         "largest": {"size": size, "id": store.ids[largest], "title": store.titles[largest]},
     }
+
+
+def describe_queries(store: FeatureStore) -> dict[str, dict[str, int]]:
+    """Of each split that has any: pairs of a query and a product, different queries, products that have one; of the
+    held-out ones' queries, how many are asked of training products as well."""
+    products = [(split, listed(cell)) for split, cell in zip(store.splits, store.queries, strict=True) if cell]
+    different = {
+        name: {normalised_title(query) for split, queries in products if split == name for query in queries}
+        for name in dict.fromkeys(split for split, _ in products)
+    }
+    return {
+        name: {
+            "pairs": sum(len(queries) for split, queries in products if split == name),
+            "queries": len(texts),
+            "products": sum(split == name for split, _ in products),
+        } | ({"also_in_train": len(texts & different.get("train", set()))} if name != "train" else {})
+        for name, texts in different.items()
+    }  # fmt: skip
 
 
 def describe_titles(titles: Sequence[str], tokenizer: Any = None) -> dict[str, dict[str, float]]:

@@ -3,8 +3,8 @@
 A directory of four files, written under a temporary name and renamed when complete:
 
     manifest.json      what the features are and how they were made (`Manifest`)
-    products.parquet   id, title, category, subcategory, split, image, group, image_hash and a checksum of the row's
-                       features; row n belongs to image n
+    products.parquet   id, title, category, subcategory, split, image, group, image_hash, where there are any the
+                       queries, and a checksum of the row's features; row n belongs to image n
     features.bin       [N, P, D] in the manifest's dtype, raw, little endian
     problems.jsonl     what was left out of the catalogue and why
 
@@ -44,7 +44,8 @@ _UNSIGNED = {"bfloat16": torch.uint16, "float16": torch.uint16, "float32": torch
 _RAW = {"bfloat16": np.dtype("<u2"), "float16": np.dtype("<u2"), "float32": np.dtype("<u4")}
 COLUMNS = ("id", "title", "category", "subcategory", "split", "image")
 PARTIAL, ASIDE = ".partial", ".old"  # of a store that is being written, and of the one that it replaces
-LATER_COLUMNS = ("group", "image_hash")  # empty where a store was written before they were
+QUERIES = "queries"  # a query a line (`catalogue.queries.listed`); no column where no product has one
+LATER_COLUMNS = ("group", "image_hash", QUERIES)  # empty where a store was written before they were
 __all__ = ["FeatureStore", "Manifest", "StoreWriter", "require_same_features"]
 
 
@@ -59,6 +60,7 @@ class FeatureStore:
         self.categories, self.subcategories = columns["category"], columns["subcategory"]
         self.splits, self.images = columns["split"], columns["image"]
         self.groups, self.image_hashes = columns["group"], columns["image_hash"]
+        self.queries = columns[QUERIES]
         self.crc32_N = crc32_N  # uint32, of each row's bytes; None where the store was written without hashes
         self._twin_N: np.ndarray | None = None
         self._descriptor = _open_features(path, manifest)
@@ -263,6 +265,8 @@ class StoreWriter:
         import pyarrow.parquet as pq
 
         problems = problems or Problems()
+        if not any(self.columns[QUERIES]):
+            del self.columns[QUERIES]
         manifest.dtype, manifest.products = self.dtype, len(self.columns["id"])
         manifest.splits, manifest.leaks = dict(Counter(self.columns["split"])), leaks(self.columns)
         manifest.problems = problems.by_kind()

@@ -16,6 +16,7 @@ METHODS = ("loss", "gradient", "min_norm", "fixed")
 LAYER_NORMS = ("fused", "apex")
 MOST, MOST_LAYERS = 2**24, 1000  # of any other size, which no model comes near: products of two stay integers of torch
 NORMALISATIONS = ("none", "norm", "loss")
+OWN = "fashionbert"  # of an exported directory, which is a BERT's: the section of config.json that no BERT has
 
 
 @dataclass
@@ -52,6 +53,22 @@ class TaskWeighting:
 
 
 @dataclass
+class QueryLoss:
+    """The fourth loss: a query is to find its item among those of a micro-batch of all ranks, by AM-softmax."""
+
+    weight: float = 0.0  # factor of the loss, which is added to the three tasks'; 0: no queries
+    scale: float = 20.0  # what cosines are multiplied by
+    margin: float = 0.1  # by how much the right item's cosine must exceed the others'
+
+    def __post_init__(self) -> None:
+        for name, least in (("weight", 0.0), ("scale", 1e-6), ("margin", 0.0)):
+            if not least <= getattr(self, name) < math.inf:
+                raise ValueError(f"queries.{name} must be {least:g} or more, got {getattr(self, name)}")
+        if self.margin > 2:
+            raise ValueError(f"queries.margin must be at most 2, no two cosines being further apart, got {self.margin}")
+
+
+@dataclass
 class FashionBertConfig:
     """Sizes and rates. Field names of the core are those of ``transformers.BertConfig``.
 
@@ -68,7 +85,7 @@ class FashionBertConfig:
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
     max_position_embeddings: int = 512
-    type_vocab_size: int = 2  # segment 0: text "T", segment 1: image "I"
+    type_vocab_size: int = 2  # segment 0: text "T", 1: image "I", 2 where there are three: query "Q"
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
     pad_token_id: int = 0
@@ -126,9 +143,13 @@ class FashionBertConfig:
 
     @classmethod
     def from_json(cls, path: Path) -> FashionBertConfig:
-        """Read config.json; InputError naming the file where it is not one of ours."""
+        """Read config.json, of `save_pretrained` or of an export; InputError naming the file where it is neither."""
         raw = read_json(path, "give a directory save_pretrained wrote")
-        if raw.pop("model_type", None) != "fashionbert":
+        kind, own = raw.pop("model_type", None), raw.pop(OWN, None)
+        if kind == "bert" and isinstance(own, dict):
+            known = {field.name for field in dataclasses.fields(cls)}
+            raw = {name: value for name, value in raw.items() if name in known} | own
+        elif kind != "fashionbert":
             raise InputError(f"{path}: model_type is not fashionbert; give a directory save_pretrained wrote")
         try:
             return cls(**raw)

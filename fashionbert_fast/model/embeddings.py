@@ -12,7 +12,7 @@ from fashionbert_fast.data.batch import PackedPairs
 from fashionbert_fast.kernels import PackedRows, masked_patch_embed
 from fashionbert_fast.model.config import FashionBertConfig
 
-TEXT_SEGMENT, IMAGE_SEGMENT = 0, 1
+TEXT_SEGMENT, IMAGE_SEGMENT, QUERY_SEGMENT = 0, 1, 2  # the last only where type_vocab_size is 3 or more
 
 
 class TextEmbeddings(nn.Module):
@@ -27,9 +27,12 @@ class TextEmbeddings(nn.Module):
         self.norm = nn.LayerNorm(H, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_id_N: torch.Tensor, position_N: torch.Tensor) -> torch.Tensor:
-        """(N, H), of tokens at those places of their titles."""
-        summed_NH = self.word(input_id_N) + self.position(position_N) + self.segment.weight[TEXT_SEGMENT]
+    def forward(
+        self, input_id_N: torch.Tensor, position_N: torch.Tensor, segment_N: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """(N, H), of tokens at those places of their texts, which are titles where ``segment_N`` is None."""
+        segment_NH = self.segment.weight[TEXT_SEGMENT] if segment_N is None else self.segment(segment_N)
+        summed_NH = self.word(input_id_N) + self.position(position_N) + segment_NH
         return self.dropout(self.norm(summed_NH))
 
 

@@ -19,12 +19,20 @@ from fashionbert_fast.errors import InputError
 from fashionbert_fast.kernels.dropout import draw_seed
 from fashionbert_fast.model import checkpoint
 from fashionbert_fast.model.config import FashionBertConfig
-from fashionbert_fast.model.embeddings import IMAGE_SEGMENT, PatchEmbeddings, TextEmbeddings
+from fashionbert_fast.model.embeddings import (
+    IMAGE_SEGMENT,
+    QUERY_SEGMENT,
+    TEXT_SEGMENT,
+    PatchEmbeddings,
+    TextEmbeddings,
+)
 from fashionbert_fast.model.encoder import Encoder, Packing, dropout_sites
 
 
 class FashionBert(nn.Module):
     """Text and patches through one BERT core (Gao et al., SIGIR 2020), without heads."""
+
+    segments = 2  # at least; a model that is read with fewer gets the rest as copies of that of titles
 
     def __init__(self, config: FashionBertConfig) -> None:
         super().__init__()
@@ -149,10 +157,23 @@ class FashionBert(nn.Module):
     def encode(self, pairs: PackedPairs) -> torch.Tensor:
         """Joint last hidden states (T, H) on the pairs' packed axis."""
         seed = self._seed(pairs.input_id_N.device)
-        text_NH = self.text_embeddings(pairs.input_id_N, pairs.position_N)
+        text_NH = self.text_embeddings(pairs.input_id_N, pairs.position_N, pairs.segment_N)
         segment_H = self.text_embeddings.segment.weight[IMAGE_SEGMENT]
         joint_TH = self.patch_embeddings(text_NH, pairs, segment_H, seed)
         return self.encoder(joint_TH, Packing(pairs.cu_seqlens_S1, pairs.max_seqlen, seed))
+
+    def vectors(self, sequences: PackedPairs) -> torch.Tensor:
+        """What retrieval compares: (S, H) float32 of length 1, the mean of the last hidden states of each sequence's
+        tokens and patches, L2-normalised. A sequence is a text, patches, or both (`data.packing.pack_unmasked`).
+
+        Mean pooling beat [CLS] in product search, and the length is taken out in training as in serving.
+        """
+        return mean_vectors(self.encode(sequences), sequences.cu_seqlens_S1)
+
+    @property
+    def query_segment(self) -> int:
+        """The segment of a query's tokens: its own, or that of titles in a model that has two."""
+        return QUERY_SEGMENT if self.config.type_vocab_size > QUERY_SEGMENT else TEXT_SEGMENT
 
     def _seed(self, device: torch.device) -> torch.Tensor | None:
         """What this forward's dropout is drawn from; None where nothing drops."""
@@ -167,9 +188,19 @@ class FashionBert(nn.Module):
         """
         segment_H = self.text_embeddings.segment.weight[IMAGE_SEGMENT]
         images_IPH = self.patch_embeddings.images(pairs.features_IPD, segment_H)
-        text_NH = self.text_embeddings(pairs.input_id_N, pairs.position_N)
+        text_NH = self.text_embeddings(pairs.input_id_N, pairs.position_N, pairs.segment_N)
         joint_TH = images_IPH.new_empty(pairs.rows, images_IPH.shape[2])
         joint_TH[pairs.text_row_N] = text_NH.to(joint_TH.dtype)  # which is autocast's, where that is on
         patch_P = torch.arange(images_IPH.shape[1], device=text_NH.device)
         joint_TH[pairs.patch_row_B[:, None] + patch_P] = images_IPH[pairs.image_index_B]
         return self.encoder.forward_cls(joint_TH, Packing(pairs.cu_seqlens_S1, pairs.max_seqlen))
+
+
+def mean_vectors(hidden_TH: torch.Tensor, cu_seqlens_S1: torch.Tensor) -> torch.Tensor:
+    """(S, H) float32 of length 1: the mean of each sequence's rows, normalised. Reads no tensor on the host."""
+    S = len(cu_seqlens_S1) - 1
+    row_T = torch.arange(len(hidden_TH), device=hidden_TH.device, dtype=cu_seqlens_S1.dtype)
+    sequence_T = torch.bucketize(row_T, cu_seqlens_S1[1:], right=True)  # S: the fill
+    sums_SH = hidden_TH.new_zeros(S + 1, hidden_TH.shape[1], dtype=torch.float32)
+    sums_SH = sums_SH.index_add(0, sequence_T, hidden_TH.float())[:S]
+    return F.normalize(sums_SH, dim=1)  # which a division by the length would not change

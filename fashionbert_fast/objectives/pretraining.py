@@ -16,6 +16,7 @@ from fashionbert_fast.data.batch import Batch, PackedPairs
 from fashionbert_fast.distributed import all_reduce_sum
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.model import checkpoint
+from fashionbert_fast.model.config import TASKS
 from fashionbert_fast.model.fashionbert import FashionBert
 from fashionbert_fast.model.heads import AlignmentHead, MaskedPatchHead, MaskedTokenHead
 from fashionbert_fast.objectives.weighting import TaskWeighter, WeightingReport, global_means
@@ -24,11 +25,14 @@ from fashionbert_fast.objectives.weighting import TaskWeighter, WeightingReport,
 @dataclass
 class FashionBertOutput:
     """``loss``: scalar to run backward on. ``logits_B2``: alignment logits, class 1 = title and image match, detached.
-    ``report``: the task losses and the weights they got."""
+    ``report``: the task losses and the weights they got. ``query_2``: (2,) float32 global means of queries, detached:
+    their loss, and whether each is nearer to its item than to any wrong one; None: the batch has none.
+    """
 
     loss: torch.Tensor
     logits_B2: torch.Tensor
     report: WeightingReport
+    query_2: torch.Tensor | None = None
 
     @property
     def losses_T(self) -> torch.Tensor:
@@ -56,7 +60,8 @@ class FashionBertForPreTraining(FashionBert):
         self.weighter = TaskWeighter(self.config.weighting)
 
     def export_bert(self, path: str | Path) -> None:
-        """Write the core with its MLM head as a checkpoint `transformers.BertModel` / `BertForMaskedLM` load."""
+        """Write the model as a checkpoint that `transformers.BertModel` and `BertForMaskedLM` load, of which they take
+        the core, its pooler and its MLM head, and `from_pretrained` takes all. In the model's dtype."""
         checkpoint.export_bert(self, Path(path))
 
     def alignment_logits(self, pairs: PackedPairs) -> torch.Tensor:
@@ -95,19 +100,24 @@ class FashionBertForPreTraining(FashionBert):
             self.train(was_training)
         return logits_B2.softmax(1)[:, 1]
 
-    def forward(self, batch: Batch, counts_T: torch.Tensor | None = None, micro_batches: int = 1) -> FashionBertOutput:
+    def forward(self, batch: Batch, counts: torch.Tensor | None = None, micro_batches: int = 1) -> FashionBertOutput:
         """Losses of a batch.
 
         Args:
             batch: a masked batch.
-            counts_T: (3,) float32 rows per task over all ranks and micro-batches of the optimizer step; by default
-                those of this one batch over all ranks.
+            counts: float32 rows per task over all ranks and micro-batches of the optimizer step, (3,) or a vector that
+                begins with them (`StepCounts`); by default those of this one batch over all ranks.
             micro_batches: how many micro-batches that step has.
         """
+        return self.task_losses(self.encode(batch.inputs), batch, counts, micro_batches)
+
+    def task_losses(
+        self, hidden_TH: torch.Tensor, batch: Batch, counts: torch.Tensor | None, micro_batches: int
+    ) -> FashionBertOutput:
+        """What `forward` gives, of the last hidden states."""
         inputs, targets, report = batch.inputs, batch.targets, WeightingReport()
-        if counts_T is None:
-            counts_T = all_reduce_sum(targets.counts_T.clone())
-        mlm_MH, cls_BH, mpm_KH = self._head_rows(self.encode(inputs), batch, report)
+        counts_T = all_reduce_sum(targets.counts_T.clone()) if counts is None else counts[: len(TASKS)]
+        mlm_MH, cls_BH, mpm_KH = self._head_rows(hidden_TH, batch, report)
         logits_B2 = self.tia_head(cls_BH).float()
         sums_T = torch.stack(
             [

@@ -15,7 +15,7 @@ import pytest
 
 from fashionbert_fast.catalogue import parquet, product, tables
 from fashionbert_fast.catalogue.product import Problems
-from fashionbert_fast.catalogue.read import MOST_CELL, read_catalogue
+from fashionbert_fast.catalogue.read import read_catalogue
 from fashionbert_fast.errors import InputError
 
 GOOD = [{"id": "1", "title": "Hat"}, {"id": "2", "title": "Cap"}]
@@ -35,9 +35,9 @@ def _read(path: Path) -> tuple[list[str], dict[str, int]]:
     return [product.title for product in products], problems.by_kind()
 
 
-LONG = "x" * (tables.MOST_ROW + 100)
+LONG, CELL = "x" * (tables.MOST_ROW + 100), "x" * (tables.MOST_CELL + 1)
 ROWS = {  # kind of file -> what stands between two good rows, each one bad row
-    "a cell too long": {"csv": f"3,{'x' * (MOST_CELL + 1)}\n", "jsonl": json.dumps({"id": 3, "title": LONG[:200_000]})},
+    "a cell too long": {"csv": f"3,{CELL}\n", "jsonl": json.dumps({"id": 3, "title": LONG[:200_000]})},
     "a row too long": {"csv": f"3,{LONG}\n", "jsonl": json.dumps({"id": "3", "title": LONG})},
     "a row of nothing but commas": {"csv": "," * (tables.MOST_ROW + 5) + "\n", "jsonl": "[" * 5_000_000},
     "more fields than there is a header for": {"csv": "," * 100_000 + "\n", "jsonl": "[" + "1," * 100_000 + "1]"},
@@ -107,7 +107,7 @@ def test_a_text_that_all_rows_share_is_made_once_a_row(shop):
         try:
             assert len(read_catalogue(path, problems=problems)) == 2
         except InputError:
-            assert length > MOST_CELL
+            assert length > tables.MOST_CELL
         assert problems.by_kind() == kinds
 
 

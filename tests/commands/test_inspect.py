@@ -60,6 +60,7 @@ def twins(tmp_path) -> Path:
         title=["Red hat", "red hat", "RED HAT!", *(f"Scarf {i} of wool" for i in range(7))],
         image_hash=["", "", "", "a", "a", "", "", "", "", ""], group=["", "", "", "", "", "g", "g", "", "", "h"],
         split=["train", "train", "validation", "train", "validation", *["train"] * 5],
+        queries=["hat", "hat\nwarm hat", "HAT\nred hat", *[""] * 7],
     )  # fmt: skip
 
 
@@ -72,11 +73,22 @@ def test_figures(twins):
         "products_that_share": {"group": 2, "title": 3, "photo": 2},
         "largest": {"size": 3, "id": "p0", "title": "Red hat"},
     }  # fmt: skip
+    assert report["queries"] == {
+        "train": {"pairs": 3, "queries": 2, "products": 2},
+        "validation": {"pairs": 2, "queries": 2, "products": 1, "also_in_train": 1},
+    }
     assert report["titles"]["words"] == {"min": 2, "median": 4, "mean": pytest.approx(3.4), "p95": 4, "max": 4}
     assert report["titles"]["characters"]["min"] == 7 and report["titles"]["characters"]["max"] == 15
     assert report["categories"] == {"Tops": 10} and report["subcategories"] == 1
     assert report["problems"] == {"empty title": 1} and len(report["content_sha256"]) == 64
     json.dumps(report, allow_nan=False)
+
+
+def test_queries_are_told_split_by_split(twins, tmp_path, capsys):
+    assert main(["inspect", str(twins), "--out", str(tmp_path / "sheet.png")]) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "2 different ones, 1 of them asked of training products too, of 1 products, 2 pairs" in shown
+    assert "2 different ones, of 2 products, 3 pairs" in shown
 
 
 def test_lengths_are_quantiles():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fashionbert_fast.demo.garments import catalogue
+from fashionbert_fast.demo.garments import asking, catalogue
 from fashionbert_fast.demo.garments.catalogue import KINDS, MAX_TITLE_WORDS, garments, photograph, write_catalogue
 from fashionbert_fast.demo.garments.wording import AFTER, BEFORE, COLOUR_WORDS, PATTERN_WORDS
 from fashionbert_fast.errors import InputError
@@ -105,3 +105,32 @@ def test_an_unwritable_folder_is_one_line(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError, match="cannot write the demo catalogue"):
         write_catalogue(tmp_path / "file" / "shop", products=1300)
+
+
+def test_shoppers_ask_for_what_can_be_seen_in_other_words_than_titles():
+    listed = garments(1300, 0)
+    found, by_id = {}, {garment.id: garment for garment in listed}
+    for query, identity in asking.queries(listed, 0):
+        found.setdefault(query, []).append(by_id[identity])
+    assert list(asking.queries(listed, 0)) == list(asking.queries(listed, 0)) != list(asking.queries(listed, 1))
+    assert {g.id for garments in found.values() for g in garments} == set(by_id)  # one begins at each
+    several = [g for g in found.values() if len({garment.row["split"] for garment in g}) == 1 and len(g) > 1]
+    assert len(several) > 300
+    for query, garments_ in found.items():
+        assert len({garment.subcategory for garment in garments_}) == 1 and len(query.split()) <= 12
+        colours = {name for name, words in asking.COLOURS.items() if any(f" {word} " in f" {query} " for word in words)}
+        if len(colours) == 1:  # no word of it is one of another's
+            assert {garment.look.base for garment in garments_} == colours
+    words = [set(query.split()) for query in found]
+    titles = {word for garment in listed for word in garment.title.lower().split()}
+    assert np.mean([bool(one - titles) for one in words]) > 0.8  # something in it that no title says
+
+
+def test_queries_lie_beside_a_catalogue_that_is_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(catalogue, "_jpeg", lambda garment, seed: b"")
+    with_queries, without = (write_catalogue(tmp_path / str(q), products=1300, queries=q) for q in (True, False))
+    assert (with_queries / "styles.csv").read_bytes() == (without / "styles.csv").read_bytes()
+    assert not (without / "queries.csv").exists()
+    with (with_queries / "queries.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["query", "id"] and [tuple(row) for row in rows[1:]] == list(asking.queries(garments(1300, 0), 0))

@@ -117,6 +117,16 @@ def test_a_step_under_deepspeed_reads_nothing_and_adds_few_operators(build_run, 
     assert mode.calls - bare.calls <= 70 * accumulation
 
 
+@pytest.mark.parametrize("method", ["loss", "min_norm"])
+def test_a_step_with_queries_reads_nothing(build_run, asked_path, method):
+    run = build_run(f"data.store={asked_path}", "queries.weight=1", f"weighting.method={method}")
+    micro_batches = run.dataset[0]
+    train_step(run, micro_batches, 1)
+    with HostReads() as mode:
+        report = train_step(run, micro_batches, 2)
+    assert mode.found == [] and report.query_2[0] > 0 and "logsumexp" in mode.seen
+
+
 @pytest.mark.parametrize(
     "reads",
     [

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from bert_directory import TINY, bert_directory
 from conftest import TINY_MODEL, write_store
 from in_process import run_here
 from safetensors.torch import load_file
 
-from fashionbert_fast import FashionBertForPreTraining
+from fashionbert_fast import FashionBertForPreTraining, FashionBertForQueries
 from fashionbert_fast.config import load_config
 from fashionbert_fast.engine.build import build_model, find_tokenizer
 from fashionbert_fast.engine.metrics import read_metrics
@@ -42,6 +43,32 @@ def test_every_weight_is_taken(first, store_path, part):
     assert state.keys() == saved.keys()
     assert all(torch.equal(state[name], saved[name]) for name in saved)
     assert model.training and all(p.dtype == torch.float32 and p.requires_grad for p in model.parameters())
+
+
+def test_a_run_of_two_segments_goes_on_with_queries_without_loss(first, asked_path, tmp_path):
+    """The segment of queries begins as that of titles; three segments are read by whoever reads two."""
+    saved = load_file(resolve_model_dir(first) / "model.safetensors")
+    for model in (_built(first, asked_path, "queries.weight=1"), FashionBertForQueries.from_pretrained(first)):
+        state = model.state_dict()
+        segments = state.pop("text_embeddings.segment.weight")
+        assert torch.equal(segments[:2], saved["text_embeddings.segment.weight"])
+        assert torch.equal(segments[2], segments[0]) and len(segments) == 3
+        assert {"text_embeddings.segment.weight", *state} == saved.keys()
+        assert all(torch.equal(state[name], saved[name]) for name in state)
+    model.save_pretrained(tmp_path / "three")
+    two, three = (FashionBertForPreTraining.from_pretrained(path) for path in (first, tmp_path / "three"))
+    assert (two.query_segment, three.query_segment, three.config.type_vocab_size) == (0, 2, 3)
+    pair = torch.tensor([[2, 17, 3]]), torch.ones(1, 3, dtype=torch.int64), torch.rand(1, 4, 24)
+    assert torch.equal(two.score(*pair), three.score(*pair))
+    again = _built(tmp_path / "three", asked_path, "queries.weight=1").state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_berts_segment_of_queries_is_its_sentence_a(tmp_path):
+    core = bert_directory(tmp_path / "core", **TINY)
+    segments = FashionBertForQueries.from_bert(core, 24, patches=4).text_embeddings.segment.weight
+    theirs = load_file(core / "model.safetensors")["bert.embeddings.token_type_embeddings.weight"]
+    assert torch.equal(segments, theirs[[0, 1, 0]])
 
 
 def test_sizes_are_the_checkpoints_and_rates_the_configurations(first, store_path):

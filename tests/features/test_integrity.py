@@ -20,11 +20,15 @@ from fashionbert_fast.files import seal
 
 COUNT, PATCHES, FEATURES = 40, 4, 3
 UNREAD_ROW = 2  # not among those that opening looks at
+PINNED = "e37c122b1c3b4ef1e73d12dab594805a225794ff6c2a79f5185f8f67ee5e1079"  # of the store that `write` makes
 
 
-def write(out: Path, *, seed: int = 0, title: str = "Hat", folder: str = "photos", split: str = "train") -> Path:
+def write(
+    out: Path, *, seed: int = 0, title: str = "Hat", folder: str = "photos", split: str = "train", queries: str = ""
+) -> Path:
     features_NPD = torch.randn(COUNT, PATCHES, FEATURES, generator=torch.Generator().manual_seed(seed))
-    products = [Product(f"p{i}", f"{title} {i}", "Tops", "Tees", Path(folder, f"{i}.jpg"), split) for i in range(COUNT)]
+    products = [Product(f"p{i}", f"{title} {i}", "Tops", "Tees", Path(folder, f"{i}.jpg"), split, queries=queries)
+                for i in range(COUNT)]  # fmt: skip
     manifest = Manifest(
         grid=2,
         resize={"image_pixels": 16, "patch_pixels": 8, "interpolation": "bilinear"},
@@ -182,9 +186,16 @@ def test_the_hash_of_the_content_is_that_of_what_is_learned_from(pristine, tmp_p
     table = pq.read_table(same / "products.parquet")
     pq.write_table(table, same / "products.parquet", compression="gzip")  # other bytes, the same content
     assert is_found(same, at_opening=True)
-    for changes in ({"seed": 1}, {"title": "Cap"}, {"split": "validation"}):
+    for changes in ({"seed": 1}, {"title": "Cap"}, {"split": "validation"}, {"queries": "hat"}):
         other = write(tmp_path / next(iter(changes)), **changes)
         assert FeatureStore.open(other).manifest.content_sha256 != ours
+
+
+def test_a_store_without_queries_is_what_it_was_before_there_were_any(pristine, tmp_path):
+    assert FeatureStore.open(pristine).manifest.content_sha256 == PINNED
+    assert "queries" not in pq.read_schema(pristine / "products.parquet").names
+    store = FeatureStore.open(write(tmp_path / "asked", queries="warm hat\nhat"))
+    assert store.queries == ["warm hat\nhat"] * COUNT and not store.verify()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e39])

@@ -162,6 +162,24 @@ def test_no_photo_can_be_read(catalogue, tmp_path):
     assert not (tmp_path / "s").exists()
 
 
+def test_queries_of_a_catalogue_and_of_clicks(tmp_path, capsys):
+    """A row that stands in for another has that one's queries."""
+    folder = write_catalogue(tmp_path / "shop", count=3)
+    (folder / "images" / "101.jpg").write_bytes(b"not a photo")
+    table, clicks = folder / "shop.csv", folder / "clicks.csv"
+    table.write_text("id,title,image,query\na,Hat,100.jpg,warm hat\na,Hat,100.jpg,\"hat, warm\"\nb,Cap,101.jpg,cap\n"
+                     "b,Cap again,102.jpg,\n")  # fmt: skip
+    clicks.write_text("query,id\ncap,a\nhat,b\nscarf,c\n")
+    words = ["prepare", str(table), "--out", str(tmp_path / "s"), "--images", str(folder / "images"), "--holdout", "0"]
+    assert main([*words, "--queries", str(clicks), "--json", str(tmp_path / "report.json"), *QUICK_WORDS]) == 0
+    store = FeatureStore.open(tmp_path / "s")
+    assert store.titles == ["Hat", "Cap again"] and store.queries == ["warm hat\nhat, warm\ncap", "cap\nhat"]
+    assert "queries: 5 pairs of a query and a product" in capsys.readouterr().out
+    assert json.loads((tmp_path / "report.json").read_text())["queries"] == 5
+    problems = [json.loads(line) for line in (tmp_path / "s" / "problems.jsonl").read_text().splitlines()]
+    assert (str(clicks), 4, "unknown product") in [(p["file"], p["row"], p["kind"]) for p in problems]
+
+
 def test_twins_are_held_out_together(tmp_path):
     """Rows 0 and 30 share a title, 30 and 2 a photo, 2 and 3 a group: they are one, and wherever they go none leaks."""
     folder = write_catalogue(tmp_path / "shop", count=40)
@@ -272,6 +290,7 @@ def test_a_spreadsheets_export_by_the_command_line(catalogue, tmp_path):
         (["{shop}", "--encoder", "random:x"], "--encoder random:x: write random"),
         (["{shop}", "--column", "title=name"], "no column name for title"),
         (["{shop}", "--delimiter", "::"], "--delimiter '::': must be one character, or tab"),
+        (["{shop}", "--queries", "nowhere.csv"], "nowhere.csv: cannot be read"),
         (["{shop}", "--images", "nowhere"], "nowhere: no such image folder"),
         (["{shop}", "--json", "no/such/file.json"], "no/such/file.json: no directory no/such"),
         (["{shop}", "--out", "{shop}"], "exists and is not a feature store"),

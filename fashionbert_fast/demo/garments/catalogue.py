@@ -19,7 +19,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from fashionbert_fast.demo.garments import drawing, painters
+from fashionbert_fast.demo.garments import asking, drawing, painters
 from fashionbert_fast.demo.garments.drawing import COLOURS, PATTERNS, Look, Sheet
 from fashionbert_fast.demo.garments.wording import (
     AFTER,
@@ -347,11 +347,12 @@ def _jpeg(garment: Garment, seed: int) -> bytes:
     return buffer.getvalue()
 
 
-def write_catalogue(out: Path, *, products: int = 3648, seed: int = 0) -> Path:
+def write_catalogue(out: Path, *, products: int = 3648, seed: int = 0, queries: bool = False) -> Path:
     """Draw a catalogue into `out` in the Kaggle layout: styles.csv, with a `split` column, and images/<id>.jpg.
 
     Every sub-category has VALIDATION_PER_SUBCATEGORY products in the validation split; the others are for training.
-    Returns `out`. Raises InputError when `products` leaves nothing to train on or `out` cannot be written.
+    queries: also what shoppers asked for (`asking`), queries.csv. Returns `out`. Raises InputError when `products`
+    leaves nothing to train on or `out` cannot be written.
     """
     out = Path(out)
     catalogue = garments(products, seed)
@@ -364,6 +365,9 @@ def write_catalogue(out: Path, *, products: int = 3648, seed: int = 0) -> Path:
             writer: csv.DictWriter[str] = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
             writer.writerows(garment.row for garment in catalogue)
+        if queries:
+            with (out / "queries.csv").open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([("query", "id"), *asking.queries(catalogue, seed)])
     except OSError as error:
         raise InputError(f"{out}: cannot write the demo catalogue ({error}); choose a writable folder") from error
     return out
