@@ -42,12 +42,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _table(result: dict[str, Any]):
-    from rich.box import SIMPLE
     from rich.table import Table
 
     caption = f"A: {result['a']}\nB: {result['b']}"
-    shown = Table(title=f"{result['queries']} queries, lists {result['lists'][:12]}", caption=caption, box=SIMPLE)
-    for name in ("", "A", "B", "B - A", "95% interval", "better/worse", "p"):
+    shown = Table(title=f"{result['queries']} queries, lists {result['lists'][:12]}", caption=caption)
+    for name in ("", "A", "B", "B - A [95% interval]", "won/lost", "p"):
         shown.add_column(name, justify="right" if name else "left", no_wrap=True)
     for direction, rows in groupby(result["rows"], key=lambda row: row["direction"]):
         shown.add_section()
@@ -55,9 +54,10 @@ def _table(result: dict[str, Any]):
             shown.add_row(direction.replace("_to_", " -> "), style="dim")
         for row in rows:
             low, high = (100 * end for end in row["interval"])
+            difference = f"{100 * row['difference']:+.1f} \\[{low:.1f}, {high:.1f}]"
+            p = f"{row['p']:.3f}" if row["p"] >= 0.0005 else "<0.001"
             shown.add_row(
-                row["metric"], f"{100 * row['a']:.2f}", f"{100 * row['b']:.2f}", f"{100 * row['difference']:+.2f}",
-                f"{low:+.1f} to {high:+.1f}", f"{row['better']}/{row['worse']}", f"{row['p']:.2g}",
-                style="bold" if row["p"] < 0.05 else None,
+                row["metric"].removesuffix(" accuracy"), f"{100 * row['a']:.2f}", f"{100 * row['b']:.2f}", difference,
+                f"{row['better']}/{row['worse']}", p, style="bold" if row["p"] < 0.05 else None,
             )  # fmt: skip
     return shown

@@ -110,9 +110,10 @@ def run(args: argparse.Namespace) -> int:
     if args.candidates_from is not None and asked:
         raise InputError(f"--{asked[0]}: the lists of {args.candidates_from} have theirs; leave it out")
     drawn = {name: DRAWN[name] if value is None else value for name, value in drawn.items()}
-    if drawn["protocol"] == QUERIES:
-        return _run_queries(args, drawn)
     from fashionbert_fast.distributed import host_ranks, is_main
+
+    if drawn["protocol"] == QUERIES:  # minutes at most: one process does it
+        return _run_queries(args, drawn) if is_main() else 0
     from fashionbert_fast.evaluation import checkpoint
     from fashionbert_fast.evaluation.finetuning import Finetuning
 
@@ -160,12 +161,11 @@ def _write(args: argparse.Namespace, evaluation: Evaluation) -> None:
 
 
 def _run_queries(args: argparse.Namespace, drawn: dict[str, Any]) -> int:
-    lists = ("candidates", "candidates_from", "save_candidates", "scores", "gallery")
-    given = [name for name in lists if getattr(args, name) is not None]
-    given += ["grouping"] if args.grouping != "correct" else []
-    if given:
-        name = given[0].replace("_", "-")
-        raise InputError(f"--{name}: is of lists of candidates, which protocol 'queries' has not; leave it out")
+    if args.grouping != "correct":
+        raise InputError(f"--grouping {args.grouping}: exists only under protocol 'fashionbert'; leave it out")
+    for name in ("candidates", "save_candidates", "scores", "gallery", "recognition"):
+        if getattr(args, name) is not None:
+            raise InputError(f"--{name.replace('_', '-')}: goes with protocols that rank pairs; leave it out")
     from rich.console import Console
 
     from fashionbert_fast.evaluation import queries

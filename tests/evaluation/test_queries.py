@@ -120,8 +120,7 @@ def test_the_command(run, asked_path, store_path, tmp_path):
         (["--data", str(store_path)], f"{store_path}: no product of split 'validation' has a query; prepare it with"),
         (["--data", str(asked_path), "--split", "test"], "split 'test' has no products"),
         (["--data", str(asked_path), "--queries", "0"], "queries: 0 is not a number of queries"),
-        (["--data", str(asked_path), "--grouping", "released-faulty"], "--grouping: is of lists of candidates"),
-            (["--data", str(asked_path), "--scores", str(tmp_path / "s.parquet")], "--scores: is of lists of candidates"),
+        (["--data", str(asked_path), "--grouping", "released-faulty"], "--grouping released-faulty: exists only under"),
     ):
         done = fashionbert(*words, *more)
         assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
