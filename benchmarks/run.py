@@ -16,6 +16,8 @@ EPILOG = """examples:
   fashionbert bench step --json step.json --store stores/shop    # whole steps beside Hugging Face's, compiled and not
   fashionbert bench step --only b ladder                         # one peer, and each of our techniques off in turn
   fashionbert bench save --json save.json                        # how long training waits for a checkpoint
+  fashionbert bench search --json search.json                    # a query's time over 5,000 products, an index's recall
+  fashionbert bench search --index indices/shop                  # of your own index, by its own model
   fashionbert bench solve --json solve.json
 
 Results are checked for equality before anything is timed; ratios are medians over alternating pairs. With --json a
@@ -25,6 +27,7 @@ SUITES = {
     "ops": (*(f"bench_{operator.name}" for operator in OPERATORS), "bench_weighted_step"),
     "step": ("bench_step",),
     "save": ("bench_save",),
+    "search": ("bench_search",),
     "solve": ("bench_adaptive_loss", "bench_min_norm_weights", "bench_task_gradients", "bench_weighted_step"),
 }
 
@@ -51,6 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     step.add_argument(
         "--store", type=Path, metavar="DIR", help="a feature store: measure on its titles' lengths as well"
     )
+    search = parser.add_argument_group("search")
+    search.add_argument("--index", type=Path, metavar="INDEX", help="ask this index, of `fashionbert index`")
 
 
 def _picture(json_path: Path) -> Path:
@@ -128,7 +133,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         check_writable(args.json)
         check_writable(_picture(args.json))
-    options = {"size": args.size, "store": args.store} if args.suite == "step" else {}
+    own = {"step": {"size": args.size, "store": args.store}, "search": {"index": args.index}}
+    options = own.get(args.suite, {})
     measurements = parts(args.suite, args.quick, args.only, **options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":

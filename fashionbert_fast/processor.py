@@ -159,11 +159,12 @@ class FashionBertProcessor:
             titles, truncation=True, max_length=self.max_text_tokens, padding=True, padding_side="right",
             split_special_tokens=True, return_token_type_ids=False, return_attention_mask=True, return_tensors="pt",
         )  # fmt: skip
-        encoded["patch_features"] = self._patch_features(pictures)
+        encoded["patch_features"] = self.patch_features(pictures)
         return encoded
 
-    def _patch_features(self, pictures: list) -> torch.Tensor:
-        """(B, P, D), of each distinct photo encoded once and of the features that were given."""
+    def patch_features(self, pictures: Sequence[Photo | torch.Tensor]) -> torch.Tensor:
+        """(B, P, D) in the dtype of the model's store, of each distinct photo encoded once and of the features that
+        were given; raises what calling the processor does."""
         photos: dict[str | int, tuple[int, Photo]] = {}  # each distinct one, with where it first stands
         for b, picture in enumerate(pictures):
             if not torch.is_tensor(picture):

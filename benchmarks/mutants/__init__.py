@@ -10,10 +10,10 @@ docs/testing.md says how to add one.
 
 from __future__ import annotations
 
-from benchmarks.mutants import csrc, data, engine, evaluation, kernels, model, settings
+from benchmarks.mutants import csrc, data, engine, evaluation, export, kernels, model, settings
 from benchmarks.mutants.mutant import Mutant
 
 MUTANTS: tuple[Mutant, ...] = (
     *csrc.MUTANTS, *kernels.MUTANTS, *data.MUTANTS, *model.MUTANTS, *engine.MUTANTS, *evaluation.MUTANTS,
-    *settings.MUTANTS,
+    *export.MUTANTS, *settings.MUTANTS,
 )  # fmt: skip

@@ -230,8 +230,8 @@ MUTANTS = (
     Mutant(
         "export-without-the-decoders-bias",
         MODEL + "checkpoint.py",
-        '    names["mlm_head.bias"] = ["cls.predictions.bias"]\n',
-        "",
+        'return ["cls.predictions.bias"]',
+        'return ["cls.bias"]',
         BERT,
     ),
     Mutant(

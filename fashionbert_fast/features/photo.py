@@ -6,8 +6,10 @@ Shapes: S pixels of a side.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -39,6 +41,23 @@ def read_image(path: Path | BinaryIO, side: int, *, most_pixels: int = MOST_PIXE
         ValueError: the scale of its values cannot be told. Whatever Pillow raises on a file that is none of `FORMATS`
             or is cut short.
     """
+    with opened(path, side, most_pixels) as image:
+        return square_image(image, side)
+
+
+def thumbnail(path: Path, side: int) -> bytes:
+    """The photo as a JPEG of at most ``side`` pixels, in its own proportions; raises what `read_image` does."""
+    with opened(path, side, MOST_PIXELS) as image:
+        small, file = upright_rgb(image), io.BytesIO()
+        small.thumbnail((side, side), Image.Resampling.BILINEAR)
+    small.save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+@contextlib.contextmanager
+def opened(path: Path | BinaryIO, side: int, most_pixels: int) -> Iterator[Image.Image]:
+    """The photo, to be decoded in the block, by then known to ask for no more than it may; raises what `read_image`
+    does. One much larger than ``side`` may come smaller."""
     _check_bytes(path)
     try:
         image = Image.open(path, formats=FORMATS)
@@ -55,7 +74,7 @@ def read_image(path: Path | BinaryIO, side: int, *, most_pixels: int = MOST_PIXE
             image.draft("RGB", (side, side))  # one much larger than needed is decoded at 1/2, 1/4 or 1/8
         large = image.width * image.height >= LARGE
         with _one_large if large else contextlib.nullcontext():
-            return square_image(image, side)
+            yield image
 
 
 def _check_bytes(path: Path | BinaryIO) -> None:
@@ -81,13 +100,17 @@ def _check_scans(image: Image.Image) -> None:
 
 def square_image(image: Image.Image, side: int) -> np.ndarray:
     """`read_image` of an image that is open already, at the size it has."""
+    return np.asarray(upright_rgb(image).resize((side, side), Image.Resampling.BILINEAR))
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Upright by its EXIF, of 8 bits, on white where it is transparent."""
     upright = ImageOps.exif_transpose(image)
     if upright.mode in ("F", "I") or upright.mode.startswith("I;16"):
         upright = _eight_bits(upright)
     if upright.has_transparency_data:
         upright = _on_white(upright)
-    square = upright.convert("RGB").resize((side, side), Image.Resampling.BILINEAR)
-    return np.asarray(square)
+    return upright.convert("RGB")
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -1,4 +1,5 @@
-"""Model directories: ours (config.json + model.safetensors) and Hugging Face BERT checkpoints, both ways.
+"""Model directories: ours (config.json + model.safetensors), Hugging Face BERT checkpoints, and what is exported, which
+is both at once: a BERT's names and fields, and beside them what no BERT has.
 
 Weights are safetensors only; a pickle is refused with the remedy. Inside, query, key and value are one matrix (one
 product a layer); reading and exporting joins and splits them, which changes no bit.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -16,7 +18,7 @@ from safetensors.torch import save_file
 
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.files import read_json, write_json, written_whole
-from fashionbert_fast.model.config import FashionBertConfig
+from fashionbert_fast.model.config import OWN, FashionBertConfig
 from fashionbert_fast.model.embeddings import QUERY_SEGMENT
 from fashionbert_fast.model.tensors import WEIGHTS, Shapes, check_sizes, load_safetensors, tensor_shapes
 from fashionbert_fast.run_directory import resolve_model_dir
@@ -156,44 +158,63 @@ def _copy_core(model, theirs: dict[str, torch.Tensor], directory: Path) -> None:
             target[QUERY_SEGMENT:].copy_(value[:1].expand_as(target[QUERY_SEGMENT:]))
 
 
+def exported_names(ours: str) -> list[str]:
+    """The tensors of an exported directory that our tensor of that name is the concatenation of."""
+    module, _, kind = ours.rpartition(".")
+    if ours == "mlm_head.bias":
+        return ["cls.predictions.bias"]
+    if module in HEAD_NAMES:
+        return [f"{HEAD_NAMES[module]}.{kind}"]
+    if module in CORE_NAMES:
+        return [f"bert.{CORE_NAMES[module]}.{kind}"]
+    if layer := re.fullmatch(r"encoder\.layers\.(\d+)\.(\w+)", module):
+        number, part = layer.groups()
+        theirs = QKV_NAMES if part == "qkv" else (LAYER_NAMES[part],)
+        return [f"bert.encoder.layer.{number}.{name}.{kind}" for name in theirs]
+    return [f"{OWN}.{ours}"]
+
+
 def bert_names(model) -> dict[str, list[str]]:
     """Each of our core's parameters with the Hugging Face tensors it is the concatenation of."""
-    modules = dict(CORE_NAMES)
-    for i in range(model.config.num_hidden_layers):
-        for ours, theirs in LAYER_NAMES.items():
-            modules[f"encoder.layers.{i}.{ours}"] = f"encoder.layer.{i}.{theirs}"
-    names: dict[str, list[str]] = {}
-    parameters = dict(model.named_parameters())
-    for ours, theirs in (modules | HEAD_NAMES).items():
-        for kind in ("weight", "bias"):
-            if f"{ours}.{kind}" in parameters:
-                names[f"{ours}.{kind}"] = [f"{theirs}.{kind}"]
-    for i in range(model.config.num_hidden_layers):
-        for kind in ("weight", "bias"):
-            names[f"encoder.layers.{i}.qkv.{kind}"] = [f"encoder.layer.{i}.{name}.{kind}" for name in QKV_NAMES]
-    names["mlm_head.bias"] = ["cls.predictions.bias"]
-    return names
+    names = {ours: exported_names(ours) for ours, _ in model.named_parameters()}
+    return {
+        ours: [name.removeprefix("bert.") for name in theirs]
+        for ours, theirs in names.items()
+        if not theirs[0].startswith(OWN)
+    }
 
 
 def export_bert(model, path: Path) -> None:
-    """See `FashionBertForPreTraining.export_bert`. In the model's dtype, pooler and MLM head included."""
+    """See `FashionBertForPreTraining.export_bert`."""
+    _write(path, *exported(model))
+
+
+def exported(model) -> tuple[dict[str, torch.Tensor], str]:
+    """The tensors, in the model's dtype, and the config.json of an exported directory."""
     tensors = {}
-    for ours, theirs in bert_names(model).items():
-        parts = model.get_parameter(ours).detach().cpu().chunk(len(theirs))
-        for name, part in zip(theirs, parts, strict=True):
-            tensors[name if name.startswith("cls.") else f"bert.{name}"] = part.clone()
-    config = {name: getattr(model.config, name) for name in CORE_FIELDS}
-    config |= {"model_type": "bert", "architectures": ["BertForMaskedLM"], "tie_word_embeddings": True}
-    _write(path, tensors, json.dumps(config, indent=2) + "\n")
+    for ours, tensor in model.state_dict().items():
+        theirs = exported_names(ours)
+        for name, part in zip(theirs, tensor.cpu().chunk(len(theirs)), strict=True):
+            tensors[name] = part.clone()
+    fields = json.loads(model.config.to_json())
+    core = {name: fields.pop(name) for name in CORE_FIELDS}
+    del fields["model_type"]
+    core |= {"model_type": "bert", "architectures": ["BertForMaskedLM"], "tie_word_embeddings": True, OWN: fields}
+    return tensors, json.dumps(core, indent=2) + "\n"
 
 
 def _write(path: Path, tensors: dict[str, torch.Tensor], config: str) -> None:
     try:
         with written_whole(path) as folder:
-            save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
-            (folder / "config.json").write_text(config)
+            write_files(folder, tensors, config)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another directory") from error
+
+
+def write_files(folder: Path, tensors: dict[str, torch.Tensor], config: str) -> None:
+    """model.safetensors and config.json into a folder that is written whole. OSError where they cannot be written."""
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / "config.json").write_text(config)
 
 
 def save_model(model, path: Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
@@ -205,16 +226,28 @@ def save_model(model, path: Path, state_dict: dict[str, torch.Tensor] | None = N
 
 
 def is_own_model(directory: Path) -> bool:
-    """True for a model directory that `save_model` wrote, as against a Hugging Face BERT."""
+    """True for a whole model's directory, saved or exported, as against a Hugging Face BERT."""
     path = directory / "config.json"
-    return path.exists() and read_json(path).get("model_type") == "fashionbert"
+    return path.exists() and (read_json(path).get("model_type") == "fashionbert" or _is_exported(directory))
+
+
+def _is_exported(directory: Path) -> bool:
+    return OWN in read_json(directory / "config.json")
+
+
+def _check_sizes_of_ours(config: FashionBertConfig, directory: Path) -> None:
+    """`check_sizes` of a whole model's directory, saved or exported."""
+    sizes = _sizes_of_ours(config)
+    if _is_exported(directory):
+        sizes = {exported_names(name)[0]: shape for name, shape in sizes.items()}  # none is of several
+    check_sizes(config, tensor_shapes(directory), sizes, directory)
 
 
 def load_model(cls, path: Path):
     """See `FashionBert.from_pretrained`."""
     path = resolve_model_dir(path)
     config = FashionBertConfig.from_json(path / "config.json")
-    check_sizes(config, tensor_shapes(path), _sizes_of_ours(config), path)
+    _check_sizes_of_ours(config, path)
     state = load_safetensors(path)
     model = cls(_with_segments(cls, config))
     dtypes = {tensor.dtype for tensor in state.values() if tensor.is_floating_point()}
@@ -229,7 +262,7 @@ def warm_model(cls, path: Path, *, layers: int | None = None, **overrides):
     kept = config.num_hidden_layers if layers is None else layers
     if kept > config.num_hidden_layers:
         raise InputError(f"model.layers {kept}: {path} has {config.num_hidden_layers}; ask for as many or fewer")
-    check_sizes(config, tensor_shapes(path), _sizes_of_ours(config), path)
+    _check_sizes_of_ours(config, path)
     model = cls(dataclasses.replace(_with_segments(cls, config), num_hidden_layers=kept, **overrides))
     cut = tuple(f"encoder.layers.{i}." for i in range(kept, config.num_hidden_layers))
     state = {name: tensor for name, tensor in load_safetensors(path).items() if not name.startswith(cut)}
@@ -241,6 +274,13 @@ def _with_segments(cls, config: FashionBertConfig) -> FashionBertConfig:
     return dataclasses.replace(config, type_vocab_size=max(cls.segments, config.type_vocab_size))
 
 
+def _joined(model, exported: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of an export's tensors those that ``model`` has, by its own names."""
+    names = {ours: exported_names(ours) for ours in model.state_dict()}
+    whole = {ours: theirs for ours, theirs in names.items() if exported.keys() >= set(theirs)}
+    return {ours: torch.cat([exported[name] for name in theirs]) for ours, theirs in whole.items()}
+
+
 def _is_head(name: str) -> bool:
     return name.split(".")[0].endswith("_head")
 
@@ -250,12 +290,14 @@ def _filled(model, state: dict[str, torch.Tensor], path: Path):
 
     Segments that ``state`` has not begin as that of titles: a query is a text.
     """
-    segment_KH = state["text_embeddings.segment.weight"]
-    more = model.config.type_vocab_size - len(segment_KH)
-    state |= {"text_embeddings.segment.weight": torch.cat([segment_KH, segment_KH[:1].expand(max(0, more), -1)])}
-    state = {name: tensor for name, tensor in state.items() if not _is_head(name) or hasattr(model, name.split(".")[0])}
+    if _is_exported(path):
+        state = _joined(model, state)
+    held = {name: tensor for name, tensor in state.items() if not _is_head(name) or hasattr(model, name.split(".")[0])}
+    segment_KH = held["text_embeddings.segment.weight"]
+    more = max(0, model.config.type_vocab_size - len(segment_KH))
+    held["text_embeddings.segment.weight"] = torch.cat([segment_KH, segment_KH[:1].expand(more, -1)])
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(held)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path / 'model.safetensors'}: does not fit config.json ({reason})") from error

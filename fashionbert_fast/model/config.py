@@ -16,6 +16,7 @@ METHODS = ("loss", "gradient", "min_norm", "fixed")
 LAYER_NORMS = ("fused", "apex")
 MOST, MOST_LAYERS = 2**24, 1000  # of any other size, which no model comes near: products of two stay integers of torch
 NORMALISATIONS = ("none", "norm", "loss")
+OWN = "fashionbert"  # of an exported directory, which is a BERT's: the section of config.json that no BERT has
 
 
 @dataclass
@@ -142,9 +143,13 @@ class FashionBertConfig:
 
     @classmethod
     def from_json(cls, path: Path) -> FashionBertConfig:
-        """Read config.json; InputError naming the file where it is not one of ours."""
+        """Read config.json, of `save_pretrained` or of an export; InputError naming the file where it is neither."""
         raw = read_json(path, "give a directory save_pretrained wrote")
-        if raw.pop("model_type", None) != "fashionbert":
+        kind, own = raw.pop("model_type", None), raw.pop(OWN, None)
+        if kind == "bert" and isinstance(own, dict):
+            known = {field.name for field in dataclasses.fields(cls)}
+            raw = {name: value for name, value in raw.items() if name in known} | own
+        elif kind != "fashionbert":
             raise InputError(f"{path}: model_type is not fashionbert; give a directory save_pretrained wrote")
         try:
             return cls(**raw)

@@ -60,7 +60,8 @@ class FashionBertForPreTraining(FashionBert):
         self.weighter = TaskWeighter(self.config.weighting)
 
     def export_bert(self, path: str | Path) -> None:
-        """Write the core with its MLM head as a checkpoint `transformers.BertModel` / `BertForMaskedLM` load."""
+        """Write the model as a checkpoint that `transformers.BertModel` and `BertForMaskedLM` load, of which they take
+        the core, its pooler and its MLM head, and `from_pretrained` takes all. In the model's dtype."""
         checkpoint.export_bert(self, Path(path))
 
     def alignment_logits(self, pairs: PackedPairs) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""A trained model for other programs: a Hugging Face directory with its card, and ONNX graphs."""
