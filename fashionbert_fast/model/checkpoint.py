@@ -47,6 +47,7 @@ LAYER_NAMES = {
     "feed_forward_norm": "output.LayerNorm",
 }
 QKV_NAMES = ("attention.self.query", "attention.self.key", "attention.self.value")
+SEGMENTS = "text_embeddings.segment.weight"  # ours: of texts, images and, where there are three, queries
 HEAD_NAMES = {  # outside the core: cls.predictions of BertForPreTraining and BertForMaskedLM
     "mlm_head.dense": "cls.predictions.transform.dense",
     "mlm_head.norm": "cls.predictions.transform.LayerNorm",
@@ -290,14 +291,12 @@ def _filled(model, state: dict[str, torch.Tensor], path: Path):
 
     Segments that ``state`` has not begin as that of titles: a query is a text.
     """
-    if _is_exported(path):
-        state = _joined(model, state)
-    held = {name: tensor for name, tensor in state.items() if not _is_head(name) or hasattr(model, name.split(".")[0])}
-    segment_KH = held["text_embeddings.segment.weight"]
-    more = max(0, model.config.type_vocab_size - len(segment_KH))
-    held["text_embeddings.segment.weight"] = torch.cat([segment_KH, segment_KH[:1].expand(more, -1)])
     try:
-        model.load_state_dict(held)
+        ours = _joined(model, state) if _is_exported(path) else state
+        held = {name: part for name, part in ours.items() if not _is_head(name) or hasattr(model, name.split(".")[0])}
+        segment_KH = held[SEGMENTS]
+        more = max(0, model.config.type_vocab_size - len(segment_KH))
+        model.load_state_dict(held | {SEGMENTS: torch.cat([segment_KH, segment_KH[:1].expand(more, -1)])})
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path / 'model.safetensors'}: does not fit config.json ({reason})") from error
