@@ -18,6 +18,7 @@ COMMANDS = {
     "inspect": ("fashionbert_fast.commands.inspect", "what is in a feature store, and whether it is whole"),
     "pretrain": ("fashionbert_fast.commands.pretrain", "pre-train under DeepSpeed, in one process or many"),
     "evaluate": ("fashionbert_fast.commands.evaluate", "rank titles and images of a held-out set"),
+    "compare": ("fashionbert_fast.commands.compare", "two evaluations on the same queries: which model is better"),
     "embed": ("fashionbert_fast.commands.embed", "vectors of a store's titles, photos or both"),
     "index": ("fashionbert_fast.commands.index", "an index of vectors, or points in Qdrant"),
     "search": ("fashionbert_fast.commands.search", "products for words or a photo, as a table and a picture sheet"),

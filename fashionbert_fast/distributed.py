@@ -135,6 +135,23 @@ def init_distributed() -> torch.device:
     return device
 
 
+@contextlib.contextmanager
+def host_ranks() -> Iterator[None]:
+    """While in the block, a process group of the hosts alone (gloo), where a launcher has started several processes:
+    for work that is dealt out and gathered, without an engine."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    # A day: the gathering waits for the slowest. That a process has died is noticed at once, whatever this is.
+    patience = timedelta(days=1)
+    dist.init_process_group("gloo", store=_store_of_this_attempt(), rank=rank, world_size=ranks, timeout=patience)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
 def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()
@@ -171,9 +188,11 @@ def shutdown() -> None:
 
 
 def pick_device(name: str | torch.device | None) -> torch.device:
-    """The device of that name; None: a GPU where there is one. InputError where it does not exist."""
+    """The device of that name; None: a GPU where there is one, under a launcher this process's own. InputError where it
+    does not exist."""
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
     try:
         torch.zeros(1, device=name).item()
     except (RuntimeError, AssertionError) as error:

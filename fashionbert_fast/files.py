@@ -43,18 +43,27 @@ def write_json(path: str | Path, value: object) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write ``text`` through a temporary sibling; InputError naming the file where it cannot be written."""
+    """Write ``text`` to the file ``path``, whole or not at all; InputError naming it where it cannot be written."""
+    with written_file(path) as partial:
+        partial.write_text(text)
+
+
+@contextlib.contextmanager
+def written_file(path: str | Path) -> Iterator[Path]:
+    """A sibling to write to, which is the file ``path`` when the block ends, and gone where that raises. InputError
+    naming the file where it cannot be written."""
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text)
+        yield partial
         fsync(partial)
         os.replace(partial, path)
         fsync(path.parent)
     except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another file") from error
+    finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another file") from error
 
 
 def fsync(path: Path) -> None:
@@ -169,9 +178,9 @@ def check_file(path: str | Path, remedy: str, most: int = MOST_BYTES) -> None:
         raise InputError(f"{path}: cannot be read ({status.st_size:,} bytes are more than {most:,}); {remedy}")
 
 
-def read_json(path: Path, remedy: str = "fetch it again") -> dict[str, Any]:
+def read_json(path: Path, remedy: str = "fetch it again", most: int = MOST_BYTES) -> dict[str, Any]:
     """The object that the JSON at ``path`` is; InputError naming the file where it cannot be read or is another."""
-    check_file(path, remedy)
+    check_file(path, remedy, most)
     try:
         text = path.read_text(encoding="utf-8")
         if (parts := text.count("[") + text.count("{")) > MOST_PARTS:

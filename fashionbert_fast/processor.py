@@ -146,7 +146,7 @@ class FashionBertProcessor:
             raise InputError(f"return_tensors {return_tensors!r}: the model takes PyTorch tensors; leave it at 'pt'")
         titles = [text] if isinstance(text, str) else list(text)
         is_one = isinstance(images, (str, Path, Image.Image)) or (torch.is_tensor(images) and images.dim() == 2)
-        pictures = [images] if is_one else list(images)  # pyright: ignore[reportArgumentType]  # is_one says so
+        pictures: list = [images] if is_one else list(images)  # pyright: ignore[reportArgumentType]  # is_one says so
         if not titles:
             raise InputError("text is empty; give at least one title")
         for b, title in enumerate(titles):

@@ -41,8 +41,8 @@ MUTANTS = (
     Mutant(
         "photos-as-bgr",
         "fashionbert_fast/features/photo.py",
-        "return np.asarray(square)",
-        "return np.asarray(square)[..., ::-1].copy()",
+        "Image.Resampling.BILINEAR))",
+        "Image.Resampling.BILINEAR))[..., ::-1].copy()",
         PHOTO,
     ),
     Mutant(

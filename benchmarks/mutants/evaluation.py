@@ -85,8 +85,8 @@ MUTANTS = (
     Mutant(
         "probe-measured-on-what-it-was-fitted-on",
         EVALUATION + "recognition.py",
-        "measured_E = np.setdiff1d(rows_E, training_T)",
-        "measured_E = rows_E",
+        "return training_T, np.setdiff1d(rows_E, training_T)",
+        "return training_T, rows_E",
         ("tests/evaluation/test_recognition.py",),
     ),
     Mutant(
@@ -183,8 +183,8 @@ MUTANTS = (
     Mutant(
         "leaks-of-the-evaluated-split-are-not-told",
         "fashionbert_fast/evaluation/checkpoint.py",
-        'result["leaks"] = leaks(store)[split]',
-        'result["leaks"] = {kind: 0 for kind in leaks(store)[split]}',
+        'result["leaks"] = found[drawn.split]',
+        'result["leaks"] = dict.fromkeys(found[drawn.split], 0)',
         MODEL,
     ),
     Mutant(
@@ -193,5 +193,54 @@ MUTANTS = (
         "[(1 - LEVEL) / 2, (1 + LEVEL) / 2]",
         "[1 - LEVEL, LEVEL]",
         ("tests/evaluation/test_intervals.py",),
+    ),
+    Mutant(
+        "a-list-of-rows-and-not-of-products",
+        EVALUATION + "lists.py",
+        "rows_N = np.array([row_of[id_] for id_ in place_of], dtype=np.int64)",
+        "rows_N = np.array(sorted(row_of[id_] for id_ in place_of), dtype=np.int64)",
+        ("tests/evaluation/test_lists.py",),
+    ),
+    Mutant(
+        "runs-on-other-lists-are-compared",
+        EVALUATION + "comparison.py",
+        "if (a.lists, a.queries) != (b.lists, b.queries):",
+        "if a.queries != b.queries:",
+        ("tests/evaluation/test_compare.py",),
+    ),
+    Mutant(
+        "one-sided",
+        EVALUATION + "comparison.py",
+        "return min(1.0, 2 * sum(",
+        "return min(1.0, sum(",
+        ("tests/evaluation/test_compare.py",),
+    ),
+    Mutant(
+        "parts-of-other-weights-are-used",
+        EVALUATION + "checkpoint.py",
+        "{path.name: sha256(path) for path in sorted(model_dir.iterdir()) if path.is_file()}",
+        "model_dir.name",
+        ("tests/evaluation/test_parts.py",),
+    ),
+    Mutant(
+        "parts-of-other-lists-are-used",
+        EVALUATION + "scorer.py",
+        "key = what.encode() + text.tobytes() + image.tobytes()",
+        "key = what.encode()",
+        ("tests/evaluation/test_parts.py",),
+    ),
+    Mutant(
+        "the-epoch-is-chosen-by-the-measured-rows",
+        EVALUATION + "finetuning.py",
+        "epoch, share = _train(tuned, products, train, chosen_by, how, generator)",
+        "epoch, share = _train(tuned, products, train, measured, how, generator)",
+        ("tests/evaluation/test_finetuning.py",),
+    ),
+    Mutant(
+        "a-title-is-a-tag",
+        EVALUATION + "gallery.py",
+        "words = photos.tag(candidate) if by_title else html.escape(store.titles[candidate])",
+        "words = photos.tag(candidate) if by_title else store.titles[candidate]",
+        ("tests/evaluation/test_gallery.py",),
     ),
 )

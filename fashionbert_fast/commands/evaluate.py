@@ -4,20 +4,34 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.evaluation.protocols import DEFAULT_CANDIDATES, DEFAULT_QUERIES, GROUPINGS, PROTOCOLS
 from fashionbert_fast.evaluation.ranking import RELEASED_BATCH_SIZE
+from fashionbert_fast.evaluation.recognition import METHODS
 from fashionbert_fast.files import check_writable, write_json
+
+if TYPE_CHECKING:
+    from fashionbert_fast.evaluation.checkpoint import Evaluation
 
 QUERIES = "queries"  # the protocol of evaluation/queries.py
 SPLITS = ("validation", "test", "train", "all")
+# What draws the candidate lists, unless they are read from a file. Not argparse's defaults, which hide what was asked.
+DRAWN = {"split": "validation", "protocol": "fashionbert", "queries": None, "candidates": DEFAULT_CANDIDATES, "seed": 0}
 EXAMPLES = """examples:
   fashionbert evaluate --checkpoint runs/first --data stores/shop --protocol fashionbert --json evaluation.json
   fashionbert evaluate --checkpoint runs/first --data stores/shop --protocol full --json full.json
   fashionbert evaluate --checkpoint runs/first --data stores/shop --grouping released-faulty --json as_published.json
   fashionbert evaluate --checkpoint runs/queries --data stores/shop --protocol queries --json queries.json
-"""
+  torchrun --nproc-per-node 8 -m fashionbert_fast evaluate --checkpoint runs/first --data stores/shop --protocol full
+
+two models on the same lists, and which is better:
+  fashionbert evaluate --checkpoint runs/a --data stores/shop --save-candidates lists.json --scores a.parquet
+  fashionbert evaluate --checkpoint runs/b --data stores/shop --candidates-from lists.json --scores b.parquet
+  fashionbert compare a.parquet b.parquet
+
+An evaluation that writes a file can be interrupted: the same command goes on from what was scored."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,21 +51,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--protocol",
         choices=(*PROTOCOLS, QUERIES),
-        default="fashionbert",
         help="candidates: 101 of a sub-category, or every product; queries: vectors of what shoppers asked for against "
-        "those of every product (default: %(default)s)",
+        "those of every product (default: fashionbert)",
     )
     add("--json", type=Path, metavar="FILE", help="write the figures here (default: only the table)")
-    add("--split", choices=SPLITS, default="validation", help="rows to evaluate (default: %(default)s)")
+    add("--split", choices=SPLITS, help="rows to evaluate (default: validation)")
     add("--queries", type=int, metavar="N", help=f"queries (default: {DEFAULT_QUERIES} for fashionbert, else all)")
     add(
         "--candidates",
         type=int,
         metavar="C",
-        default=DEFAULT_CANDIDATES,
-        help="candidates of a query, fashionbert only (default: %(default)s)",
+        help=f"candidates of a query, fashionbert only (default: {DEFAULT_CANDIDATES})",
     )
-    add("--seed", type=int, default=0, help="draws queries, candidates and negatives (default: %(default)s)")
+    add("--seed", type=int, help="draws queries, candidates and negatives (default: 0)")
+    # fmt: off
+    add("--save-candidates", type=Path, metavar="FILE", help="write the lists here, for other models and stores (JSON)")
+    add("--candidates-from", type=Path, metavar="FILE",
+        help="lists that were saved, in place of --protocol, --split, --queries, --candidates and --seed")
+    add("--scores", type=Path, metavar="FILE",
+        help="write the rank and score of every query here (Parquet), for `fashionbert compare`")
+    add("--gallery", type=Path, metavar="FILE", help="write queries and what was found for them as one HTML page")
+    add("--gallery-queries", type=int, metavar="N", default=30, help="of each direction on it (default: %(default)s)")
+    add("--recognition", choices=METHODS,
+        help="of categories and sub-categories: a linear probe on [CLS], fine-tuning, or both (default: the probe "
+        "under full, none under fashionbert)")
+    add("--finetune-epochs", type=int, metavar="N", default=3, help="over the training split (default: %(default)s)")
+    add("--finetune-products", type=int, metavar="N", help="of the training split, drawn by --seed (default: all)")
+    add("--finetune-lr", type=float, metavar="LR", default=5e-5, help="peak learning rate (default: %(default)s)")
+    # fmt: on
     add(
         "--grouping",
         choices=GROUPINGS,
@@ -72,46 +99,79 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate as the options say; 0 when the figures are printed and written. InputError for what a user can mend."""
-    if args.batch_size is not None and args.batch_size < 1:
-        raise InputError(f"--batch-size: {args.batch_size} is no batch size; give 1 or more")
-    if args.json is not None:
-        check_writable(args.json)
-    from rich.console import Console
+    for name in ("batch_size", "gallery_queries"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise InputError(f"--{name.replace('_', '-')}: {value} is too few; give 1 or more")
+    outputs = [path for path in (args.json, args.scores, args.save_candidates, args.gallery) if path is not None]
+    for path in outputs:
+        check_writable(path)
+    drawn = {name: getattr(args, name) for name in DRAWN}
+    asked = [name for name, value in drawn.items() if value is not None]
+    if args.candidates_from is not None and asked:
+        raise InputError(f"--{asked[0]}: the lists of {args.candidates_from} have theirs; leave it out")
+    drawn = {name: DRAWN[name] if value is None else value for name, value in drawn.items()}
+    from fashionbert_fast.distributed import host_ranks, is_main
 
-    if args.protocol == QUERIES:
-        return _run_queries(args)
+    if drawn["protocol"] == QUERIES:  # minutes at most: one process does it
+        return _run_queries(args, drawn) if is_main() else 0
     from fashionbert_fast.evaluation import checkpoint
-    from fashionbert_fast.evaluation.table import table
+    from fashionbert_fast.evaluation.finetuning import Finetuning
 
-    result = checkpoint.evaluate_checkpoint(
-        args.checkpoint,
-        args.data,
-        split=args.split,
-        batch_size=args.batch_size,
-        device=args.device,
-        precision=args.precision,
-        protocol=args.protocol,
-        queries=args.queries,
-        candidates=args.candidates,
-        seed=args.seed,
-        grouping=args.grouping,
-        released_batch_size=args.released_batch_size,
+    finetuning = Finetuning(
+        epochs=args.finetune_epochs, lr=args.finetune_lr, products=args.finetune_products, seed=drawn["seed"]
     )
-    Console().print(table(result))
-    if args.json is not None:
-        write_json(args.json, result)
+    keep = outputs[0].with_name(f".{outputs[0].name}.parts") if outputs else None
+    try:
+        with host_ranks():
+            evaluation = checkpoint.run_evaluation(
+                args.checkpoint, args.data, **drawn, candidates_from=args.candidates_from, grouping=args.grouping,
+                released_batch_size=args.released_batch_size, recognise=args.recognition, finetuning=finetuning,
+                batch_size=args.batch_size, device=args.device, precision=args.precision, keep=keep,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        kept = f"what was scored is kept in {keep}; the same command goes on from there" if keep else ""
+        raise KeyboardInterrupt(kept) from None
+    if is_main():
+        _write(args, evaluation)
+        evaluation.parts.forget()
     return 0
 
 
-def _run_queries(args: argparse.Namespace) -> int:
+def _write(args: argparse.Namespace, evaluation: Evaluation) -> None:
+    from rich.console import Console
+
+    from fashionbert_fast.evaluation.gallery import write_gallery
+    from fashionbert_fast.evaluation.lists import write_lists
+    from fashionbert_fast.evaluation.scores import write_scores
+    from fashionbert_fast.evaluation.table import table
+
+    result, store, scored = evaluation.result, evaluation.store, evaluation.scored
+    Console().print(table(result))
+    if args.save_candidates is not None:
+        write_lists(args.save_candidates, evaluation.lists)
+    if args.scores is not None:
+        write_scores(args.scores, store, scored, lists=result["lists"], run=result["checkpoint"])
+    if args.gallery is not None:
+        title = f"{result['checkpoint']} on {result['data']}, {result['split']}"
+        photos = write_gallery(args.gallery, store, scored, queries=args.gallery_queries, title=title)
+        if photos["missing"]:
+            print(f"{args.gallery}: {photos['missing']} photos are not where the store says they lie")
+    if args.json is not None:
+        write_json(args.json, result)
+
+
+def _run_queries(args: argparse.Namespace, drawn: dict[str, Any]) -> int:
     if args.grouping != "correct":
         raise InputError(f"--grouping {args.grouping}: exists only under protocol 'fashionbert'; leave it out")
+    for name in ("candidates", "save_candidates", "scores", "gallery", "recognition"):
+        if getattr(args, name) is not None:
+            raise InputError(f"--{name.replace('_', '-')}: goes with protocols that rank pairs; leave it out")
     from rich.console import Console
 
     from fashionbert_fast.evaluation import queries
 
     result = queries.evaluate_queries(
-        args.checkpoint, args.data, split=args.split, queries=args.queries, seed=args.seed,
+        args.checkpoint, args.data, split=drawn["split"], queries=drawn["queries"], seed=drawn["seed"],
         batch_size=args.batch_size, device=args.device, precision=args.precision,
     )  # fmt: skip
     Console().print(queries.table(result))

@@ -124,17 +124,9 @@ def sampled_lists(sampler: CandidateSampler, queries: int, candidates: int) -> C
     left_out_QC = np.arange(candidates_QC.shape[1]) > lengths_Q[:, None]
     stranger_QC = sampler.twin_N[candidates_QC] != sampler.twin_N[queries_Q][:, None]
     negatives_Q = np.where(stranger_QC.any(axis=1), stranger_QC.argmax(axis=1), -1)
-    products_Q = np.take_along_axis(candidates_QC, negatives_Q[:, None], axis=1)[:, 0]
-    return CandidateLists(
-        queries_Q,
-        candidates_QC,
-        left_out_QC=left_out_QC if left_out_QC.any() else None,
-        truth_Q=np.zeros(len(queries_Q), dtype=np.int64),
-        tier_Q=np.array([tier for _, tier in drawn]),
-        negatives_Q=negatives_Q,
-        negatives_outside_subcategory=_strangers(sampler, queries_Q, np.where(negatives_Q < 0, -1, products_Q)),
-        with_other_views=_with_other_views(sampler, queries_Q),
-    )
+    tier_Q = np.array([tier for _, tier in drawn])
+    truth_Q = np.zeros(len(queries_Q), dtype=np.int64)
+    return lists_of(sampler, queries_Q, candidates_QC, left_out_QC, truth_Q, tier_Q, negatives_Q)
 
 
 def full_lists(sampler: CandidateSampler, queries: int | None) -> CandidateLists:
@@ -144,25 +136,44 @@ def full_lists(sampler: CandidateSampler, queries: int | None) -> CandidateLists
     drawn = [sampler.others(int(query), 1, twins=False)[0] for query in queries_Q]
     negatives_Q = np.array([others[0] if len(others) else -1 for others in drawn])
     left_out_QC = None
-    if with_other_views := _with_other_views(sampler, queries_Q):
+    if _with_other_views(sampler, queries_Q):
         left_out_QC = sampler.view_N[queries_Q][:, None] == sampler.view_N
         np.put_along_axis(left_out_QC, queries_Q[:, None], False, axis=1)  # the truth itself
+    return full_lists_of(sampler, queries_Q, left_out_QC, negatives_Q)
+
+
+def full_lists_of(
+    sampler: CandidateSampler, queries_Q: np.ndarray, left_out_QN: np.ndarray | None, negatives_Q: np.ndarray
+) -> CandidateLists:
+    """Each query against all N products but those that are left out."""
+    count = len(sampler.ids)
+    candidates_QC = np.broadcast_to(np.arange(count), (len(queries_Q), count))  # a view: no N x N indices in memory
+    tier_Q = np.zeros(len(queries_Q), dtype=np.int64)
+    return lists_of(sampler, queries_Q, candidates_QC, left_out_QN, queries_Q, tier_Q, negatives_Q)
+
+
+def lists_of(
+    sampler: CandidateSampler,
+    queries_Q: np.ndarray,
+    candidates_QC: np.ndarray,
+    left_out_QC: np.ndarray | None,
+    truth_Q: np.ndarray,
+    tier_Q: np.ndarray,
+    negatives_Q: np.ndarray,
+) -> CandidateLists:
+    """The lists with what is counted of them."""
+    negative_Q = candidates_QC[np.arange(len(queries_Q)), negatives_Q]
+    outside_Q = sampler.subcategory_N[negative_Q] != sampler.subcategory_N[queries_Q]
     return CandidateLists(
         queries_Q,
-        candidates_QC=np.broadcast_to(np.arange(count), (len(queries_Q), count)),  # a view: no N x N indices in memory
-        left_out_QC=left_out_QC,
-        truth_Q=queries_Q,
-        tier_Q=np.zeros(len(queries_Q), dtype=np.int64),
+        candidates_QC,
+        left_out_QC=None if left_out_QC is None or not left_out_QC.any() else left_out_QC,
+        truth_Q=truth_Q,
+        tier_Q=tier_Q,
         negatives_Q=negatives_Q,
-        negatives_outside_subcategory=_strangers(sampler, queries_Q, negatives_Q),
-        with_other_views=with_other_views,
+        negatives_outside_subcategory=int((outside_Q & (negatives_Q >= 0)).sum()),
+        with_other_views=_with_other_views(sampler, queries_Q),
     )
-
-
-def _strangers(sampler: CandidateSampler, queries_Q: np.ndarray, products_Q: np.ndarray) -> int:
-    """Queries whose negative, one of ``products_Q`` (-1: there is none), is not of their sub-category."""
-    outside_Q = sampler.subcategory_N[products_Q] != sampler.subcategory_N[queries_Q]
-    return int((outside_Q & (products_Q >= 0)).sum())
 
 
 def _with_other_views(sampler: CandidateSampler, queries_Q: np.ndarray) -> int:

@@ -2,47 +2,155 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from fashionbert_fast import __version__
 from fashionbert_fast.catalogue.twins import leaks
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.data.tokenizer import load_tokenizer
-from fashionbert_fast.distributed import pick_device
+from fashionbert_fast.distributed import is_main, pick_device
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.evaluation.protocols import evaluate
+from fashionbert_fast.evaluation.finetuning import Finetuning, finetune
+from fashionbert_fast.evaluation.lists import Drawn, describe, read_lists
+from fashionbert_fast.evaluation.parts import Parts
+from fashionbert_fast.evaluation.protocols import (
+    DEFAULT_CANDIDATES,
+    Scored,
+    candidate_lists,
+    check_grouping,
+    released_faulty,
+    score_lists,
+    summarise,
+)
+from fashionbert_fast.evaluation.ranking import RELEASED_BATCH_SIZE
+from fashionbert_fast.evaluation.recognition import finetuned_recognition, recognition, recognition_rows
 from fashionbert_fast.evaluation.scorer import DEFAULT_BATCH_SIZE, PairScorer
 from fashionbert_fast.features.store import FeatureStore, require_same_features
+from fashionbert_fast.files import SEAL
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 from fashionbert_fast.processor import max_text_tokens
-from fashionbert_fast.run_directory import resolve_model_dir
+from fashionbert_fast.run_directory import resolve_model_dir, sha256
 
 
-def evaluate_checkpoint(
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found. result: what `fashionbert evaluate --json` writes. lists: what `describe` gives."""
+
+    result: dict[str, Any]
+    store: FeatureStore
+    scored: Scored
+    lists: dict[str, Any]
+    parts: Parts
+
+
+def evaluate_checkpoint(checkpoint: Path, data: Path, **options: Any) -> dict[str, Any]:
+    """The figures alone; see `run_evaluation`."""
+    return run_evaluation(checkpoint, data, **options).result
+
+
+def run_evaluation(
     checkpoint: Path,
     data: Path,
     *,
     split: str = "validation",
+    protocol: str = "fashionbert",
+    queries: int | None = None,
+    candidates: int = DEFAULT_CANDIDATES,
+    seed: int = 0,
+    candidates_from: Path | None = None,
+    grouping: str = "correct",
+    released_batch_size: int = RELEASED_BATCH_SIZE,
+    recognise: str | None = None,
+    finetuning: Finetuning | None = None,
     batch_size: int | None = None,
     device: str | None = None,
     precision: str = "fp32",
-    **options: Any,
-) -> dict[str, Any]:
-    """Open the store and the checkpoint, check that their features are the same, and ``evaluate(**options)``.
+    keep: Path | None = None,
+) -> Evaluation:
+    """Open the store and the checkpoint, check that their features are the same, and evaluate. Under a launcher every
+    process calls this, and has all of it but recognition, which is the first one's.
 
-    Adds "precision", "split", "checkpoint" and "data" to the result, so that a figure says where it comes from, and
-    "leaks": how many products of a held-out split share a title, a photo or a group with training.
+    candidates_from: lists that were saved, in place of split, protocol, queries, candidates and seed. recognise: one of
+    `METHODS`; None: the probe under protocol "full". keep: a folder for what is scored until all is, so that an
+    interrupted evaluation goes on; `Parts.forget` takes it away.
+
+    The result says where it comes from ("precision", "split", "checkpoint", "data", and "lists", the hash of the
+    candidate lists), how fast it was had ("throughput"), and in "leaks" how many products of a held-out split share a
+    title, a photo or a group with training.
     """
     store = FeatureStore.open(data)
-    rows = split_rows(store, split, data)
+    if candidates_from is not None:
+        drawn = read_lists(candidates_from, store)
+    else:
+        rows = split_rows(store, split, data)
+        lists = candidate_lists(
+            store, rows, protocol=protocol, queries=queries, candidates=candidates, seed=seed
+        )  # fmt: skip
+        drawn = Drawn(lists, rows, protocol, split, seed)
+    check_grouping(grouping, drawn.protocol, released_batch_size)
     scorer, model_dir = load_scorer(checkpoint, store, data, batch_size, device, precision)
-    result = evaluate(store, rows, scorer.score, vectors=scorer.vectors, **options)
-    result |= {"precision": precision, "split": split, "checkpoint": str(model_dir), "data": str(data)}
-    if split not in ("train", "all"):
-        result["leaks"] = leaks(store)[split]
-    return result
+    if keep is not None:
+        scorer.parts = Parts(keep, _identity(model_dir, store, scorer))
+    described = describe(store, drawn)
+    scored = score_lists(drawn.lists, drawn.rows_N, scorer.score)
+    result = summarise(store, scored, protocol=drawn.protocol, seed=drawn.seed)
+    if grouping == "released-faulty":
+        result = released_faulty(store, scored, result, released_batch_size)
+    result |= {"precision": precision, "split": drawn.split, "checkpoint": str(model_dir), "data": str(data)}
+    result |= {"lists": described[SEAL], "throughput": scorer.work.throughput()}
+    if drawn.split not in ("train", "all") and drawn.split in (found := leaks(store)):
+        result["leaks"] = found[drawn.split]
+    how = ("probe" if drawn.protocol == "full" else "none") if recognise is None else recognise
+    result |= _recognised(how, scorer, model_dir, drawn.rows_N, finetuning or Finetuning())
+    return Evaluation(result, store, scored, described, scorer.parts)
+
+
+def _recognised(
+    how: str, scorer: PairScorer, model_dir: Path, rows_N: np.ndarray, finetuning: Finetuning
+) -> dict[str, Any]:
+    """What ``how`` asks for; on other ranks than the first nothing."""
+    store, found = scorer.store, {}
+    if how in ("probe", "both"):
+        rows = np.concatenate(recognition_rows(store, rows_N))
+        vectors_nH, place_N = scorer.vectors(rows), np.full(len(store), -1)  # by all ranks
+        place_N[rows] = np.arange(len(rows))
+        if is_main():
+            found["recognition"] = recognition(store, rows_N, lambda asked: vectors_nH[place_N[asked]])
+    if how in ("finetune", "both") and is_main():
+
+        def tune(train: np.ndarray, names: Mapping[str, list[str]], measured: np.ndarray):
+            model = load_model(model_dir).float().to(scorer.device)
+            return finetune(model, store, scorer.titles, train, names, measured, finetuning)
+
+        found["recognition_finetuned"] = finetuned_recognition(store, rows_N, tune)
+    return found
+
+
+def _identity(model_dir: Path, store: FeatureStore, scorer: PairScorer) -> str:
+    """A hash of all that a score depends on but the pair: weights, features, how they are multiplied."""
+    features = os.stat(store.path / "features.bin")
+    made_of = {
+        "model": {path.name: sha256(path) for path in sorted(model_dir.iterdir()) if path.is_file()},
+        "store": store.manifest.to_dict(),
+        "features": [features.st_size, features.st_mtime_ns],  # a store without hashes says no more of them
+        "arithmetic": [scorer.precision, scorer.batch_size, scorer.device.type, torch.__version__, __version__],
+        "titles": scorer.titles.max_text_tokens,
+    }
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+
+
+def load_model(model_dir: Path) -> FashionBertForPreTraining:
+    """The model of a directory, as the figures are read from it: an alignment head, and what it is put on."""
+    return FashionBertForPreTraining.from_pretrained(model_dir)
 
 
 def load_scorer(
@@ -60,7 +168,7 @@ def load_scorer(
     """
     target = pick_device(device)
     model_dir = resolve_model_dir(checkpoint)
-    model = FashionBertForPreTraining.from_pretrained(model_dir)
+    model = load_model(model_dir)
     tokenizer = load_tokenizer(model_dir)
     if model.feature_manifest is not None:
         require_same_features(model.feature_manifest, store.manifest, f"{model_dir} and {data}")

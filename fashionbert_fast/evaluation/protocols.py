@@ -97,19 +97,21 @@ def candidate_lists(
         raise InputError(f"candidates: {candidates} leaves nothing to confuse the truth with; give 2 or more")
     if len(rows_N) < 2:
         raise InputError(f"rows: {len(rows_N)} product(s) to evaluate; ranking needs 2 or more, choose another split")
-    sampler = CandidateSampler(
-        [store.ids[row] for row in rows_N.tolist()],
-        [store.categories[row] for row in rows_N.tolist()],
-        [store.subcategories[row] for row in rows_N.tolist()],
-        seed,
-        groups=[store.groups[row] for row in rows_N.tolist()],
-        twins=store.twin_N[rows_N],
-    )
+    sampler = sampler_of(store, rows_N, seed)
     if len(set(sampler.twin_N)) < 2:
         raise InputError(f"rows: the {len(rows_N)} products are twins of one another; ranking needs 2 that differ")
     if protocol == "full":
         return full_lists(sampler, None if queries is None or queries >= len(rows_N) else queries)
     return sampled_lists(sampler, DEFAULT_QUERIES if queries is None else queries, candidates)
+
+
+def sampler_of(store: Products, rows_N: np.ndarray, seed: int) -> CandidateSampler:
+    """The sampler over ``rows_N`` of the store, whose positions it counts."""
+    ids, categories, subcategories, groups = (
+        [column[row] for row in rows_N.tolist()]
+        for column in (store.ids, store.categories, store.subcategories, store.groups)
+    )
+    return CandidateSampler(ids, categories, subcategories, seed, groups=groups, twins=store.twin_N[rows_N])
 
 
 def score_lists(
@@ -192,22 +194,26 @@ def evaluate(
     grouping: "released-faulty" reproduces the released evaluator's fault (see ``released_faulty_recall``).
     Raises InputError on unknown names, too few rows or NaN scores.
     """
+    check_grouping(grouping, protocol, released_batch_size)
+    rows_N = np.asarray(rows, dtype=np.int64)
+    lists = candidate_lists(store, rows_N, protocol=protocol, queries=queries, candidates=candidates, seed=seed)
+    scored = score_lists(lists, rows_N, score, pairs_per_call=pairs_per_call)
+    result = summarise(store, scored, protocol=protocol, seed=seed)
+    if grouping == "released-faulty":
+        result = released_faulty(store, scored, result, released_batch_size)
+    if protocol == "full" and vectors is not None:
+        result["recognition"] = recognition(store, rows_N, vectors)
+    return result
+
+
+def check_grouping(grouping: str, protocol: str, released_batch_size: int) -> None:
+    """InputError on nonsense."""
     if grouping not in GROUPINGS:
         raise InputError(f"grouping: {grouping!r} is unknown; choose one of {', '.join(GROUPINGS)}")
     if grouping != "correct" and protocol != "fashionbert":
         raise InputError(f"grouping: {grouping!r} exists only under protocol 'fashionbert'; leave it out")
     if released_batch_size < 1:
         raise InputError(f"released_batch_size: {released_batch_size} is no batch size; give 1 or more")
-    rows_N = np.asarray(rows, dtype=np.int64)
-    lists = candidate_lists(store, rows_N, protocol=protocol, queries=queries, candidates=candidates, seed=seed)
-    scored = score_lists(lists, rows_N, score, pairs_per_call=pairs_per_call)
-    result = summarise(store, scored, protocol=protocol, seed=seed)
-    if grouping == "released-faulty":
-        result |= _released_faulty(store, scored, released_batch_size)
-        del result["intervals"], result["random_ties"]  # of the correct recall
-    if protocol == "full" and vectors is not None:
-        result["recognition"] = recognition(store, rows_N, vectors)
-    return result
 
 
 def summarise(store: Products, scored: Scored, *, protocol: str, seed: int) -> dict[str, Any]:
@@ -287,8 +293,8 @@ def _with_a_twin(scored: Scored, labels_N: Sequence[Hashable]) -> int:
     return found
 
 
-def _released_faulty(store: Products, scored: Scored, batch_size: int) -> dict[str, Any]:
-    """Recall of both directions as the released evaluator would have printed it for these scores."""
+def released_faulty(store: Products, scored: Scored, result: dict[str, Any], batch_size: int) -> dict[str, Any]:
+    """``result`` with the recalls that the released evaluator would have printed for these scores."""
     lists = scored.lists
     width = lists.candidates_QC.shape[1]
     ids_R = [store.ids[row] for row in scored.rows_N[lists.queries_Q].tolist() for _ in range(width)]
@@ -296,4 +302,5 @@ def _released_faulty(store: Products, scored: Scored, batch_size: int) -> dict[s
     faulty: dict[str, Any] = {"grouping": "released-faulty", "released_batch_size": batch_size}
     for name in DIRECTIONS:
         faulty[name] = released_faulty_recall(ids_R, is_truth_R, scored.scores_QC(name).ravel(), batch_size=batch_size)
-    return faulty
+    of_the_correct = ("intervals", "random_ties", "queries_with_ties")
+    return {name: value for name, value in result.items() if name not in of_the_correct} | faulty

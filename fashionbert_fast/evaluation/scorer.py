@@ -6,7 +6,9 @@ Shapes: K pairs, U distinct pairs, B pairs of a batch, H hidden.
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable, Iterable, Iterator
+import time
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,11 +17,13 @@ import torch
 from fashionbert_fast.data.batch import PackedPairs
 from fashionbert_fast.data.pairs import collate_pairs
 from fashionbert_fast.data.titles import TokenizedTitles
+from fashionbert_fast.distributed import all_reduce_sum, world_size
 from fashionbert_fast.errors import InputError
+from fashionbert_fast.evaluation.parts import Parts
 from fashionbert_fast.features.store import FeatureStore
-from fashionbert_fast.progress import progress
 
 DEFAULT_BATCH_SIZE = 128
+PART_BATCHES = 16  # of a part that is dealt to a rank, and kept when it is done
 PRECISIONS = ("fp32", "bf16")
 
 
@@ -29,13 +33,33 @@ def _first_rows(values: Iterable[Hashable]) -> np.ndarray:
     return np.array([first.setdefault(value, row) for row, value in enumerate(values)], dtype=np.int64)
 
 
+@dataclass
+class Work:
+    """What a scorer has done so far, all ranks together: distinct pairs, their title tokens and patches, seconds from
+    the first pair to the last. What an interrupted evaluation had scored before is not in it."""
+
+    pairs: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    def add(self, pairs: int, tokens: int, seconds: float) -> None:
+        self.pairs, self.tokens, self.seconds = self.pairs + pairs, self.tokens + tokens, self.seconds + seconds
+
+    def throughput(self) -> dict[str, float]:
+        """As `fashionbert evaluate --json` has it."""
+        seconds = max(self.seconds, 1e-9)
+        rates = {"pairs_per_s": self.pairs / seconds, "tokens_per_s": self.tokens / seconds}
+        return {"pairs": self.pairs, "tokens": self.tokens, "seconds": self.seconds, **rates, "ranks": world_size()}
+
+
 class PairScorer:
     """Scores (title, image) pairs of one store with one model: the probability that they belong together.
 
     model: has ``alignment_logits(batch) -> logits_B2`` (class 1 = match) and ``pooled(batch) -> pooled_BH``.
-    titles: all titles of the store, tokenised once. batch_size: pairs of a forward pass; it moves results by float
+    titles: all titles of the store, tokenised once. batch_size: pairs of a forward pass; it moves scores by float
     noise only. precision: "bf16" runs a bfloat16 copy of the model: about twice as fast on processors that
-    have it, and close pairs may change places. Batches go to the device of the model.
+    have it, and close pairs may change places. Batches go to the device of the model. parts: where what is scored is
+    kept until all is; the pairs of a batch, and so every bit of their scores, do not depend on the number of ranks.
     """
 
     def __init__(
@@ -46,6 +70,7 @@ class PairScorer:
         *,
         batch_size: int = DEFAULT_BATCH_SIZE,
         precision: str = "fp32",
+        parts: Parts | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise InputError(f"precision: {precision!r} is unknown; choose one of {', '.join(PRECISIONS)}")
@@ -55,6 +80,7 @@ class PairScorer:
         self.titles = titles
         self.batch_size = batch_size
         self.precision = precision
+        self.parts, self.work = parts or Parts(), Work()
         self.device = next(model.parameters()).device
         # Equal titles are one text and equal photos one image, whatever their rows: they must tie exactly, not be told
         # apart by the float noise of two batches, here or where their features were made.
@@ -75,30 +101,46 @@ class PairScorer:
         keys_K = self.text_N[text_rows] * len(self.store) + self.image_N[image_rows]
         keys_U, place_K = np.unique(keys_K, return_inverse=True)
         text_U, image_U = np.divmod(keys_U, len(self.store))
-        scores_U = np.empty(len(keys_U), dtype=np.float64)
-        for chosen, batch in self._batches(text_U, image_U, "scoring pairs"):
-            logits_B2 = self.model.alignment_logits(batch).double()
-            scores_U[chosen] = torch.sigmoid(logits_B2[:, 1] - logits_B2[:, 0]).cpu().numpy()
+        start, done = time.perf_counter(), np.zeros(2, dtype=np.int64)
+
+        def probability(batch: PackedPairs) -> torch.Tensor:
+            done[:] += len(batch.cls_row_B), batch.tokens
+            logits_B2 = self.model.alignment_logits(batch.to(self.device)).double()
+            return torch.sigmoid(logits_B2[:, 1] - logits_B2[:, 0])
+
+        scores_U = self._forward(text_U, image_U, probability, np.empty(0), "scoring pairs")
+        pairs, tokens = all_reduce_sum(torch.from_numpy(done)).tolist()
+        self.work.add(pairs, tokens, time.perf_counter() - start)
         return scores_U[place_K]
 
     @torch.inference_mode()
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """[CLS] vectors (pooled: dense + tanh) of products, own title with own image, float32 [n, H]."""
         rows = np.asarray(rows, dtype=np.int64)
-        vectors_H: list[Any] = [None] * len(rows)
-        for chosen, batch in self._batches(self.text_N[rows], self.image_N[rows], "reading [CLS] vectors"):
-            pooled_BH = self.model.pooled(batch).float()
-            for place, vector_H in zip(chosen, pooled_BH.cpu().numpy(), strict=True):
-                vectors_H[place] = vector_H
-        return np.stack(vectors_H)
+        like = np.empty((0, self.model.config.hidden_size), dtype=np.float32)
 
-    def _batches(
-        self, text: np.ndarray, image: np.ndarray, description: str
-    ) -> Iterator[tuple[np.ndarray, PackedPairs]]:
-        """Batches of pairs: titles of one length together (little padding), then one image side by side (reused)."""
+        def pooled(batch: PackedPairs) -> torch.Tensor:
+            return self.model.pooled(batch.to(self.device)).float()
+
+        return self._forward(self.text_N[rows], self.image_N[rows], pooled, like, "reading [CLS] vectors")
+
+    def _forward(
+        self, text: np.ndarray, image: np.ndarray, read: Callable[[PackedPairs], torch.Tensor], like: np.ndarray,
+        what: str,
+    ) -> np.ndarray:  # fmt: skip
+        """What ``read`` gives of each pair. Titles of one length are batched together (little padding), then pairs of
+        one image side by side (it is reused)."""
         order = np.lexsort((image, self.titles.lengths(text)))
-        starts = range(0, len(order), self.batch_size)
-        for start in progress(starts, total=len(starts), description=description):
-            chosen = order[start : start + self.batch_size]
-            batch = collate_pairs(self.store, self.titles, text[chosen], image[chosen])
-            yield chosen, batch.to(self.device)
+        text, image = text[order], image[order]
+
+        def batch(start: int, stop: int) -> np.ndarray:
+            span = slice(start, min(start + self.batch_size, stop))
+            return read(collate_pairs(self.store, self.titles, text[span], image[span])).cpu().numpy()
+
+        def part(rows: slice) -> np.ndarray:
+            return np.concatenate([batch(start, rows.stop) for start in range(rows.start, rows.stop, self.batch_size)])
+
+        key = what.encode() + text.tobytes() + image.tobytes()
+        found = np.empty((len(order), *like.shape[1:]), dtype=like.dtype)
+        found[order] = self.parts.run(key, like, len(order), self.batch_size * PART_BATCHES, part, what)
+        return found

@@ -94,11 +94,21 @@ def _caption(result: dict[str, Any]) -> str:
             f"({found['title']} by title, {found['photo']} by photo, {found['group']} by group): these figures "
             "flatter the model; a hold-out drawn by fashionbert prepare keeps such products apart"
         )
-    for level in ("category", "subcategory"):
-        found = result.get("recognition", {}).get(level)
-        if found and "skipped" not in found:
-            lines.append(
-                f"{level} recognition: accuracy {100 * found['accuracy']:.2f}, macro-F1 {100 * found['macro_f1']:.2f} "
-                f"(commonest class {100 * found['majority']:.2f})"
-            )
+    for key, how in (("recognition", "linear probe"), ("recognition_finetuned", "fine-tuned")):
+        for level in ("category", "subcategory"):
+            found = result.get(key, {}).get(level)
+            if found and "skipped" not in found:
+                accuracy, macro = (
+                    f"{100 * found[name]:.2f} [{_ends(found['intervals'][name])}]" for name in ("accuracy", "macro_f1")
+                )
+                lines.append(
+                    f"{level} recognition, {how}: accuracy {accuracy}, macro-F1 {macro} "
+                    f"(commonest class {100 * found['majority']:.2f})"
+                )
+    if work := result.get("throughput"):
+        ranks = f" on {work['ranks']} processes" if work["ranks"] > 1 else ""
+        lines.append(
+            f"{work['pairs']:,} distinct pairs scored in {work['seconds']:,.1f} s{ranks}: "
+            f"{work['pairs_per_s']:,.0f} pairs/s, {work['tokens_per_s']:,.0f} tokens/s"
+        )
     return "\n".join(lines)

@@ -15,6 +15,8 @@ from fashionbert_fast.distributed import pick_device
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.evaluation import checkpoint, evaluate
 from fashionbert_fast.evaluation.checkpoint import split_rows
+from fashionbert_fast.evaluation.parts import Parts
+from fashionbert_fast.evaluation.protocols import candidate_lists, score_lists, summarise
 from fashionbert_fast.evaluation.table import table
 
 
@@ -32,18 +34,34 @@ def drawn(result) -> str:
 
 def test_defaults():
     args = parse()
-    assert (args.protocol, args.split, args.grouping, args.queries) == ("fashionbert", "validation", "correct", None)
-    assert (args.candidates, args.seed, args.released_batch_size, args.json) == (101, 0, 64, None)
+    assert (args.grouping, args.released_batch_size, args.json, args.recognition) == ("correct", 64, None, None)
+    assert all(getattr(args, name) is None for name in command.DRAWN)
+    assert command.DRAWN == {
+        "split": "validation", "protocol": "fashionbert", "queries": None, "candidates": 101, "seed": 0
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ["a_directory", "a_file/evaluation.json", "nowhere/evaluation.json"])
 def test_unwritable_json_is_refused_before_the_work(tmp_path, monkeypatch, path):
     (tmp_path / "a_directory").mkdir()
     (tmp_path / "a_file").write_text("")
-    monkeypatch.setattr(checkpoint, "evaluate_checkpoint", lambda *args, **options: pytest.fail("work was started"))
+    monkeypatch.setattr(checkpoint, "run_evaluation", lambda *args, **options: pytest.fail("work was started"))
     with pytest.raises(InputError, match=path) as caught:
         command.run(parse("--json", str(tmp_path / path)))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["--gallery", "--scores", "--save-candidates"])
+def test_other_unwritable_files_are_refused_too(tmp_path, monkeypatch, option):
+    monkeypatch.setattr(checkpoint, "run_evaluation", lambda *args, **options: pytest.fail("work was started"))
+    with pytest.raises(InputError, match="nowhere"):
+        command.run(parse(option, str(tmp_path / "nowhere" / "file")))
+
+
+@pytest.mark.parametrize("option", ["--split=all", "--protocol=full", "--queries=3", "--candidates=7", "--seed=0"])
+def test_lists_that_were_saved_are_not_drawn_as_well(option):
+    with pytest.raises(InputError, match=rf"{option.split('=')[0]}: the lists of lists.json have theirs"):
+        command.run(parse("--candidates-from", "lists.json", option))
 
 
 def test_batch_size_must_be_positive():
@@ -68,10 +86,13 @@ def test_empty_split_names_the_splits_there_are(make_products):
 def test_run_prints_the_table_and_writes_the_file(tmp_path, monkeypatch, make_products, perfect, capsys):
     store = make_products({("a", "b"): 30})
 
-    def evaluated(checkpoint, data, *, split, batch_size, device, precision, **options):
-        return evaluate(store, store.rows(split), perfect, **options)
+    def evaluated(_, data, *, split, protocol, seed, queries, candidates, **options):
+        rows, how = store.rows(split), {"protocol": protocol, "seed": seed}
+        lists = candidate_lists(store, rows, queries=queries, candidates=candidates, **how)
+        scored = score_lists(lists, rows, perfect)
+        return checkpoint.Evaluation(summarise(store, scored, **how), store, scored, {}, Parts())
 
-    monkeypatch.setattr(checkpoint, "evaluate_checkpoint", evaluated)
+    monkeypatch.setattr(checkpoint, "run_evaluation", evaluated)
     path = tmp_path / "evaluation.json"
     assert command.run(parse("--json", str(path), "--queries", "20", "--candidates", "10")) == 0
     written = json.loads(path.read_text())

@@ -12,7 +12,10 @@ from fashionbert_fast.evaluation import evaluate, scorer
 from fashionbert_fast.evaluation.scorer import PairScorer
 
 
-class Batch(SimpleNamespace):
+class Batch:
+    def __init__(self, text, image, lengths):
+        self.text, self.image, self.tokens, self.cls_row_B = text, image, int(lengths.sum()), text
+
     def to(self, device):
         return self
 
@@ -24,6 +27,7 @@ class KnowsAll(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.certainty = certainty
+        self.config = SimpleNamespace(hidden_size=2)
         self.batches: list[Batch] = []
 
     def alignment_logits(self, batch):
@@ -49,7 +53,9 @@ class Words:
 
 @pytest.fixture(autouse=True)
 def collated(monkeypatch):
-    monkeypatch.setattr(scorer, "collate_pairs", lambda store, titles, text, image: Batch(text=text, image=image))
+    monkeypatch.setattr(
+        scorer, "collate_pairs", lambda _, titles, text, image: Batch(text, image, titles.lengths(text))
+    )
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64, 1000])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import doctest
 import json
 import shutil
@@ -46,6 +48,20 @@ def test_vectors_of_a_store_are_the_models_own_one_at_a_time(scorer, of):
     found_nH = store_vectors(scorer, rows, of)
     torch.testing.assert_close(torch.from_numpy(found_nH), expected_nH, atol=1e-5, rtol=1e-4)
     assert (found_nH[1] == found_nH[6]).all() and len(np.unique(found_nH.round(4), axis=0)) == 6
+
+
+@torch.inference_mode()
+def test_queries_are_in_a_segment_of_their_own_where_the_model_has_one(scorer, embedder):
+    config = dataclasses.replace(scorer.model.config, type_vocab_size=3)
+    model = FashionBertForPreTraining(config).eval()
+    of_three = copy.copy(scorer)
+    of_three.model = model
+    rows = np.arange(4)
+    asked_nH, titles_nH = (store_vectors(of_three, rows, of) for of in ("query", "text"))
+    typed_nH = Embedder(model, embedder.processor).text(scorer.store.titles[:4])
+    np.testing.assert_allclose(asked_nH, typed_nH, atol=1e-5)
+    assert np.abs(asked_nH - titles_nH).max() > 1e-2
+    np.testing.assert_array_equal(store_vectors(scorer, rows, "query"), store_vectors(scorer, rows, "text"))
 
 
 def test_equal_photos_are_embedded_once_and_tie_exactly(scorer, monkeypatch):

@@ -89,6 +89,15 @@ def test_it_answers_as_the_one_that_was_built(large, tmp_path, kind, monkeypatch
         np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.parametrize("rows", [1, 90, 300, 700])
+def test_a_graph_is_entered_where_it_was(rows):
+    """Of several nodes in the top layer, where there are, at the same."""
+    built = STRUCTURES["hnsw"].build(made_up(ROWS)[:rows])
+    restored = STRUCTURES["hnsw"].restore(made_up(ROWS)[:rows], built.arrays())
+    for name in ("entry_point", "max_level"):
+        assert getattr(built.index.hnsw, name) == getattr(restored.index.hnsw, name)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_search_among_some_rows_compares_all_of_them(indices, large, kind):
     index, vectors_NH = Index.open(indices / kind), Vectors.open(large).vectors_NH
