@@ -35,7 +35,7 @@ def test_rows_come_out_of_equal_scores():
 def test_another_model_is_not_timed(monkeypatch):
     loop = bench_evaluate._Loop.__call__
     monkeypatch.setattr(bench_evaluate._Loop, "__call__", lambda self, text, image: loop(self, image, text))
-    with pytest.raises(AssertionError, match="not the same model|all alike"):
+    with pytest.raises(AssertionError, match=r"not the same model|all alike"):
         rows(torch.device("cpu"), quick=True)
 
 
