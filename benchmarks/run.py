@@ -18,6 +18,7 @@ EPILOG = """examples:
   fashionbert bench save --json save.json                        # how long training waits for a checkpoint
   fashionbert bench search --json search.json                    # a query's time over 5,000 products, an index's recall
   fashionbert bench search --index indices/shop                  # of your own index, by its own model
+  fashionbert bench evaluate --json evaluate.json                # 1,000 queries; pairs beside a Hugging Face loop
   fashionbert bench solve --json solve.json
 
 Results are checked for equality before anything is timed; ratios are medians over alternating pairs. With --json a
@@ -28,6 +29,7 @@ SUITES = {
     "step": ("bench_step",),
     "save": ("bench_save",),
     "search": ("bench_search",),
+    "evaluate": ("bench_evaluate",),
     "solve": ("bench_adaptive_loss", "bench_min_norm_weights", "bench_task_gradients", "bench_weighted_step"),
 }
 

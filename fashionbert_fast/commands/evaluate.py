@@ -77,7 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "under full, none under fashionbert)")
     add("--finetune-epochs", type=int, metavar="N", default=3, help="over the training split (default: %(default)s)")
     add("--finetune-products", type=int, metavar="N", help="of the training split, drawn by --seed (default: all)")
-    add("--finetune-lr", type=float, metavar="LR", default=5e-5, help="peak learning rate (default: %(default)s)")
+    add("--finetune-lr", type=float, metavar="LR", default=1e-4, help="peak learning rate (default: %(default)s)")
     # fmt: on
     add(
         "--grouping",

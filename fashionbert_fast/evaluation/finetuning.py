@@ -34,7 +34,7 @@ class Finetuning:
     """How to fine-tune. products: at most so many of the training split, drawn by the seed; None: all."""
 
     epochs: int = 3
-    lr: float = 5e-5
+    lr: float = 1e-4
     batch_size: int = 32
     products: int | None = None
     seed: int = 0

@@ -21,9 +21,9 @@ SIDE = 112  # pixels of a photo
 QUALITY = 80  # of its JPEG
 STYLE = """body{font:14px/1.4 system-ui,sans-serif;margin:2rem auto;max-width:80rem;padding:0 1rem;color:#222}
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2.5rem}.note{color:#666}
-.row{display:flex;gap:.6rem;padding:.8rem 0;border-bottom:1px solid #ddd;align-items:flex-start;overflow-x:auto}
+.row{display:flex;gap:.4rem;padding:.8rem 0;border-bottom:1px solid #ddd;align-items:flex-start;overflow-x:auto}
 .query{flex:0 0 11rem}.query b{display:block;margin-bottom:.3rem}
-figure{flex:0 0 7.6rem;margin:0;padding:.25rem;border:3px solid transparent;border-radius:.3rem;overflow-wrap:anywhere}
+figure{flex:0 0 112px;margin:0;padding:.25rem;border:3px solid transparent;border-radius:.3rem;overflow-wrap:anywhere}
 figure.true{border-color:#2a9d4a}figcaption{font-size:.75rem;color:#555}
 img,.gone{display:block;width:112px;height:112px;object-fit:cover}
 .gone{background:#eee;color:#888;font-size:.75rem;line-height:112px;text-align:center}

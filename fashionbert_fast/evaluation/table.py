@@ -75,10 +75,10 @@ def _caption(result: dict[str, Any]) -> str:
         lines[0] += "; 95% intervals by bootstrap over the queries"
     if "random_ties" in result and any(result["queries_with_ties"].values()):
         parts = (
-            f"{_arrow(name)} {result['queries_with_ties'][name]} queries, R@1 {100 * found['R@1']:.2f} at random"
+            f"{_arrow(name)} of {result['queries_with_ties'][name]}, R@1 {100 * found['R@1']:.2f} at random"
             for name, found in result["random_ties"].items()
         )
-        lines.append(f"ties count against the model: {', '.join(parts)}")
+        lines.append(f"queries with ties, which count against the model: {', '.join(parts)}")
     if result["topped_up"]:
         lines.append(
             f"lists topped up: {result['topped_up_from_category']} from the category, "
