@@ -1,4 +1,5 @@
-"""Two steps at every ZeRO stage, accumulation, way of weighting and with tasks missing, against float64 in one process.
+"""Two steps at every ZeRO stage, accumulation, way of weighting, with tasks missing and with queries, against float64
+in one process.
 
 The engine's AdamW is made to descend plainly: with betas of 0 and an epsilon beyond any gradient its step is
 lr / eps x gradient. The word embedding is the decoder as well, so every case is one of tied weights."""

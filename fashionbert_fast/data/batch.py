@@ -11,7 +11,7 @@ micro-batch, at least B, R ranks, G = R C.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple, Self
 
 import torch
@@ -64,6 +64,10 @@ class PackedPairs(_OfTensors):
     def rows(self) -> int:
         """T, the rows of the packed axis, fill included."""
         return len(self.input_id_N) + self.patch_mask_BP.numel()
+
+    def in_segment(self, segment: int) -> Self:
+        """The same with every token in that segment: queries, by `FashionBert.query_segment`."""
+        return replace(self, segment_N=torch.full_like(self.input_id_N, segment))
 
     @property
     def tokens(self) -> int:

@@ -10,8 +10,7 @@ Shapes: Q queries, N items, K rows or texts of a batch, H hidden, M figures.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +19,15 @@ import torch
 from rich.table import Table
 
 from fashionbert_fast.catalogue.twins import leaks
-from fashionbert_fast.data.batch import PackedPairs
 from fashionbert_fast.data.counter_rng import Stream, random_bits
-from fashionbert_fast.data.pairs import collate_pairs, collate_texts
+from fashionbert_fast.data.pairs import collate_texts
 from fashionbert_fast.data.queries import Queries
 from fashionbert_fast.data.tokenizer import load_tokenizer
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.evaluation.checkpoint import load_scorer, split_rows
 from fashionbert_fast.evaluation.intervals import mean_intervals
 from fashionbert_fast.evaluation.scorer import PairScorer
+from fashionbert_fast.evaluation.vectors import store_vectors
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.processor import max_text_tokens
 from fashionbert_fast.progress import progress
@@ -59,35 +58,14 @@ def chances(right_Q: np.ndarray, items: int) -> list[float]:
 
 
 @torch.inference_mode()
-def _vectors(model: Any, total: int, size: int, collated: Callable[[slice], PackedPairs], what: str) -> np.ndarray:
-    """(total, H) float32, ``size`` at a time."""
-    starts = progress(range(0, total, size), -(-total // size), what)
-    device = next(model.parameters()).device
-    parts = [model.vectors(collated(slice(start, start + size)).to(device)).cpu().numpy() for start in starts]
-    return np.concatenate(parts)
-
-
-def item_vectors(scorer: PairScorer, rows_N: np.ndarray) -> np.ndarray:
-    """(N, H) float32. Products of one title and one photo have the same vector, to the bit."""
-    pairs_N = scorer.text_N[rows_N] * len(scorer.store) + scorer.image_N[rows_N]
-    distinct, place_N = np.unique(pairs_N, return_inverse=True)
-    text, image = np.divmod(distinct, len(scorer.store))
-
-    def collated(span: slice) -> PackedPairs:
-        return collate_pairs(scorer.store, scorer.titles, text[span], image[span])
-
-    return _vectors(scorer.model, len(distinct), scorer.batch_size, collated, "vectors of items")[place_N]
-
-
 def query_vectors(scorer: PairScorer, queries: Queries, query_Q: np.ndarray) -> np.ndarray:
     """(Q, H) float32 of the queries of those numbers."""
-    manifest = scorer.store.manifest
-
-    def collated(span: slice) -> PackedPairs:
-        texts = collate_texts(queries.texts, query_Q[span], manifest.patches, manifest.feature_size)
-        return replace(texts, segment_N=torch.full_like(texts.input_id_N, queries.segment))
-
-    return _vectors(scorer.model, len(query_Q), scorer.batch_size, collated, "vectors of queries")
+    manifest, size, parts = scorer.store.manifest, scorer.batch_size, []
+    for start in progress(range(0, len(query_Q), size), -(-len(query_Q) // size), "vectors of queries"):
+        chosen_K = query_Q[start : start + size]
+        texts = collate_texts(queries.texts, chosen_K, manifest.patches, manifest.feature_size)
+        parts.append(scorer.model.vectors(texts.in_segment(queries.segment).to(scorer.device)).cpu().numpy())
+    return np.concatenate(parts)
 
 
 def evaluate_queries(
@@ -111,7 +89,7 @@ def evaluate_queries(
     query_Q = asked.of(rows_N)
     query_Q = np.sort(query_Q[np.argsort(random_bits(seed, Stream.QUERY, 0, query_Q), kind="stable")][:queries])
     found_QM, right_Q = _found(
-        item_vectors(scorer, rows_N), query_vectors(scorer, asked, query_Q), asked, query_Q, rows_N
+        store_vectors(scorer, rows_N, "both"), query_vectors(scorer, asked, query_Q), asked, query_Q, rows_N
     )
     unseen_Q = ~np.isin(query_Q, asked.of(np.setdiff1d(store.rows("train"), rows_N)))
     result = {

@@ -15,7 +15,6 @@ A graph each: it asks for what it reads, and onnxruntime refuses other sizes.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import importlib.util
 import logging
 import warnings
@@ -53,7 +52,7 @@ def _text_vectors(model: Model, inputs: Inputs, segment: int) -> torch.Tensor:
     live_BL = inputs["attention_mask"].bool()
     nothing = torch.empty(0, model.config.patches, model.config.patch_feature_size), torch.empty(0, dtype=torch.int64)
     texts = pack_unmasked(inputs["input_ids"][live_BL].numpy(), live_BL.sum(1).numpy(), *nothing)
-    return model.vectors(dataclasses.replace(texts, segment_N=torch.full_like(texts.input_id_N, segment)))
+    return model.vectors(texts.in_segment(segment))
 
 
 def _image_vectors(model: Model, inputs: Inputs) -> torch.Tensor:

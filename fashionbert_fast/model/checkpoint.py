@@ -47,6 +47,7 @@ LAYER_NAMES = {
     "feed_forward_norm": "output.LayerNorm",
 }
 QKV_NAMES = ("attention.self.query", "attention.self.key", "attention.self.value")
+SEGMENTS = "text_embeddings.segment.weight"  # ours: of texts, images and, where there are three, queries
 HEAD_NAMES = {  # outside the core: cls.predictions of BertForPreTraining and BertForMaskedLM
     "mlm_head.dense": "cls.predictions.transform.dense",
     "mlm_head.norm": "cls.predictions.transform.LayerNorm",
@@ -269,16 +270,16 @@ def warm_model(cls, path: Path, *, layers: int | None = None, **overrides):
     return _filled(model, state, path)
 
 
+def _with_segments(cls, config: FashionBertConfig) -> FashionBertConfig:
+    """The configuration with as many segments as a model of the class has at least."""
+    return dataclasses.replace(config, type_vocab_size=max(cls.segments, config.type_vocab_size))
+
+
 def _joined(model, exported: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Of an export's tensors those that ``model`` has, by its own names."""
     names = {ours: exported_names(ours) for ours in model.state_dict()}
     whole = {ours: theirs for ours, theirs in names.items() if exported.keys() >= set(theirs)}
     return {ours: torch.cat([exported[name] for name in theirs]) for ours, theirs in whole.items()}
-
-
-def _with_segments(cls, config: FashionBertConfig) -> FashionBertConfig:
-    """The configuration with as many segments as a model of the class has at least."""
-    return dataclasses.replace(config, type_vocab_size=max(cls.segments, config.type_vocab_size))
 
 
 def _is_head(name: str) -> bool:
@@ -291,11 +292,11 @@ def _filled(model, state: dict[str, torch.Tensor], path: Path):
     Segments that ``state`` has not begin as that of titles: a query is a text.
     """
     try:
-        state = _joined(model, state) if _is_exported(path) else state
-        segment_KH = state["text_embeddings.segment.weight"]
-        more = model.config.type_vocab_size - len(segment_KH)
-        state |= {"text_embeddings.segment.weight": torch.cat([segment_KH, segment_KH[:1].expand(max(0, more), -1)])}
-        model.load_state_dict({n: t for n, t in state.items() if not _is_head(n) or hasattr(model, n.split(".")[0])})
+        ours = _joined(model, state) if _is_exported(path) else state
+        held = {name: part for name, part in ours.items() if not _is_head(name) or hasattr(model, name.split(".")[0])}
+        segment_KH = held[SEGMENTS]
+        more = max(0, model.config.type_vocab_size - len(segment_KH))
+        model.load_state_dict(held | {SEGMENTS: torch.cat([segment_KH, segment_KH[:1].expand(more, -1)])})
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path / 'model.safetensors'}: does not fit config.json ({reason})") from error

@@ -6,9 +6,7 @@ Shapes: n rows asked for, U distinct ones, B sequences, N text tokens, I photos,
 from __future__ import annotations
 
 import copy
-import dataclasses
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -19,25 +17,23 @@ from PIL import Image
 
 from fashionbert_fast.data.batch import PackedPairs
 from fashionbert_fast.data.packing import pack_unmasked
-from fashionbert_fast.data.pairs import collate_images, collate_pairs, collate_texts
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.distributed import pick_device
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.evaluation.checkpoint import load_scorer, split_rows
-from fashionbert_fast.evaluation.scorer import DEFAULT_BATCH_SIZE, PairScorer
-from fashionbert_fast.features.encoding import ordered, reason
+from fashionbert_fast.evaluation.scorer import DEFAULT_BATCH_SIZE
+from fashionbert_fast.evaluation.vectors import store_vectors
+from fashionbert_fast.features.encoding import reason
 from fashionbert_fast.features.photo import read_image
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.model.embeddings import TEXT_SEGMENT
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 from fashionbert_fast.processor import FashionBertProcessor
-from fashionbert_fast.progress import progress
 from fashionbert_fast.retrieval.vectors import MANIFEST, Products, check_out, write_vectors
 from fashionbert_fast.run_directory import resolve_model_dir, sha256
 
 Photo = str | Path | BinaryIO
 QUERIES = 1000  # titles that an index's recall is measured with
-NAMES = {"both": "products", "text": "titles", "image": "photos", "query": "queries"}
 
 
 def embed_store(
@@ -69,42 +65,6 @@ def embed_store(
     return write_vectors(
         out, vectors_nH, store_vectors(scorer, asked, "query"), Products.of_store(store, rows), manifest
     )
-
-
-@torch.inference_mode()
-def store_vectors(scorer: PairScorer, rows: np.ndarray, of: str) -> np.ndarray:
-    """Vectors of a store's ``rows``, float32 (n, H). Equal titles, photos or both are one sequence: they tie exactly.
-
-    of: "text", "image", "both", or "query": the titles as if somebody had typed them.
-
-    Sequences of one length go together, and the next batch is read while one is computed.
-    """
-    store, titles = scorer.store, scorer.titles
-    text_n, image_n = scorer.text_N[rows], scorer.image_N[rows]
-    key_n = {"image": image_n, "both": text_n * len(store) + image_n}.get(of, text_n)
-    _, first_U, place_n = np.unique(key_n, return_index=True, return_inverse=True)
-    text_U, image_U = text_n[first_U], image_n[first_U]
-
-    def collate(chosen: np.ndarray) -> PackedPairs:
-        if of == "both":
-            return collate_pairs(store, titles, text_U[chosen], image_U[chosen])
-        if of == "image":
-            return collate_images(store, image_U[chosen])
-        texts = collate_texts(titles, text_U[chosen], store.manifest.patches, store.manifest.feature_size)
-        return _in_segment(texts, scorer.model.query_segment if of == "query" else TEXT_SEGMENT)
-
-    order = np.argsort(image_U) if of == "image" else np.lexsort((image_U, titles.lengths(text_U)))
-    chunks = [order[start : start + scorer.batch_size] for start in range(0, len(order), scorer.batch_size)]
-    vectors_UH = np.empty((len(order), scorer.model.config.hidden_size), dtype=np.float32)
-    with ThreadPoolExecutor(1) as pool:
-        batches = ordered(pool, collate, chunks, ahead=2)
-        for chosen, batch in zip(chunks, progress(batches, len(chunks), f"embedding {NAMES[of]}"), strict=True):
-            vectors_UH[chosen] = scorer.model.vectors(batch.to(scorer.device)).cpu().numpy()
-    return vectors_UH[place_n]
-
-
-def _in_segment(batch: PackedPairs, segment: int) -> PackedPairs:
-    return dataclasses.replace(batch, segment_N=torch.full_like(batch.input_id_N, segment))
 
 
 class Embedder:
@@ -205,7 +165,7 @@ class Embedder:
             span = slice(start, start + DEFAULT_BATCH_SIZE)
             features_BPD = features_IPD[span]
             batch = self._pack(texts[span], features_BPD, torch.arange(len(features_BPD)))
-            parts.append(self.model.vectors(_in_segment(batch, segment)).cpu().numpy())
+            parts.append(self.model.vectors(batch.in_segment(segment)).cpu().numpy())
         return np.concatenate(parts)
 
     def _pack(self, texts: Sequence[str], features_IPD: torch.Tensor, image_index_B: torch.Tensor) -> PackedPairs:

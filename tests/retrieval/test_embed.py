@@ -17,10 +17,11 @@ from fashionbert_fast import FashionBertForPreTraining
 from fashionbert_fast.data.pairs import collate_images, collate_pairs, collate_texts
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.evaluation.checkpoint import load_scorer
+from fashionbert_fast.evaluation.vectors import store_vectors
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.files import seal
 from fashionbert_fast.retrieval import embed as embed_module
-from fashionbert_fast.retrieval.embed import Embedder, embed_store, store_vectors
+from fashionbert_fast.retrieval.embed import Embedder, embed_store
 from fashionbert_fast.retrieval.vectors import Vectors
 
 
