@@ -32,6 +32,7 @@ import torch
 import torch.distributed as dist
 
 from benchmarks.measure import report
+from fashionbert_fast.data.batch import StepCounts
 from fashionbert_fast.files import check_writable, write_json
 
 STAGES = (0, 1, 2)
@@ -39,7 +40,7 @@ GPUS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 FIT = (2**20, 2**22, 2**24, 2**25)  # bytes: a step's vectors are megabytes at least
 PREDICT = (3 * 2**20, 2**23, 3 * 2**23)  # none of those
 TOLERANCE = 0.5  # of a predicted time; processes share two cores
-COUNTS_BYTES, LOSSES_BYTES, NORM_BYTES = 24, 12, 4
+COUNTS_BYTES, LOSSES_BYTES, NORM_BYTES = 4 * len(StepCounts._fields), 12, 4
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,8 @@ def _started(loader: DataLoader) -> tuple[Iterator[list[Batch]], set[BaseProcess
     it, in the middle of a step."""
     before, handler = set(multiprocessing.active_children()), signal.getsignal(signal.SIGCHLD)
     iterator = iter(loader)
+    if getattr(handler, "__module__", "").startswith("torch.utils.data"):  # of another loader in this process
+        handler = signal.SIG_DFL
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, handler)
     return iterator, set(multiprocessing.active_children()) - before

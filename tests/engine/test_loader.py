@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils.data import dataloader
+from torch.utils.data import DataLoader, dataloader
+from torch.utils.data._utils import signal_handling
 
 from benchmarks.weights import master_weights
 from fashionbert_fast.data.pairs import PairDataset
@@ -78,8 +79,16 @@ def test_a_first_step_that_no_process_survives_is_one_line(build_run, monkeypatc
         next(steady_batches(build_run("data.workers=1"), 0, SimpleNamespace(asked=False)))
 
 
-def test_a_death_reaches_no_step_and_a_waiting_loader_finds_it(build_run):
-    """One dies while the step computes, where torch's handler would raise; another while its batch is waited for."""
+@pytest.mark.parametrize("another", [False, True])
+def test_a_death_reaches_no_step_and_a_waiting_loader_finds_it(build_run, monkeypatch, another):
+    """One dies while the step computes, where torch's handler would raise; another while its batch is waited for.
+
+    another: torch's handler is there already, of some other loader in the process.
+    """
+    if another:
+        monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)
+        next(iter(DataLoader([0], num_workers=1)))
+        assert signal.getsignal(signal.SIGCHLD) is not signal.SIG_DFL
     run = build_run("data.workers=1", "train.steps=60")
     batches = steady_batches(run, 0, SimpleNamespace(asked=False))
 
