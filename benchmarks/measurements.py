@@ -107,9 +107,9 @@ SECTIONS = (
     Section("evaluate_zen4_cpu.json", "Scoring pairs",
             "fashionbert bench evaluate --quick --json evaluate.json",
             "MiniLM's size, 64 patches a photo; the pairs of a few queries. At this rate 1,000 queries in both "
-            "directions take near twice the 10 minutes aimed at on these two cores: 200,000 pairs are that many products of matrices. "
-            "Beside a loop of the same precision packing gains about 2; beside the float32 loop that one writes first "
-            "bfloat16 gains as much again. Zen 4."),
+            "directions take near twice the 10 minutes aimed at on these two cores: 200,000 pairs are that many "
+            "products of matrices. Beside a loop of the same precision packing gains about 2; beside the float32 loop "
+            "that one writes first bfloat16 gains as much again. Zen 4."),
     Section("cluster_cpu.json", "A cluster's model, checked on gloo",
             "python -m benchmarks.cluster --json cluster.json",
             "Times of a step's collectives of 3, 8 and 24 MiB over 2 to 4 processes on two cores, predicted "
