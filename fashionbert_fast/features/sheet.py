@@ -14,6 +14,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from fashionbert_fast.errors import InputError
@@ -56,12 +57,18 @@ def write_sheet(store: FeatureStore, path: Path, count: int) -> dict[str, int]:
     for axis in axes.flat:
         axis.axis("off")
     for axis, row in zip(axes.flat, rows, strict=False):
-        states[_draw_photo(axis, store, row)] += 1
+        states[_draw_row(axis, store, row)] += 1
         twins = int(store.twin_N[row])
         if sizes[twins] > 1:
             colour = colours.get(twins, LONE_TWIN)
             axis.add_patch(Rectangle((0, 0), 1, 1, transform=axis.transAxes, fill=False, color=colour, lw=4))
         _write_words(axis, store, row, sizes[twins])
+    save_sheet(figure, path)
+    return dict(states)
+
+
+def save_sheet(figure: Figure, path: Path) -> None:
+    """Write the figure to the PNG ``path`` and close it. InputError where it cannot be written."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing")  # titles may be in any script
@@ -71,19 +78,26 @@ def write_sheet(store: FeatureStore, path: Path, count: int) -> dict[str, int]:
         raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
     finally:
         plt.close(figure)
-    return dict(states)
 
 
-def _draw_photo(axis: Axes, store: FeatureStore, row: int) -> str:
-    side = store.manifest.resize["image_pixels"]
+def draw_photo(axis: Axes, image: Path, side: int) -> np.ndarray | None:
+    """Show a photo squashed to a square: its pixels, uint8 (S, S, 3); None, and words in its place, where it cannot be
+    read."""
     try:
-        image_SS3 = read_image(Path(store.images[row]), side)
+        image_SS3 = read_image(image, side)
     except Exception as error:  # a broken file can make Pillow raise nearly anything
         gone = isinstance(error, FileNotFoundError)
         axis.text(0.5, 0.5, "photo not here" if gone else "photo unreadable", ha="center", color="#888888",
                   transform=axis.transAxes)  # fmt: skip
-        return "missing"
+        return None
     axis.imshow(image_SS3, aspect="auto")
+    return image_SS3
+
+
+def _draw_row(axis: Axes, store: FeatureStore, row: int) -> str:
+    image_SS3 = draw_photo(axis, Path(store.images[row]), store.manifest.resize["image_pixels"])
+    if image_SS3 is None:
+        return "missing"
     digest = hashlib.blake2b(image_SS3, digest_size=16).hexdigest()
     return "shown" if store.image_hashes[row] in ("", digest) else "changed"
 

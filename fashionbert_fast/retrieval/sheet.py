@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import textwrap
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
-from fashionbert_fast.errors import InputError
-from fashionbert_fast.features.photo import read_image
+from fashionbert_fast.features.sheet import draw_photo, save_sheet
 from fashionbert_fast.retrieval.search import Hit
 
 COLUMNS, SIDE = 5, 224  # photos a line; pixels of a photo
@@ -31,19 +29,11 @@ def write_sheet(hits: Sequence[Hit], path: Path, query: str, image: Path | None 
         axis.axis("off")
     if image is not None:
         axis = next(places)
-        _draw_photo(axis, image)
+        draw_photo(axis, image, SIDE)
         axis.set_title("query", fontsize=8, loc="left", color="#1d5fa8")
     missing = sum(not _draw_hit(axis, hit) for axis, hit in zip(places, hits, strict=False))
     figure.suptitle(textwrap.shorten(query, 100, placeholder="..."), x=0.02, ha="left", fontsize=10, parse_math=False)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing")  # titles may be in any script
-            figure.tight_layout(pad=0.8)
-            figure.savefig(path, dpi=90, format="png")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --out") from error
-    finally:
-        plt.close(figure)
+    save_sheet(figure, path)
     return missing
 
 
@@ -54,19 +44,7 @@ def _draw_hit(axis: Axes, hit: Hit) -> bool:
     axis.text(0, -0.03, textwrap.fill(title, 30), **options)
     axis.text(0, -0.25, textwrap.shorten(f"{hit.id}  {hit.category}", 40, placeholder="..."), color="#777777",
               **options)  # fmt: skip
-    return _draw_photo(axis, Path(hit.image))
-
-
-def _draw_photo(axis: Axes, image: Path) -> bool:
-    try:
-        pixels_SS3 = read_image(image, SIDE)
-    except Exception as error:  # a broken file can make Pillow raise nearly anything
-        gone = isinstance(error, FileNotFoundError)
-        axis.text(0.5, 0.5, "photo not here" if gone else "photo unreadable", ha="center", color="#888888",
-                  transform=axis.transAxes)  # fmt: skip
-        return False
-    axis.imshow(pixels_SS3, aspect="auto")
-    return True
+    return draw_photo(axis, Path(hit.image), SIDE) is not None
 
 
 def fit(hit: Hit) -> str:
