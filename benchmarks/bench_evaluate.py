@@ -23,13 +23,13 @@ import torch.nn.functional as F
 
 from benchmarks.measure import Row
 from benchmarks.peers import PaddedBatch, PaddedFashionBert
-from benchmarks.workload import LONGEST_TITLE, fashion_gen_lengths
+from benchmarks.workload import LONGEST_TITLE, drawn_manifest, fashion_gen_lengths
 from fashionbert_fast.catalogue.product import Product
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.data.tokenizer import load_tokenizer, train_wordpiece
 from fashionbert_fast.evaluation.protocols import DEFAULT_CANDIDATES, candidate_lists, score_lists
 from fashionbert_fast.evaluation.scorer import PairScorer
-from fashionbert_fast.features.store import FeatureStore, Manifest, StoreWriter
+from fashionbert_fast.features.store import FeatureStore, StoreWriter
 from fashionbert_fast.model.config import FashionBertConfig
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 
@@ -69,18 +69,12 @@ def _drawn_store(folder: Path, subcategories: int) -> tuple[FeatureStore, Tokeni
     for i, length in enumerate(fashion_gen_lengths(count)):
         title = " ".join(generator.choice(words, length - 2))
         products.append(Product(f"{i:05d}", title, "all", f"kind {i // OF_EACH}", Path(f"{i}.jpg"), "validation"))
-    manifest = Manifest(
-        grid=GRID, resize={"image_pixels": 512, "patch_pixels": 64, "interpolation": "bilinear"},
-        encoder={"name": "drawn", "architecture": "none", "pooling": "mean", "weights_sha256": "0" * 64,
-                 "feature_size": FEATURE, "trained": False},
-        normalisation={"mean": [0.5] * 3, "std": [0.5] * 3},
-    )  # fmt: skip
     drawn = torch.Generator().manual_seed(0)
     with StoreWriter(folder / "store", patches=GRID**2, feature_size=FEATURE, expected=count) as writer:
         for start in range(0, count, 100):
             some = products[start : start + 100]
             writer.append(some, torch.randn(len(some), GRID**2, FEATURE, generator=drawn).relu())
-        writer.commit(manifest)
+        writer.commit(drawn_manifest(GRID, 64, FEATURE))
     store = FeatureStore.open(folder / "store")
     train_wordpiece(list(words) * 10, 300, folder / "tokenizer")
     return store, TokenizedTitles(store.titles, load_tokenizer(folder / "tokenizer"), LONGEST_TITLE)

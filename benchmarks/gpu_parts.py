@@ -25,6 +25,7 @@ import benchmarks.measure
 from benchmarks.gpu_cases import cases_of, worst_error
 from benchmarks.measure import Figure, Row
 from benchmarks.run import SUITES, parts
+from benchmarks.workload import drawn_manifest
 from fashionbert_fast.operators import OPERATORS
 
 BF16_TOLERANCE = 0.02  # of a loss, bf16 on the device against float32 on the CPU, mean of 10 steps
@@ -86,15 +87,9 @@ def _kernel(operator: str) -> Callable[[Teller, torch.device, bool], None]:
 def write_store(directory: Path, products: int = 256, size: int = 64) -> Path:
     """A feature store of drawn patches, each with a direction of its title's words in it: something to learn."""
     from fashionbert_fast.catalogue.product import Product
-    from fashionbert_fast.features.store import Manifest, StoreWriter
+    from fashionbert_fast.features.store import StoreWriter
 
     colours, garments = ("red", "blue", "green", "black"), ("shirt", "boot", "dress", "bag")
-    manifest = Manifest(
-        grid=4, resize={"image_pixels": 128, "patch_pixels": 32, "interpolation": "bilinear"},
-        encoder={"name": "drawn", "architecture": "drawn", "pooling": "mean", "weights_sha256": "0" * 64,
-                 "feature_size": size, "trained": False},
-        normalisation={"mean": [0.5] * 3, "std": [0.5] * 3},
-    )  # fmt: skip
     generator = torch.Generator().manual_seed(0)
     of_colour, of_garment = torch.randn(2, 4, size, generator=generator)
     drawn = torch.randint(4, (products, 2), generator=generator).tolist()
@@ -106,7 +101,7 @@ def write_store(directory: Path, products: int = 256, size: int = 64) -> Path:
     features = torch.stack([of_colour[c] + of_garment[g] for c, g in drawn])[:, None] + noise
     with StoreWriter(directory, patches=16, feature_size=size) as writer:
         writer.append(listed, features.clamp_min(0))
-        writer.commit(manifest)
+        writer.commit(drawn_manifest(4, 32, size))
     return directory
 
 

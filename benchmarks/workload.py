@@ -7,6 +7,7 @@ depends on. Shapes are those of data/pairs.py.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,9 @@ from fashionbert_fast.data.packing import Budget, pack, rounded_up
 from fashionbert_fast.kernels._library import IGNORED
 from fashionbert_fast.model.config import FashionBertConfig
 
+if TYPE_CHECKING:
+    from fashionbert_fast.features.manifest import Manifest
+
 LONGEST_TITLE = 64
 CLS, SEP, MASK, FIRST_WORD = 101, 102, 103, 1000  # of BERT's vocabulary
 
@@ -24,6 +28,19 @@ def fashion_gen_lengths(count: int, seed: int = 0) -> np.ndarray:
     """Tokens of each title: N(25, 10) clipped to [8, 64], what Fashion-Gen's titles come to."""
     drawn = np.random.default_rng(seed).normal(25, 10, count)
     return np.clip(drawn.round(), 8, LONGEST_TITLE).astype(np.int64)
+
+
+def drawn_manifest(grid: int, patch_pixels: int, feature_size: int) -> Manifest:
+    """Of a store whose features were drawn, not encoded."""
+    from fashionbert_fast.features.manifest import Manifest
+
+    return Manifest(
+        grid=grid,
+        resize={"image_pixels": grid * patch_pixels, "patch_pixels": patch_pixels, "interpolation": "bilinear"},
+        encoder={"name": "drawn", "architecture": "none", "pooling": "mean", "weights_sha256": "0" * 64,
+                 "feature_size": feature_size, "trained": False},
+        normalisation={"mean": [0.5] * 3, "std": [0.5] * 3},
+    )  # fmt: skip
 
 
 def store_lengths(store: Path, count: int, seed: int = 0) -> np.ndarray:

@@ -44,8 +44,9 @@ def write_store(path: Path, products: int = 96, seed: int = 0) -> Path:
     """A feature store of ``products`` whose patches carry what the titles name, plus noise, most with a query."""
     import torch
 
+    from benchmarks.workload import drawn_manifest
     from fashionbert_fast.catalogue.product import Product
-    from fashionbert_fast.features.store import Manifest, StoreWriter
+    from fashionbert_fast.features.store import StoreWriter
 
     colours, garments = TITLES
     generator = torch.Generator().manual_seed(seed)
@@ -58,15 +59,9 @@ def write_store(path: Path, products: int = 96, seed: int = 0) -> Path:
                               queries=f"{garments[garment]} in {colours[colour]}" if i % 4 else ""))  # fmt: skip
         noise = torch.randn(GRID * GRID, FEATURES, generator=generator) * 0.1
         features.append(colour_CD[colour] + garment_GD[garment] + noise)
-    manifest = Manifest(
-        grid=GRID, resize={"image_pixels": 64, "patch_pixels": 32, "interpolation": "bilinear"},
-        encoder={"name": "drawn", "architecture": "none", "pooling": "mean", "weights_sha256": "0" * 64,
-                 "feature_size": FEATURES, "trained": False},
-        normalisation={"mean": [0.5] * 3, "std": [0.5] * 3},
-    )  # fmt: skip
     with StoreWriter(path, patches=GRID * GRID, feature_size=FEATURES, dtype="float32") as writer:
         writer.append(listed, torch.stack(features))
-        writer.commit(manifest)
+        writer.commit(drawn_manifest(GRID, 32, FEATURES))
     return path
 
 
