@@ -64,6 +64,7 @@ lint: setup  ## ruff, clang-format, codespell and pyright
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(SOURCES)
 	$(BIN)/codespell $(TEXTS)
+	@! grep -rnE '^(<<<<<<<|>>>>>>>) ' $(TEXTS)  # what a merge left
 	$(BIN)/basedpyright --level error
 
 format: setup  ## rewrite sources to the house style
