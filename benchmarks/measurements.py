@@ -200,7 +200,8 @@ Alignment accuracy {result["alignment_accuracy"]:.3f}. R@1 / R@5 / R@10 among {r
 {recalls(result)}. {result["topped_up"]} of the {result["queries"]} lists had to be topped up from outside their
 sub-category; the {own["queries"]} that had not: {recalls(own)}. {result["queries_with_a_twin_title"]} queries
 have a candidate of the very same title, which nobody could tell from the truth,
-{result["queries_with_a_twin_photo"]} one of the same photo: such ties had the mean of their ranks then, and count against the model now.
+{result["queries_with_a_twin_photo"]} one of the same photo: such ties had the mean of their ranks then, and
+count against the model now.
 
 ![Losses on the real products](images/real_losses.png)
 
