@@ -197,10 +197,7 @@ class FashionBert(nn.Module):
 
 
 def mean_vectors(hidden_TH: torch.Tensor, cu_seqlens_S1: torch.Tensor) -> torch.Tensor:
-    """(S, H) float32 of length 1: the mean of each sequence's rows, normalised. Reads no tensor on the host."""
-    S = len(cu_seqlens_S1) - 1
-    row_T = torch.arange(len(hidden_TH), device=hidden_TH.device, dtype=cu_seqlens_S1.dtype)
-    sequence_T = torch.bucketize(row_T, cu_seqlens_S1[1:], right=True)  # S: the fill
-    sums_SH = hidden_TH.new_zeros(S + 1, hidden_TH.shape[1], dtype=torch.float32)
-    sums_SH = sums_SH.index_add(0, sequence_T, hidden_TH.float())[:S]
+    """(S, H) float32 of length 1: the mean of each sequence's rows, normalised. Reads no tensor on the host, and adds
+    up in the order of the rows on any device."""
+    sums_SH = torch.segment_reduce(hidden_TH.float(), "sum", offsets=cu_seqlens_S1, axis=0, unsafe=True)
     return F.normalize(sums_SH, dim=1)  # which a division by the length would not change
