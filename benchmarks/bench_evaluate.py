@@ -91,7 +91,8 @@ def _protocol(scorer: PairScorer, store: FeatureStore, queries: int) -> Row:
     lists, start = _lists(store, queries), time.perf_counter()
     score_lists(lists, store.rows(None), scorer.score)
     seconds, aim = time.perf_counter() - start, MOST_SECONDS * queries / QUERIES
-    case = f"protocol fashionbert, {queries:,} x {DEFAULT_CANDIDATES} x 2 ({scorer.work.pairs:,} distinct pairs), bf16"
+    done = scorer.work.sequences
+    case = f"protocol fashionbert, {queries:,} x {DEFAULT_CANDIDATES} x 2 ({done:,} distinct pairs), bf16"
     ratio = aim / seconds
     return Row(case, f"{aim / 60:g} minutes", seconds, aim, "s", ratio, 1.0, ratio >= 1, [ratio, ratio])
 

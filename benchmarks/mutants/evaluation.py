@@ -99,8 +99,8 @@ MUTANTS = (
     Mutant(
         "scores-come-back-in-batch-order",
         EVALUATION + "scorer.py",
-        "return scores_U[place_K]",
-        "return scores_U[np.sort(place_K)]",
+        'np.empty(0), "scoring pairs")[place_K]',
+        'np.empty(0), "scoring pairs")[np.sort(place_K)]',
         SCORER,
     ),
     Mutant(
@@ -225,8 +225,8 @@ MUTANTS = (
     Mutant(
         "parts-of-other-lists-are-used",
         EVALUATION + "scorer.py",
-        "key = what.encode() + text.tobytes() + image.tobytes()",
-        "key = what.encode()",
+        "text.tobytes() + image.tobytes(), like, what)",
+        'b"", like, what)',
         ("tests/evaluation/test_parts.py",),
     ),
     Mutant(

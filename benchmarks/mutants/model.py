@@ -34,8 +34,8 @@ MUTANTS = (
     Mutant(
         "a-vector-takes-its-neighbours-row",
         MODEL + "fashionbert.py",
-        "torch.bucketize(row_T, cu_seqlens_S1[1:], right=True)",
-        "torch.bucketize(row_T, cu_seqlens_S1[1:], right=False)",
+        "offsets=cu_seqlens_S1, axis=0",
+        "offsets=(cu_seqlens_S1 - 1).clamp(min=0), axis=0",
         VECTORS,
     ),
     Mutant(

@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the model (default: %(default)s)")
     add("--dtype", choices=("float32", "float16"), default="float32",
         help="of vectors.npy; float16 takes half the disk (default: %(default)s)")
-    add("--batch-size", type=int, metavar="B", help="sequences of a forward pass; does not change the vectors")
+    add("--batch-size", type=int, metavar="B",
+        help="of a forward pass (default: 128); another moves vectors by float noise")
     add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     add("--overwrite", action="store_true", help="replace VECTORS if it holds vectors")
     # fmt: on

@@ -92,7 +92,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=RELEASED_BATCH_SIZE,
         help="prediction batch of that fault (default: %(default)s)",
     )
-    add("--batch-size", type=int, metavar="B", help="pairs of a forward pass; does not change the figures")
+    add(
+        "--batch-size",
+        type=int,
+        metavar="B",
+        help="of a forward pass (default: 128); another moves scores by float noise",
+    )
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16: faster, close pairs may change places")
     add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
 
@@ -110,31 +115,35 @@ def run(args: argparse.Namespace) -> int:
     if args.candidates_from is not None and asked:
         raise InputError(f"--{asked[0]}: the lists of {args.candidates_from} have theirs; leave it out")
     drawn = {name: DRAWN[name] if value is None else value for name, value in drawn.items()}
-    from fashionbert_fast.distributed import host_ranks, is_main
+    keep = outputs[0].with_name(f".{outputs[0].name}.parts") if outputs else None
+    from fashionbert_fast.distributed import host_ranks
+    from fashionbert_fast.evaluation.parts import forget
 
-    if drawn["protocol"] == QUERIES:  # minutes at most: one process does it
-        return _run_queries(args, drawn) if is_main() else 0
+    try:
+        with host_ranks():
+            (_run_queries if drawn["protocol"] == QUERIES else _run_pairs)(args, drawn, keep)
+            forget(keep)
+    except KeyboardInterrupt:
+        kept = f"what was scored is kept in {keep}; the same command goes on from there" if keep else ""
+        raise KeyboardInterrupt(kept) from None
+    return 0
+
+
+def _run_pairs(args: argparse.Namespace, drawn: dict[str, Any], keep: Path | None) -> None:
+    from fashionbert_fast.distributed import is_main
     from fashionbert_fast.evaluation import checkpoint
     from fashionbert_fast.evaluation.finetuning import Finetuning
 
     finetuning = Finetuning(
         epochs=args.finetune_epochs, lr=args.finetune_lr, products=args.finetune_products, seed=drawn["seed"]
     )
-    keep = outputs[0].with_name(f".{outputs[0].name}.parts") if outputs else None
-    try:
-        with host_ranks():
-            evaluation = checkpoint.run_evaluation(
-                args.checkpoint, args.data, **drawn, candidates_from=args.candidates_from, grouping=args.grouping,
-                released_batch_size=args.released_batch_size, recognise=args.recognition, finetuning=finetuning,
-                batch_size=args.batch_size, device=args.device, precision=args.precision, keep=keep,
-            )  # fmt: skip
-    except KeyboardInterrupt:
-        kept = f"what was scored is kept in {keep}; the same command goes on from there" if keep else ""
-        raise KeyboardInterrupt(kept) from None
+    evaluation = checkpoint.run_evaluation(
+        args.checkpoint, args.data, **drawn, candidates_from=args.candidates_from, grouping=args.grouping,
+        released_batch_size=args.released_batch_size, recognise=args.recognition, finetuning=finetuning,
+        batch_size=args.batch_size, device=args.device, precision=args.precision, keep=keep,
+    )  # fmt: skip
     if is_main():
         _write(args, evaluation)
-        evaluation.parts.forget()
-    return 0
 
 
 def _write(args: argparse.Namespace, evaluation: Evaluation) -> None:
@@ -160,7 +169,7 @@ def _write(args: argparse.Namespace, evaluation: Evaluation) -> None:
         write_json(args.json, result)
 
 
-def _run_queries(args: argparse.Namespace, drawn: dict[str, Any]) -> int:
+def _run_queries(args: argparse.Namespace, drawn: dict[str, Any], keep: Path | None) -> None:
     if args.grouping != "correct":
         raise InputError(f"--grouping {args.grouping}: exists only under protocol 'fashionbert'; leave it out")
     for name in ("candidates", "save_candidates", "scores", "gallery", "recognition"):
@@ -168,13 +177,14 @@ def _run_queries(args: argparse.Namespace, drawn: dict[str, Any]) -> int:
             raise InputError(f"--{name.replace('_', '-')}: goes with protocols that rank pairs; leave it out")
     from rich.console import Console
 
+    from fashionbert_fast.distributed import is_main
     from fashionbert_fast.evaluation import queries
 
     result = queries.evaluate_queries(
         args.checkpoint, args.data, split=drawn["split"], queries=drawn["queries"], seed=drawn["seed"],
-        batch_size=args.batch_size, device=args.device, precision=args.precision,
+        batch_size=args.batch_size, device=args.device, precision=args.precision, keep=keep,
     )  # fmt: skip
-    Console().print(queries.table(result))
-    if args.json is not None:
-        write_json(args.json, result)
-    return 0
+    if is_main():
+        Console().print(queries.table(result))
+        if args.json is not None:
+            write_json(args.json, result)

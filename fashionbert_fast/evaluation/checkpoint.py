@@ -49,7 +49,6 @@ class Evaluation:
     store: FeatureStore
     scored: Scored
     lists: dict[str, Any]
-    parts: Parts
 
 
 def evaluate_checkpoint(checkpoint: Path, data: Path, **options: Any) -> dict[str, Any]:
@@ -81,7 +80,7 @@ def run_evaluation(
 
     candidates_from: lists that were saved, in place of split, protocol, queries, candidates and seed. recognise: one of
     `METHODS`; None: the probe under protocol "full". keep: a folder for what is scored until all is, so that an
-    interrupted evaluation goes on; `Parts.forget` takes it away.
+    interrupted evaluation goes on; `evaluation.parts.forget` takes it away.
 
     The result says where it comes from ("precision", "split", "checkpoint", "data", and "lists", the hash of the
     candidate lists), how fast it was had ("throughput"), and in "leaks" how many products of a held-out split share a
@@ -97,21 +96,19 @@ def run_evaluation(
         )  # fmt: skip
         drawn = Drawn(lists, rows, protocol, split, seed)
     check_grouping(grouping, drawn.protocol, released_batch_size)
-    scorer, model_dir = load_scorer(checkpoint, store, data, batch_size, device, precision)
-    if keep is not None:
-        scorer.parts = Parts(keep, _identity(model_dir, store, scorer))
+    scorer, model_dir = load_scorer(checkpoint, store, data, batch_size, device, precision, keep)
     described = describe(store, drawn)
     scored = score_lists(drawn.lists, drawn.rows_N, scorer.score)
     result = summarise(store, scored, protocol=drawn.protocol, seed=drawn.seed)
     if grouping == "released-faulty":
         result = released_faulty(store, scored, result, released_batch_size)
     result |= {"precision": precision, "split": drawn.split, "checkpoint": str(model_dir), "data": str(data)}
-    result |= {"lists": described[SEAL], "throughput": scorer.work.throughput()}
+    result |= {"lists": described[SEAL], "throughput": scorer.work.throughput("pairs")}
     if drawn.split not in ("train", "all") and drawn.split in (found := leaks(store)):
         result["leaks"] = found[drawn.split]
     how = ("probe" if drawn.protocol == "full" else "none") if recognise is None else recognise
     result |= _recognised(how, scorer, model_dir, drawn.rows_N, finetuning or Finetuning())
-    return Evaluation(result, store, scored, described, scorer.parts)
+    return Evaluation(result, store, scored, described)
 
 
 def _recognised(
@@ -160,11 +157,12 @@ def load_scorer(
     batch_size: int | None = None,
     device: str | None = None,
     precision: str = "fp32",
+    keep: Path | None = None,
 ) -> tuple[PairScorer, Path]:
     """The scorer of a checkpoint on a store, and the model directory it was read from.
 
-    checkpoint: a saved model or a run directory. InputError when there is no model, when it was trained on other patch
-    features than the store holds, or when the device does not exist.
+    checkpoint: a saved model or a run directory. keep: as of `run_evaluation`. InputError when there is no model, when
+    it was trained on other patch features than the store holds, or when the device does not exist.
     """
     target = pick_device(device)
     model_dir = resolve_model_dir(checkpoint)
@@ -182,7 +180,10 @@ def load_scorer(
     titles = TokenizedTitles(store.titles, tokenizer, max_text_tokens(model_dir))
     model.to(target)
     batch_size = batch_size or DEFAULT_BATCH_SIZE
-    return PairScorer(model, store, titles, batch_size=batch_size, precision=precision), model_dir
+    scorer = PairScorer(model, store, titles, batch_size=batch_size, precision=precision)
+    if keep is not None:
+        scorer.parts = Parts(keep, _identity(model_dir, store, scorer))
+    return scorer, model_dir
 
 
 def split_rows(store: FeatureStore, split: str, data: Path) -> np.ndarray:

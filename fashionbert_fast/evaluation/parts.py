@@ -29,7 +29,7 @@ class Parts:
     """
 
     def __init__(self, folder: Path | None = None, identity: str = "") -> None:
-        self.root, self.folder = folder, None if folder is None else folder / identity[:32]
+        self.folder = None if folder is None else folder / identity[:32]
         if folder is not None and folder.is_dir() and is_main():
             for other in folder.iterdir():
                 if other != self.folder:
@@ -57,10 +57,11 @@ class Parts:
                 _write(_file(folder, part), whole[part])
         return _sum(whole)
 
-    def forget(self) -> None:
-        """All is done and written: delete what was kept."""
-        if self.root is not None:
-            shutil.rmtree(self.root, ignore_errors=True)
+
+def forget(folder: Path | None) -> None:
+    """All is done and written: delete what was kept there."""
+    if folder is not None and is_main():
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _rank() -> int:

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.table import Table
 
 from fashionbert_fast.catalogue.twins import leaks
+from fashionbert_fast.data.batch import PackedPairs
 from fashionbert_fast.data.counter_rng import Stream, random_bits
 from fashionbert_fast.data.pairs import collate_texts
 from fashionbert_fast.data.queries import Queries
@@ -30,7 +30,6 @@ from fashionbert_fast.evaluation.scorer import PairScorer
 from fashionbert_fast.evaluation.vectors import store_vectors
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.processor import max_text_tokens
-from fashionbert_fast.progress import progress
 
 PROTOCOL = "queries"
 RECALLS, NDCG = (1, 10, 100), 10
@@ -57,23 +56,25 @@ def chances(right_Q: np.ndarray, items: int) -> list[float]:
     return [float((min(k, items) * right_Q / items / np.minimum(k, right_Q)).mean()) for k in RECALLS]
 
 
-@torch.inference_mode()
 def query_vectors(scorer: PairScorer, queries: Queries, query_Q: np.ndarray) -> np.ndarray:
-    """(Q, H) float32 of the queries of those numbers."""
-    manifest, size, parts = scorer.store.manifest, scorer.batch_size, []
-    for start in progress(range(0, len(query_Q), size), -(-len(query_Q) // size), "vectors of queries"):
-        chosen_K = query_Q[start : start + size]
-        texts = collate_texts(queries.texts, chosen_K, manifest.patches, manifest.feature_size)
-        parts.append(scorer.model.vectors(texts.in_segment(queries.segment).to(scorer.device)).cpu().numpy())
-    return np.concatenate(parts)
+    """(Q, H) float32 of the queries of those numbers, by all ranks."""
+    manifest = scorer.store.manifest
+
+    def collate(span: slice) -> PackedPairs:
+        texts = collate_texts(queries.texts, query_Q[span], manifest.patches, manifest.feature_size)
+        return texts.in_segment(queries.segment)
+
+    like = np.empty((0, scorer.model.config.hidden_size), dtype=np.float32)
+    return scorer.run(len(query_Q), collate, scorer.model.vectors, query_Q.tobytes(), like, "embedding what was asked")
 
 
 def evaluate_queries(
     checkpoint: Path, data: Path, *, split: str = "validation", queries: int | None = None, seed: int = 0,
-    batch_size: int | None = None, device: str | None = None, precision: str = "fp32",
+    batch_size: int | None = None, device: str | None = None, precision: str = "fp32", keep: Path | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """What `fashionbert evaluate --protocol queries --json` writes: figures over all queries of the split's products,
-    or as many as ``queries`` drawn by the seed, and apart over those that are asked of no training product.
+    or as many as ``queries`` drawn by the seed, and apart over those that are asked of no training product. Under a
+    launcher every process calls this, and has all of it. keep: as of `run_evaluation`.
 
     Raises InputError where the split has no products or no queries, or the checkpoint does not fit the store.
     """
@@ -81,7 +82,7 @@ def evaluate_queries(
         raise InputError(f"queries: {queries} is not a number of queries; give 1 or more")
     store = FeatureStore.open(data)
     rows_N = split_rows(store, split, data)
-    scorer, model_dir = load_scorer(checkpoint, store, data, batch_size, device, precision)
+    scorer, model_dir = load_scorer(checkpoint, store, data, batch_size, device, precision, keep)
     if not any(store.queries[row] for row in rows_N.tolist()):
         raise InputError(f"{data}: no product of split {split!r} has a query; prepare it with --queries FILE or a "
                          "query column, or choose another --split")  # fmt: skip
@@ -97,6 +98,7 @@ def evaluate_queries(
         **_summary(found_QM, seed), "chance": dict(zip(FIGURES, chances(right_Q, len(rows_N)), strict=False)),
         "unseen": {"queries": int(unseen_Q.sum())} | (_summary(found_QM[unseen_Q], seed) if unseen_Q.any() else {}),
         "seed": seed, "precision": precision, "split": split, "checkpoint": str(model_dir), "data": str(data),
+        "throughput": scorer.work.throughput("sequences"),
     }  # fmt: skip
     return result | ({"leaks": leaks(store)[split]} if split not in ("train", "all") else {})
 

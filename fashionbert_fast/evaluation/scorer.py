@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Hashable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +21,11 @@ from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.distributed import all_reduce_sum, world_size
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.evaluation.parts import Parts
+from fashionbert_fast.features.encoding import ordered
 from fashionbert_fast.features.store import FeatureStore
 
 DEFAULT_BATCH_SIZE = 128
-PART_BATCHES = 16  # of a part that is dealt to a rank, and kept when it is done
+PART_BATCHES = 8  # of a part that is dealt to a rank, and kept when it is done
 PRECISIONS = ("fp32", "bf16")
 
 
@@ -35,21 +37,18 @@ def _first_rows(values: Iterable[Hashable]) -> np.ndarray:
 
 @dataclass
 class Work:
-    """What a scorer has done so far, all ranks together: distinct pairs, their title tokens and patches, seconds from
-    the first pair to the last. What an interrupted evaluation had scored before is not in it."""
+    """What a scorer has done so far, all ranks together: distinct sequences, their text tokens and patches, seconds.
+    What an interrupted evaluation had done before is not in it."""
 
-    pairs: int = 0
+    sequences: int = 0
     tokens: int = 0
     seconds: float = 0.0
 
-    def add(self, pairs: int, tokens: int, seconds: float) -> None:
-        self.pairs, self.tokens, self.seconds = self.pairs + pairs, self.tokens + tokens, self.seconds + seconds
-
-    def throughput(self) -> dict[str, float]:
-        """As `fashionbert evaluate --json` has it."""
+    def throughput(self, of: str) -> dict[str, float]:
+        """As `fashionbert evaluate --json` has it. of: what a sequence is, "pairs" or "sequences"."""
         seconds = max(self.seconds, 1e-9)
-        rates = {"pairs_per_s": self.pairs / seconds, "tokens_per_s": self.tokens / seconds}
-        return {"pairs": self.pairs, "tokens": self.tokens, "seconds": self.seconds, **rates, "ranks": world_size()}
+        rates = {f"{of}_per_s": self.sequences / seconds, "tokens_per_s": self.tokens / seconds}
+        return {of: self.sequences, "tokens": self.tokens, "seconds": self.seconds, **rates, "ranks": world_size()}
 
 
 class PairScorer:
@@ -101,17 +100,12 @@ class PairScorer:
         keys_K = self.text_N[text_rows] * len(self.store) + self.image_N[image_rows]
         keys_U, place_K = np.unique(keys_K, return_inverse=True)
         text_U, image_U = np.divmod(keys_U, len(self.store))
-        start, done = time.perf_counter(), np.zeros(2, dtype=np.int64)
 
         def probability(batch: PackedPairs) -> torch.Tensor:
-            done[:] += len(batch.cls_row_B), batch.tokens
-            logits_B2 = self.model.alignment_logits(batch.to(self.device)).double()
+            logits_B2 = self.model.alignment_logits(batch).double()
             return torch.sigmoid(logits_B2[:, 1] - logits_B2[:, 0])
 
-        scores_U = self._forward(text_U, image_U, probability, np.empty(0), "scoring pairs")
-        pairs, tokens = all_reduce_sum(torch.from_numpy(done)).tolist()
-        self.work.add(pairs, tokens, time.perf_counter() - start)
-        return scores_U[place_K]
+        return self._forward(text_U, image_U, probability, np.empty(0), "scoring pairs")[place_K]
 
     @torch.inference_mode()
     def vectors(self, rows: np.ndarray) -> np.ndarray:
@@ -120,7 +114,7 @@ class PairScorer:
         like = np.empty((0, self.model.config.hidden_size), dtype=np.float32)
 
         def pooled(batch: PackedPairs) -> torch.Tensor:
-            return self.model.pooled(batch.to(self.device)).float()
+            return self.model.pooled(batch).float()
 
         return self._forward(self.text_N[rows], self.image_N[rows], pooled, like, "reading [CLS] vectors")
 
@@ -133,14 +127,39 @@ class PairScorer:
         order = np.lexsort((image, self.titles.lengths(text)))
         text, image = text[order], image[order]
 
-        def batch(start: int, stop: int) -> np.ndarray:
-            span = slice(start, min(start + self.batch_size, stop))
-            return read(collate_pairs(self.store, self.titles, text[span], image[span])).cpu().numpy()
+        def collate(span: slice) -> PackedPairs:
+            return collate_pairs(self.store, self.titles, text[span], image[span])
+
+        found = np.empty((len(order), *like.shape[1:]), dtype=like.dtype)
+        found[order] = self.run(len(order), collate, read, text.tobytes() + image.tobytes(), like, what)
+        return found
+
+    @torch.inference_mode()
+    def run(
+        self, count: int, collate: Callable[[slice], PackedPairs], read: Callable[[PackedPairs], torch.Tensor],
+        key: bytes, like: np.ndarray, what: str,
+    ) -> np.ndarray:  # fmt: skip
+        """What ``read`` gives of each of ``count`` sequences, a batch at a time, by all ranks; a collective.
+
+        collate: the sequences of a span; the next ones are collated while a batch is computed. key: what tells these
+        sequences from others. like: an empty array of what comes of them, (0, ...). what: is done, in a word or two.
+        """
+
+        start, done = time.perf_counter(), torch.zeros(2, dtype=torch.int64)
+
+        def computed(batch: PackedPairs) -> np.ndarray:
+            values = read(batch.to(self.device)).cpu().numpy()
+            done.add_(torch.tensor([len(values), batch.tokens]))
+            return values
 
         def part(rows: slice) -> np.ndarray:
-            return np.concatenate([batch(start, rows.stop) for start in range(rows.start, rows.stop, self.batch_size)])
+            starts = range(rows.start, rows.stop, self.batch_size)
+            spans = [slice(start, min(start + self.batch_size, rows.stop)) for start in starts]
+            with ThreadPoolExecutor(1) as pool:
+                return np.concatenate([computed(batch) for batch in ordered(pool, collate, spans, ahead=2)])
 
-        key = what.encode() + text.tobytes() + image.tobytes()
-        found = np.empty((len(order), *like.shape[1:]), dtype=like.dtype)
-        found[order] = self.parts.run(key, like, len(order), self.batch_size * PART_BATCHES, part, what)
+        found = self.parts.run(what.encode() + key, like, count, self.batch_size * PART_BATCHES, part, what)
+        sequences, tokens = all_reduce_sum(done).tolist()
+        self.work.sequences, self.work.tokens = self.work.sequences + sequences, self.work.tokens + tokens
+        self.work.seconds += time.perf_counter() - start
         return found

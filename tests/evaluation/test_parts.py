@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from training import ENVIRONMENT, fashionbert
 
-from fashionbert_fast.evaluation.parts import Parts
+from fashionbert_fast.evaluation.parts import Parts, forget
 from fashionbert_fast.evaluation.scorer import PairScorer
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 
@@ -81,13 +81,13 @@ def test_a_killed_evaluation_goes_on_and_finds_the_same(words, tmp_path, monkeyp
     for path in tmp_path.iterdir():
         path.unlink()
     with monkeypatch.context() as patch, pytest.raises(Killed):
-        kill_after(patch, 40)  # two parts of 16 batches, and half of the third
+        kill_after(patch, 44)  # five parts of 8 batches, and half of the sixth
         fashionbert(*words)
     assert [path.name for path in tmp_path.iterdir()] == [".found.json.parts"]
     asked = kill_after(monkeypatch, 1000)
     assert fashionbert(*words).returncode == 0
     again, same, work = found(tmp_path)
-    assert sum(asked) == work["pairs"] == 48
+    assert sum(asked) == work["pairs"] == 24
     assert again == whole and same.equals(scores)
 
 
@@ -142,7 +142,7 @@ def test_a_part_that_is_damaged_is_done_again(tmp_path):
     np.save(folder / "8.npy", np.zeros(4))
     assert (run() == whole).all() and asked == [(4, 8), (8, 10)]
     assert Parts(tmp_path / "parts", "another").folder is not None and not folder.exists()
-    parts.forget()
+    forget(tmp_path / "parts")
     assert not (tmp_path / "parts").exists()
 
 

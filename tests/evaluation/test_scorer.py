@@ -14,7 +14,7 @@ from fashionbert_fast.evaluation.scorer import PairScorer
 
 class Batch:
     def __init__(self, text, image, lengths):
-        self.text, self.image, self.tokens, self.cls_row_B = text, image, int(lengths.sum()), text
+        self.text, self.image, self.tokens = text, image, int(lengths.sum())
 
     def to(self, device):
         return self
