@@ -49,9 +49,11 @@ SECTIONS = (
             "fashionbert bench step --store stores/real",
             "The same with the title lengths of a store, beside those of Fashion-Gen. Zen 5."),
     Section("step_zen4_cpu.json", "The step on Zen 4, and peers with bf16 weights",
-            "fashionbert bench step --only b b-weights d d-weights zero-1 zero-2",
+            "fashionbert bench step --only b b-weights d d-weights",
             "An AMD EPYC of family 25, model 17, whose matmuls are slower: they take more of every step, ours and the "
-            "peers'. The host was not quiet: spreads are wide, the one under ZeRO-1 above all."),
+            "peers'. The host was not quiet: spreads are wide."),
+    Section("step_zero_zen4_cpu.json", "The step under ZeRO on Zen 4", "fashionbert bench step --only zero-1 zero-2",
+            "On a quiet host: one process under DeepSpeed beside the same model and optimizer without it."),
     Section("step_ladder_cpu.json", "What each technique is worth",
             "fashionbert bench step --only ladder",
             "Ours beside ours with one technique switched off. Zen 5. Packing saves what it would if all time "
