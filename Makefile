@@ -39,8 +39,8 @@ test: setup  ## the test suite (no GPU needed)
 test-slow: setup  ## the long proofs as well
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-wheel-test: setup  ## the wheel, in empty environments outside this checkout; the GPU suite, carried without a network
-	$(BIN)/python -m pytest -m slow tests/test_wheel.py tests/benchmarks/test_carry.py
+wheel-test: setup  ## the wheel, in empty environments outside this checkout; the GPU suite, here and carried without a network
+	$(BIN)/python -m pytest -m slow tests/test_wheel.py tests/benchmarks/test_carry.py tests/benchmarks/test_gpu_suite.py
 
 dist: setup  ## sdist and wheel, for any processor, into dist/
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m build --no-isolation

@@ -117,6 +117,7 @@ def test_every_operator_has_cases_and_a_fault_is_seen(monkeypatch):
     assert gpu_cases.worst_error(case, torch.device("cpu"))[1] > 1
 
 
+@pytest.mark.slow
 def test_the_whole_suite_runs_on_a_cpu(tmp_path):
     path, start = tmp_path / "dry.json", time.monotonic()
     command = [sys.executable, "-m", "benchmarks.gpu_suite", "--dry", "--json", str(path)]
