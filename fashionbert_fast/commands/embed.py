@@ -13,6 +13,7 @@ EPILOG = """examples:
   fashionbert embed --checkpoint runs/shop --data stores/shop --out vectors/shop
   fashionbert embed --checkpoint runs/shop --data stores/shop --of image --out vectors/photos
   fashionbert embed --checkpoint runs/shop --data stores/shop --precision bf16 --dtype float16 --out vectors/shop
+  torchrun --nproc-per-node 8 -m fashionbert_fast embed --checkpoint runs/shop --data stores/shop --out vectors/shop
 
 VECTORS holds vectors.npy (a line a product, of length 1: their dot product is the cosine), products.parquet (id, title,
 category, subcategory, image, row) and vectors.json (what made them, hashes). Equal titles and photos are embedded once.
@@ -43,13 +44,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.batch_size is not None and args.batch_size < 1:
         raise InputError(f"--batch-size: {args.batch_size} is no batch size; give 1 or more")
+    from fashionbert_fast.distributed import host_ranks, is_main
     from fashionbert_fast.retrieval.embed import embed_store
 
     start = time.perf_counter()
-    written = embed_store(
-        args.checkpoint, args.data, args.out, of=args.of, split=args.split, precision=args.precision,
-        dtype=args.dtype, device=args.device, batch_size=args.batch_size, overwrite=args.overwrite,
-    )  # fmt: skip
+    with host_ranks():
+        written = embed_store(
+            args.checkpoint, args.data, args.out, of=args.of, split=args.split, precision=args.precision,
+            dtype=args.dtype, device=args.device, batch_size=args.batch_size, overwrite=args.overwrite,
+        )  # fmt: skip
+        if not is_main():
+            return 0
     what = {"both": "titles with their photos", "text": "titles", "image": "photos"}[args.of]
     print(f"{args.out}: {written['rows']} vectors of {written['dims']} numbers, {what}, by {written['model']['path']}, "
           f"{time.perf_counter() - start:.1f} s")  # fmt: skip

@@ -18,7 +18,7 @@ from PIL import Image
 from fashionbert_fast.data.batch import PackedPairs
 from fashionbert_fast.data.packing import pack_unmasked
 from fashionbert_fast.data.titles import TokenizedTitles
-from fashionbert_fast.distributed import pick_device
+from fashionbert_fast.distributed import is_main, pick_device
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.evaluation.checkpoint import load_scorer, split_rows
 from fashionbert_fast.evaluation.scorer import DEFAULT_BATCH_SIZE
@@ -40,7 +40,8 @@ def embed_store(
     checkpoint: Path, data: Path, out: Path, *, of: str = "both", split: str = "all", precision: str = "fp32",
     dtype: str = "float32", device: str | None = None, batch_size: int | None = None, overwrite: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write VECTORS (`retrieval.vectors`) of a store's products to the directory ``out``; returns its manifest.
+    """Write VECTORS (`retrieval.vectors`) of a store's products to the directory ``out``; returns its manifest. Under a
+    launcher every process calls this and embeds its share; the first one writes.
 
     Args:
         checkpoint: a run, a checkpoint or a model directory. of: "text", "image", or "both" in one sequence.
@@ -56,15 +57,14 @@ def embed_store(
     scorer, model_dir = load_scorer(checkpoint, store, data, batch_size, device, precision)
     vectors_nH = store_vectors(scorer, rows, of).astype(dtype)
     asked = np.random.default_rng(0).permutation(rows)[:QUERIES]
+    asked_nH = store_vectors(scorer, asked, "query")
     manifest = {
         "of": of, "split": split, "precision": precision, "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": {"path": str(model_dir.resolve()), "sha256": sha256(model_dir / "model.safetensors")},
         "store": {"path": str(Path(data).resolve()), "content_sha256": store.manifest.content_sha256},
         "features": store.manifest.to_dict(),
     }  # fmt: skip
-    return write_vectors(
-        out, vectors_nH, store_vectors(scorer, asked, "query"), Products.of_store(store, rows), manifest
-    )
+    return write_vectors(out, vectors_nH, asked_nH, Products.of_store(store, rows), manifest) if is_main() else manifest
 
 
 class Embedder:

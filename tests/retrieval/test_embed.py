@@ -7,11 +7,13 @@ import dataclasses
 import doctest
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from training import fashionbert
+from training import ENVIRONMENT, fashionbert
 
 from fashionbert_fast import FashionBertForPreTraining
 from fashionbert_fast.data.pairs import collate_images, collate_pairs, collate_texts
@@ -49,6 +51,20 @@ def test_vectors_of_a_store_are_the_models_own_one_at_a_time(scorer, of):
     found_nH = store_vectors(scorer, rows, of)
     torch.testing.assert_close(torch.from_numpy(found_nH), expected_nH, atol=1e-5, rtol=1e-4)
     assert (found_nH[1] == found_nH[6]).all() and len(np.unique(found_nH.round(4), axis=0)) == 6
+
+
+@pytest.mark.slow
+def test_two_processes_write_the_vectors_of_one(shop, tmp_path):
+    words = ["embed", "--checkpoint", str(shop / "runs" / "shop"), "--data", str(shop / "stores" / "shop")]
+    words += ["--device", "cpu", "--batch-size", "1", "--out"]
+    assert fashionbert(*words, str(tmp_path / "one")).returncode == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    launch += ["fashionbert_fast", *words, str(tmp_path / "two")]
+    done = subprocess.run(launch, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and done.stdout.count("12 vectors of") == 1, done.stderr[-3000:]
+    one, two = (Vectors.open(tmp_path / name) for name in ("one", "two"))
+    np.testing.assert_array_equal(one.vectors_NH, two.vectors_NH)
+    np.testing.assert_array_equal(one.queries_QH, two.queries_QH)
 
 
 @torch.inference_mode()
