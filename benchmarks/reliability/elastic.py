@@ -92,13 +92,14 @@ def recorded(home: Path, *words: str) -> int:
 
     assemble = PairDataset._collate
 
-    def noting(data, plan, span, epoch):
+    def noting(data, plan, spans, epoch):
+        span = spans[data.rank]
         with (home / f"samples-{data.rank}.jsonl").open("a") as file:
             for i in range(span.start, span.stop):
                 step, place = divmod(epoch * data.steps_per_epoch * data.global_batch + i, data.global_batch)
                 pair = [data.store.ids[plan.text_rows[i]], data.store.ids[plan.image_rows[i]]]
                 print(json.dumps([step + 1, place, pair]), file=file)
-        return assemble(data, plan, span, epoch)
+        return assemble(data, plan, spans, epoch)
 
     PairDataset._collate = noting
     return fashionbert(*words)

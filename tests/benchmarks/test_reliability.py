@@ -10,15 +10,21 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from training import ENVIRONMENT
 
-from benchmarks.reliability import PROOFS, damage, inject
+from benchmarks.reliability import PROOFS, damage, elastic, inject
 from benchmarks.reliability import __main__ as command
 from benchmarks.reliability.disk import CRASH, compiled
 from benchmarks.reliability.trial import Trial, attempt
 from benchmarks.reliability.workload import Outcome, overrides, shared_store
+from fashionbert_fast.data.config import DataConfig
+from fashionbert_fast.data.pairs import PairDataset
+from fashionbert_fast.data.titles import TokenizedTitles
+from fashionbert_fast.data.tokenizer import load_tokenizer, train_wordpiece
 from fashionbert_fast.errors import InputError
+from fashionbert_fast.features.store import FeatureStore
 
 sys.path.insert(0, str(Path(__file__).parent))  # for careless_save, here and in ranks
 import careless_save
@@ -39,6 +45,26 @@ def test_the_short_form(tmp_path):
     assert all(row["met"] and row["k"] == row["n"] > 5 for row in rows), [row["failed"] for row in rows]
     assert done.returncode == 0, done.stderr[-3000:]
     assert list((tmp_path / "trials").iterdir()) == []  # what succeeds leaves nothing
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_elastic_notes_each_pair_that_a_rank_assembles(store_path, tmp_path, monkeypatch, rank):
+    monkeypatch.setattr(PairDataset, "_collate", PairDataset._collate)  # put back afterwards
+    store = FeatureStore.open(store_path)
+    train_wordpiece(store.titles, 200, tmp_path / "tokenizer")
+    titles = TokenizedTitles(store.titles, load_tokenizer(tmp_path / "tokenizer"), 16)
+
+    def trained(*words):
+        data = PairDataset(store, titles, np.arange(len(store)), DataConfig(), micro_batch_size=3, micro_batches=2,
+                           steps=2, rank=rank, world_size=2)  # fmt: skip
+        text_rows, image_rows = data.global_rows(1, [0, 1])
+        pairs = [[store.ids[text], store.ids[image]] for text, image in zip(text_rows, image_rows, strict=True)]
+        mine = [(2, place) for place in range(12) if place // 3 % 2 == rank]
+        assert data[1] and elastic.samples(tmp_path, 1) == {(step, place): pairs[place] for step, place in mine}
+        return 7
+
+    monkeypatch.setattr(elastic, "fashionbert", trained)
+    assert elastic.recorded(tmp_path, "pretrain") == 7
 
 
 def test_all_proofs_are_there():
