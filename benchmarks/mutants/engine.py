@@ -343,11 +343,18 @@ MUTANTS = (
         (PRETRAIN + "test_resume_passes_over_a_damaged_checkpoint",),
     ),
     Mutant(
-        "the-oldest-checkpoint-is-resumed",
+        "the-oldest-checkpoint-is-read",
         "fashionbert_fast/run_directory.py",
         "for checkpoint in reversed(list_checkpoints(run)):",
         "for checkpoint in list_checkpoints(run):",
         (PRETRAIN + "test_resume_passes_over_a_damaged_checkpoint",),
+    ),
+    Mutant(
+        "the-oldest-checkpoint-is-gone-on-from",
+        ENGINE + "checkpoint.py",
+        "for checkpoint in reversed(list_checkpoints(run)):",
+        "for checkpoint in list_checkpoints(run):",
+        (PRETRAIN + "test_a_finished_run_goes_on_for_more_steps_and_not_for_fewer",),
     ),
     Mutant(
         "attention-flops-tripled",

@@ -120,6 +120,7 @@ def test_resuming_gives_the_uninterrupted_run(config, whole_run, tmp_path):
 def test_resume_passes_over_a_damaged_checkpoint(config, whole_run, tmp_path):
     run = tmp_path / "damaged"
     shutil.copytree(whole_run, run)
+    assert newest_valid(run)[0].name == "step-00000008"
     victim = next((run / "checkpoints" / "step-00000008" / "state").glob("rank-*"))
     content = bytearray(victim.read_bytes())
     content[len(content) // 2] ^= 1  # one flipped bit, which torch.load would not notice
@@ -140,7 +141,9 @@ def test_a_finished_run_goes_on_for_more_steps_and_not_for_fewer(config, whole_r
     run = tmp_path / "longer"
     shutil.copytree(whole_run, run)
     _is_one_line_error(_pretrain(config, run, "train.steps=6", "--resume"), "train.steps")
-    _succeeds(config, run, "train.steps=12", "--resume")
+    done = _pretrain(config, run, "train.steps=12", "--resume")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert f"resuming from {run}/checkpoints/step-00000008\n" in done.stdout
     assert [record["step"] for record in read_metrics(run)] == [2, 4, 6, 8, 10, 12]
 
 
