@@ -106,11 +106,12 @@ def test_nothing_stale_is_used(shop, words, tmp_path, monkeypatch, change):
     elif change == "batch size":
         words += ["--batch-size", "4"]
     elif change == "weights":
-        shutil.copytree(copy / "runs" / "shop" / "checkpoints" / "step-00000001" / "model", copy / "model")
-        model = FashionBertForPreTraining.from_pretrained(copy / "model")
+        shutil.copytree(copy / "runs" / "shop", copy / "runs" / "other")
+        other = copy / "runs" / "other" / "checkpoints" / "step-00000001" / "model"
+        model = FashionBertForPreTraining.from_pretrained(other)
         model.tia_head.classifier.weight.data.neg_()
-        model.save_pretrained(copy / "model")  # nothing else of it is another
-        words[words.index("--checkpoint") + 1] = str(copy / "model")
+        model.save_pretrained(other)  # nothing else of it is another
+        words[words.index("--checkpoint") + 1] = str(other)
     else:
         features = copy / "stores" / "shop" / "features.bin"
         features.write_bytes(features.read_bytes())
