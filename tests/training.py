@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,3 +45,13 @@ def fashionbert(*words: str) -> subprocess.CompletedProcess:
     with own_traces(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main(list(words))
     return subprocess.CompletedProcess(["fashionbert", *words], status, out.getvalue(), err.getvalue())
+
+
+def on_two_processes(*words: str) -> subprocess.CompletedProcess:
+    """`fashionbert WORDS` under torchrun, which has to succeed."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    done = subprocess.run(
+        [*launch, "fashionbert_fast", *words], env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done

@@ -8,13 +8,11 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from training import ENVIRONMENT, fashionbert
+from training import fashionbert, on_two_processes
 
 from fashionbert_fast.evaluation.parts import Parts, forget
 from fashionbert_fast.evaluation.scorer import PairScorer
@@ -47,10 +45,7 @@ def test_two_ranks_give_the_same_bits_as_one_and_the_first_writes(words, tmp_pat
     assert (work["pairs"], work["ranks"]) == (144, 1) and work["pairs_per_s"] > 0
     lengths = work["tokens"] / 144  # 4 patches and a title of 4 to 6 tokens
     assert 8 <= lengths <= 10 and work["tokens_per_s"] == pytest.approx(work["pairs_per_s"] * lengths)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m",
-              "fashionbert_fast", *words]  # fmt: skip
-    done = subprocess.run(launch, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = on_two_processes(*words)
     two, again, work = found(tmp_path)
     assert (work["pairs"], work["ranks"]) == (144, 2)
     assert done.stdout.count("protocol full") == 1

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from in_process import run_here
-from training import ENVIRONMENT, fashionbert
+from training import fashionbert, on_two_processes
 
 from fashionbert_fast import FashionBertForPreTraining
 from fashionbert_fast.catalogue.queries import listed
@@ -104,10 +102,7 @@ def test_two_ranks_give_the_same_bits_as_one(run, asked_path, tmp_path):
              "--checkpoint", str(run), "--data", str(asked_path), "--json"]  # fmt: skip
     done = fashionbert(*words, str(tmp_path / "one.json"))
     assert done.returncode == 0, done.stderr
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    launch += ["fashionbert_fast", *words, str(tmp_path / "two.json")]
-    done = subprocess.run(launch, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = on_two_processes(*words, str(tmp_path / "two.json"))
     assert done.stdout.count("protocol queries") == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one.json", "two.json"]
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))

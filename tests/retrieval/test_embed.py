@@ -7,13 +7,11 @@ import dataclasses
 import doctest
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from training import ENVIRONMENT, fashionbert
+from training import fashionbert, on_two_processes
 
 from fashionbert_fast import FashionBertForPreTraining
 from fashionbert_fast.data.pairs import collate_images, collate_pairs, collate_texts
@@ -58,10 +56,7 @@ def test_two_processes_write_the_vectors_of_one(shop, tmp_path):
     words = ["embed", "--checkpoint", str(shop / "runs" / "shop"), "--data", str(shop / "stores" / "shop")]
     words += ["--device", "cpu", "--batch-size", "1", "--out"]
     assert fashionbert(*words, str(tmp_path / "one")).returncode == 0
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    launch += ["fashionbert_fast", *words, str(tmp_path / "two")]
-    done = subprocess.run(launch, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0 and done.stdout.count("12 vectors of") == 1, done.stderr[-3000:]
+    assert on_two_processes(*words, str(tmp_path / "two")).stdout.count("12 vectors of") == 1
     one, two = (Vectors.open(tmp_path / name) for name in ("one", "two"))
     np.testing.assert_array_equal(one.vectors_NH, two.vectors_NH)
     np.testing.assert_array_equal(one.queries_QH, two.queries_QH)
