@@ -90,7 +90,6 @@ class PairScorer:
         """Same as ``score``."""
         return self.score(text_rows, image_rows)
 
-    @torch.inference_mode()
     def score(self, text_rows: np.ndarray, image_rows: np.ndarray) -> np.ndarray:
         """Probability of a match for each pair of store rows, float64 [K].
 
@@ -107,7 +106,6 @@ class PairScorer:
 
         return self._forward(text_U, image_U, probability, np.empty(0), "scoring pairs")[place_K]
 
-    @torch.inference_mode()
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """[CLS] vectors (pooled: dense + tanh) of products, own title with own image, float32 [n, H]."""
         rows = np.asarray(rows, dtype=np.int64)
@@ -144,7 +142,6 @@ class PairScorer:
         collate: the sequences of a span; the next ones are collated while a batch is computed. key: what tells these
         sequences from others. like: an empty array of what comes of them, (0, ...). what: is done, in a word or two.
         """
-
         start, done = time.perf_counter(), torch.zeros(2, dtype=torch.int64)
 
         def computed(batch: PackedPairs) -> np.ndarray:
