@@ -53,9 +53,10 @@ def _the_line(stderr: str) -> str:
 REAL = [pytest.param("1.0", victim, marks=pytest.mark.slow) for victim in (0, 1)]
 
 
-@pytest.mark.parametrize(("tick", "victim"), [("0.3", 1), *REAL])
+@pytest.mark.parametrize(("tick", "victim"), [("0.6", 1), *REAL])
 def test_a_stopped_rank_ends_the_others_with_their_stacks(store_path, tmp_path, tick, victim):
-    """With hearts as they beat in earnest (1.0), within 15 s."""
+    """With hearts as they beat in earnest (1.0), within 15 s. Beating faster leaves a busy machine less room: at 0.3 it
+    came 40 ms late once."""
     run, limit = tmp_path / "run", 15 * float(tick)
     process = _started(store_path, run, tick, "nothing", "0", "train.steps=100000")
     _until(lambda: len(read_metrics(run)) > 3)
