@@ -1,7 +1,8 @@
 """The configuration of a pre-training run: typed, from YAML, with `section.key=value` overrides.
 
-A section is the dataclass that its consumer takes: `data.config.DataConfig`, `model.config.TaskWeighting` and
-`model.config.QueryLoss` stand with theirs, the others, which only the engine and the commands read, here.
+A section is the dataclass that its consumer takes: `data.config.DataConfig` and `ContrastiveConfig`,
+`model.config.TaskWeighting` and `QueryLoss` stand with theirs, the others, which only the engine and the commands read,
+here.
 """
 
 from __future__ import annotations
@@ -17,15 +18,23 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from fashionbert_fast.checks import at_least, one_of, within
-from fashionbert_fast.data.config import DataConfig
+from fashionbert_fast.data.config import ContrastiveConfig, DataConfig
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.files import check_file
-from fashionbert_fast.model.config import LAYER_NORMS, MOST, MOST_LAYERS, TASKS, QueryLoss, TaskWeighting
+from fashionbert_fast.model.config import (
+    ALIGNMENT_HEADS,
+    LAYER_NORMS,
+    MOST,
+    MOST_LAYERS,
+    TASKS,
+    QueryLoss,
+    TaskWeighting,
+)
 
 # Files that come along, by name: `--config base`. A checkout has them as configs/NAME.yaml too.
 SHIPPED = {path.stem: path for path in sorted((Path(__file__).parent / "configs").glob("*.yaml"))}
 MOST_BYTES, MOST_NODES = 2**16, 10_000  # of a YAML file: twenty times the longest that there is reason to write
-HIGHEST = ("alignment_accuracy", "query_accuracy")  # what validation measures of which more is better
+HIGHEST = ("alignment_accuracy", "query_accuracy", "itc_accuracy")  # what validation measures of which more is better
 MOST_INTEGER = 2**63 - 1  # of any field: torch's and numpy's own
 # What others call some of our fields.
 OTHERS_NAMES = {
@@ -56,6 +65,9 @@ class ModelConfig:
     attention_dropout: float = 0.1  # on attention probabilities
     patch_dropout: float = 0.1  # on the raw patch feature
     layer_norm: str = "fused"  # the encoder's: fused (with bias, dropout and residual, one operator) | apex
+    # What the alignment head reads: cls ([CLS], as in the article) | pooled (and the means of both sides); null: what that
+    # of a run of ours reads, else cls.
+    alignment_head: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "heads", "intermediate_size"):
@@ -69,6 +81,8 @@ class ModelConfig:
         if not self.initializer_range > 0:
             raise ValueError(f"model.initializer_range must be positive, got {self.initializer_range}")
         one_of("model.layer_norm", self.layer_norm, LAYER_NORMS)
+        if self.alignment_head is not None:
+            one_of("model.alignment_head", self.alignment_head, ALIGNMENT_HEADS)
         for name in ("hidden_dropout", "attention_dropout", "patch_dropout"):
             within(f"model.{name}", getattr(self, name), 0.0, 1.0, open_high=True)
 
@@ -144,7 +158,7 @@ class ValidationConfig:
 
     every: int = 500  # steps; the last step is validated as well; 0: never
     pairs: int = 1024  # at most so many of the store's validation split, half of them mismatches; the same every time
-    # keep the best checkpoint by: alignment_accuracy | query_accuracy | loss | mlm | tia | mpm; null: off
+    # keep the best checkpoint by: alignment_accuracy | itc_accuracy | query_accuracy | loss | mlm | tia | mpm; null: off
     keep_best: str | None = None
     patience: int = 0  # validations without a better keep_best before the run stops early; 0: never
 
@@ -167,6 +181,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     weighting: TaskWeighting = field(default_factory=TaskWeighting)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     queries: QueryLoss = field(default_factory=QueryLoss)
     train: TrainConfig = field(default_factory=TrainConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
@@ -174,6 +189,13 @@ class Config:
     def __post_init__(self) -> None:
         if self.validation.keep_best == "query_accuracy" and not self.queries.weight:
             raise ValueError("validation.keep_best query_accuracy needs queries.weight above 0")
+        if self.validation.keep_best == "itc_accuracy" and not self.contrastive.on:
+            raise ValueError("validation.keep_best itc_accuracy needs contrastive.weight or first_steps above 0")
+        if self.contrastive.first_steps > self.train.steps:
+            raise ValueError(
+                f"contrastive.first_steps {self.contrastive.first_steps} are among the train.steps, "
+                f"{self.train.steps}; lower them"
+            )
 
     def to_yaml(self) -> str:
         """The resolved configuration, every field written out."""

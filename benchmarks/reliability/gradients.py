@@ -26,6 +26,18 @@ MISSING = {  # what is missing -> by which setting
     "patches": ("data.patch_rate=0",),
     "words and patches of some micro-batches": ("data.predict_negatives=false", "data.negative_rate=0.7"),
     "nothing, with queries,": ("queries.weight=0.5", "data.negative_rate=0.3"),
+    "nothing, with the contrastive loss beside,": (
+        "contrastive.weight=0.7",
+        "model.alignment_head=pooled",
+        "contrastive.size=24",
+    ),
+    "nothing, with a contrastive step first and queries,": (
+        "contrastive.weight=2",
+        "contrastive.first_steps=1",
+        "contrastive.batch_size=6",
+        "queries.weight=0.5",
+        "data.negative_rate=0.3",
+    ),
 }
 STEPS, LR, EPS = 2, 0.1, 1e8
 DESCENT = (f"train.steps={STEPS}", f"train.lr={LR * EPS}", f"train.eps={EPS}", "train.betas=[0,0]",
@@ -88,13 +100,19 @@ def agrees(settings: list[str], case: Case, kept: Path, why: str, _: Path) -> st
     store = FeatureStore.open(Path(config.data.store))
     tokenizer = load_tokenizer(Path(config.train.output) / "tokenizer")
     by_rank = [build_dataset(config, store, tokenizer, r, workload.PROCESSES) for r in range(workload.PROCESSES)]
-    lacking = [bool((batch.targets.counts_T == 0).any()) for data in by_rank for i in range(STEPS) for batch in data[i]]
+    lacking = [
+        bool((batch.targets.counts_T == 0).any())
+        for data in by_rank
+        for i in range(config.contrastive.first_steps, STEPS)
+        for batch in data[i]
+    ]
     assert any(lacking) != case[2].startswith("nothing"), "the batches do not lack what the case says"
     config.train.micro_batch_size *= workload.PROCESSES  # one process with the whole global batch
+    config.contrastive.batch_size *= workload.PROCESSES
     whole = build_dataset(config, store, tokenizer, 0, 1)
     model = build_model(config, store, len(tokenizer))
     right = descend(found["start"], [whole[i] for i in range(STEPS)], model.config, LR,
-                    config.queries if config.queries.weight else None)  # fmt: skip
+                    config.queries if config.queries.weight else None, config.contrastive.weight)  # fmt: skip
     moved = max((right[name] - found["start"][name]).abs().max() for name in right)
     error, name = max(((found["end"][name] - right[name]).abs().max().item(), name) for name in right)
     assert moved > 1e-3, f"nothing moved: {moved:.1e}"

@@ -1,4 +1,4 @@
-"""FashionBERT's pre-training step, with queries or without, written once more, plainly, in float64: no packing tricks,
+"""FashionBERT's pre-training step, with queries and a contrastive loss or without, written once more, plainly, in float64: no packing tricks,
 no operator of ours, one process with the whole global batch, plain gradient descent.
 
 Shapes: as in objectives/pretraining.py; S sequences (pairs and queries), L rows of one, N heads, E = H / N.
@@ -71,6 +71,11 @@ def task_sums(w: Weights, hidden_TH: torch.Tensor, batch: Batch, config: Fashion
     logits_MV = words_MH @ w["text_embeddings.word.weight"].T + w["mlm_head.bias"]
     mlm = F.cross_entropy(logits_MV, targets.mlm_label_M, reduction="sum")
     pooled_BH = torch.tanh(_linear(hidden_TH[batch.inputs.cls_row_B], w, "tia_head.pooler"))
+    if config.alignment_head == "pooled":
+        pooled_BH = torch.stack([
+            _both_sides(w, pooled_H, hidden_TH[first:last], config.patches)
+            for pooled_H, (first, last) in zip(pooled_BH, pairwise(batch.inputs.cu_seqlens_S1.tolist()), strict=False)
+        ])  # fmt: skip
     tia = F.cross_entropy(_linear(pooled_BH, w, "tia_head.classifier"), targets.tia_label_B, reduction="sum")
     target_KD = batch.inputs.features_IPD.double().flatten(0, 1)[targets.mpm_target_K].softmax(1)
     predicted_KD = _linear(hidden_TH[targets.mpm_row_K], w, "mpm_head.projection").log_softmax(1)
@@ -78,14 +83,40 @@ def task_sums(w: Weights, hidden_TH: torch.Tensor, batch: Batch, config: Fashion
     return torch.stack([mlm, tia, mpm])
 
 
-def query_sum(hidden_TH: torch.Tensor, batch: Batch, task: QueryLoss) -> torch.Tensor:
+def _both_sides(w: Weights, pooled_H: torch.Tensor, pair_LH: torch.Tensor, patches: int) -> torch.Tensor:
+    title_H, photo_H = pair_LH[:-patches].mean(0), pair_LH[-patches:].mean(0)
+    read = torch.cat([pooled_H, title_H, photo_H, title_H * photo_H, (title_H - photo_H).abs()])
+    return F.gelu(_linear(read, w, "tia_head.dense"))
+
+
+def _vectors(w: Weights, hidden_TH: torch.Tensor, batch: Batch) -> list[torch.Tensor]:
+    """Of each sequence; NaN, or what nobody reads, where it is empty."""
+    means = [hidden_TH[first:last].mean(0) for first, last in pairwise(batch.inputs.cu_seqlens_S1.tolist())]
+    if "itc_head.projection.weight" in w:
+        means = [_linear(mean_H, w, "itc_head.projection") for mean_H in means]
+    return [F.normalize(mean_H, dim=0) for mean_H in means]
+
+
+def contrastive_sum(w: Weights, hidden_TH: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """(): the sum of the products' losses, half of it of titles that look for photos, half the other way."""
+    assert batch.contrastive is not None
+    live_C, wrong_CG = batch.contrastive.live_C, batch.contrastive.wrong_CG
+    vectors, C = _vectors(w, hidden_TH, batch), len(live_C)
+    titles, photos = vectors[-2 * C : -C], vectors[-C:]
+    scale = w["itc_head.scale.log_scale"][0].exp()
+    total = hidden_TH.new_zeros(())
+    for slot in live_C.nonzero().flatten().tolist():
+        for own, others in ((titles[slot], photos), (photos[slot], titles)):
+            right = (scale * own @ others[slot]).exp()
+            wrong = [(scale * own @ others[other]).exp() for other in wrong_CG[slot].nonzero().flatten().tolist()]
+            total = total - (right / (right + sum(wrong))).log() / 2
+    return total
+
+
+def query_sum(w: Weights, hidden_TH: torch.Tensor, batch: Batch, task: QueryLoss) -> torch.Tensor:
     """(): the sum of the queries' losses."""
     assert batch.queries is not None
-    ends, B = batch.inputs.cu_seqlens_S1.tolist(), len(batch.targets.tia_label_B)
-    total = hidden_TH.new_zeros(())
-    vectors = [
-        F.normalize(hidden_TH[first:last].mean(0), dim=0) for first, last in pairwise(ends)
-    ]  # NaN: nothing asked
+    B, total, vectors = len(batch.targets.tia_label_B), hidden_TH.new_zeros(()), _vectors(w, hidden_TH, batch)
     for slot in batch.queries.asks_C.nonzero().flatten().tolist():
         cosines = [vectors[B + slot] @ vectors[item] for item in range(B)]
         right = (task.scale * (cosines[slot] - task.margin)).exp()
@@ -95,28 +126,45 @@ def query_sum(hidden_TH: torch.Tensor, batch: Batch, task: QueryLoss) -> torch.T
 
 
 def gradients(
-    w: Weights, batches: Sequence[Batch], config: FashionBertConfig, task: QueryLoss | None = None
-) -> Weights:
+    w: Weights, batches: Sequence[Batch], config: FashionBertConfig, task: QueryLoss | None = None,
+    contrastive_weight: float = 1.0,
+) -> Weights:  # fmt: skip
     """Of one optimizer step, whose micro-batches hold all ranks' pairs: the mean over them, each by its own weights;
-    with the queries', where there are any."""
+    with the queries' and the contrastive loss, where there are any."""
     counts_T = torch.stack([batch.targets.counts_T.double() for batch in batches]).sum(0).clamp_min(1)
     total = {name: torch.zeros_like(weight) for name, weight in w.items()}
     for batch in batches:
         hidden_TH = hidden_states(w, batch, config)
         leaf_TH = hidden_TH.detach().requires_grad_()
         losses_T = task_sums(w, leaf_TH, batch, config) * len(batches) / counts_T
-        at_hidden_TH, of_heads = _weighted(w, leaf_TH, losses_T, config)
+        if len(batch.targets.tia_label_B):
+            at_hidden_TH, of_heads = _weighted(w, leaf_TH, losses_T, config)
+        else:
+            at_hidden_TH, of_heads = torch.zeros_like(leaf_TH), [None] * len(w)
         if task is not None:
             asked = sum(int(batch.queries.asks_C.sum()) for batch in batches if batch.queries is not None)
-            loss = task.weight * query_sum(leaf_TH, batch, task) * len(batches) / max(1, asked)
-            if loss.requires_grad:
-                at_hidden_TH = at_hidden_TH + torch.autograd.grad(loss, leaf_TH)[0]
+            loss = task.weight * query_sum(w, leaf_TH, batch, task) * len(batches) / max(1, asked)
+            at_hidden_TH, of_heads = _added(loss, w, leaf_TH, at_hidden_TH, of_heads)
+        if batch.contrastive is not None:
+            products = sum(int(each.contrastive.live_C.sum()) for each in batches if each.contrastive is not None)
+            weight = contrastive_weight if len(batch.targets.tia_label_B) else 1.0
+            loss = weight * contrastive_sum(w, leaf_TH, batch) * len(batches) / products
+            at_hidden_TH, of_heads = _added(loss, w, leaf_TH, at_hidden_TH, of_heads)
         shared = torch.autograd.grad(hidden_TH, list(w.values()), at_hidden_TH, allow_unused=True)
         for name, *parts in zip(w, shared, of_heads, strict=True):
             for part in parts:
                 if part is not None:
                     total[name] += part / len(batches)
     return total
+
+
+def _added(loss: torch.Tensor, w: Weights, leaf_TH: torch.Tensor, at_hidden_TH: torch.Tensor, of_heads: list):
+    """The gradients with those of one more loss."""
+    if not loss.requires_grad:
+        return at_hidden_TH, of_heads
+    own_TH, *own = torch.autograd.grad(loss, [leaf_TH, *w.values()], allow_unused=True)
+    both = [new if old is None else old if new is None else old + new for old, new in zip(of_heads, own, strict=True)]
+    return at_hidden_TH + own_TH, both
 
 
 def _weighted(w: Weights, leaf_TH: torch.Tensor, losses_T: torch.Tensor, config: FashionBertConfig):
@@ -149,11 +197,11 @@ def _weighted(w: Weights, leaf_TH: torch.Tensor, losses_T: torch.Tensor, config:
 
 def descend(
     start: Weights, steps: Sequence[Sequence[Batch]], config: FashionBertConfig, lr: float,
-    task: QueryLoss | None = None,
+    task: QueryLoss | None = None, contrastive_weight: float = 1.0,
 ) -> Weights:  # fmt: skip
     """The weights after these steps of gradient descent, float64."""
     w = {name: weight.double().requires_grad_() for name, weight in start.items()}
     for batches in steps:
-        found = gradients(w, batches, config, task)
+        found = gradients(w, batches, config, task, contrastive_weight)
         w = {name: (weight - lr * found[name]).detach().requires_grad_() for name, weight in w.items()}
     return {name: weight.detach() for name, weight in w.items()}

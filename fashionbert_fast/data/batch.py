@@ -1,7 +1,7 @@
 """A batch: pairs of titles and images as tensors, packed: one axis of tokens, no padding between pairs.
 
-`PackedPairs` is what the core reads, `Targets` what the pre-training objective reads, `QueryTargets` what retrieval
-reads, a `Batch` all of them.
+`PackedPairs` is what the core reads, `Targets` what the three tasks read, `QueryTargets` what queries read,
+`ContrastiveTargets` what the contrastive loss reads, a `Batch` all of them.
 
 Shapes: B pairs, S sequences and S1 = S + 1 offsets, N tokens of all texts, P patches, T = N + B P rows of the packed
 axis, I distinct images, D patch feature, M masked tokens, K masked patches, three tasks (mlm, tia, mpm); C slots of a
@@ -45,7 +45,9 @@ class PackedPairs(_OfTensors):
     title's tokens, then its P patches. Rows after the last pair, [PAD] tokens, fill up to a token budget (`Budget`).
 
     A sequence may be a text alone, which then has no place in the fields of B that speak of images, or patches alone.
-    In pre-training with queries C sequences follow the pairs, each a query or empty (`QueryTargets`).
+    In pre-training with queries C sequences follow the pairs, each a query or empty (`QueryTargets`); with a contrastive
+    loss C titles alone and C photos alone come last, each of a product or empty (`ContrastiveTargets`). Such a photo has
+    its place in the fields of B behind those of the pairs.
     """
 
     input_id_N: torch.Tensor  # int64, masked; the fill last
@@ -97,34 +99,47 @@ class QueryTargets(_OfTensors):
 
 
 @dataclass
+class ContrastiveTargets(_OfTensors):
+    """What the contrastive loss reads. Slot c of a micro-batch is a product or empty; its title alone is the c-th of the
+    last 2 C sequences, its photo alone the (C + c)-th. As many slots on every rank, so that shapes agree."""
+
+    live_C: torch.Tensor  # bool: the slot has a product
+    wrong_CG: torch.Tensor  # bool: slot c of rank r, column r C + c, has a product, and no duplicate of this slot's
+
+
+@dataclass
 class Batch(_OfTensors):
     """One micro-batch of pre-training."""
 
     inputs: PackedPairs
     targets: Targets
     queries: QueryTargets | None = None
+    contrastive: ContrastiveTargets | None = None
 
 
 class StepCounts(NamedTuple):
     """What an optimizer step holds, summed over its pairs. The first three normalise the tasks' losses, in the order of
-    `model.config.TASKS`, the last that of queries; all but it say how much useful work it is (engine/flops.py)."""
+    `model.config.TASKS`, the last two those of queries and of the contrastive loss; the others, and the masked ones, say
+    how much useful work it is (engine/flops.py)."""
 
     masked_tokens: float
     pairs: float
     masked_patches: float
-    tokens: float  # useful ones: of titles and queries, and patches
+    tokens: float  # useful ones: of titles and queries, and patches, each as often as it is encoded
     squared_lengths: float
     patches: float
     queries: float = 0.0
+    products: float = 0.0  # of the contrastive loss
 
     @classmethod
     def of(cls, batches: Iterable[Batch]) -> torch.Tensor:
-        """(7,) float32, one vector, so that ranks add theirs up in one all-reduce; ``StepCounts(*vector.tolist())``."""
+        """(8,) float32, one vector, so that ranks add theirs up in one all-reduce; ``StepCounts(*vector.tolist())``."""
         total = torch.zeros(len(cls._fields))
         for batch in batches:
             lengths_S = batch.inputs.cu_seqlens_S1.diff().float()
             patches = torch.tensor(float(batch.inputs.patch_mask_BP.numel()))
             queries = torch.zeros(()) if batch.queries is None else batch.queries.asks_C.sum().float()
-            rest = torch.stack([lengths_S.sum(), lengths_S.square().sum(), patches, queries])
+            products = torch.zeros(()) if batch.contrastive is None else batch.contrastive.live_C.sum().float()
+            rest = torch.stack([lengths_S.sum(), lengths_S.square().sum(), patches, queries, products])
             total += torch.cat([batch.targets.counts_T, rest])
         return total

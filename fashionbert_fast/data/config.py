@@ -1,7 +1,9 @@
-"""The `data` section of a configuration: which pairs there are, and what of them is masked."""
+"""The `data` and the `contrastive` section of a configuration: which pairs and products there are, and what of them is
+masked."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from fashionbert_fast.checks import at_least, one_of, within
@@ -36,3 +38,34 @@ class DataConfig:
         within("data.workers", self.workers or 0, 0, 1024)
         for name in ("negative_rate", "mlm_rate", "patch_rate"):
             within(f"data.{name}", getattr(self, name), 0.0, 1.0)
+
+
+@dataclass
+class ContrastiveConfig:
+    """The contrastive loss (ITC): titles alone and photos alone are to find each other by cosine."""
+
+    weight: float = 0.0  # factor of the loss beside the three tasks, over the products of their pairs; 0: not beside
+    first_steps: int = 0  # steps of it alone, before the three tasks; 0: none
+    batch_size: int = 128  # of the first steps: products a process and micro-batch
+    subcategory_steps: int = 0  # the last so many of the first steps: products of one sub-category in a batch
+    size: int = 256  # numbers of a vector
+    temperature: float = 0.07  # what cosines are divided by at the start; it is learned, and stays 0.01 or more
+    token_rate: float = 0.15  # the chance of each word of a title to be masked
+    patch_rate: float = 0.25  # of the patches, masked
+    mirror_rate: float = 0.5  # the chance of a photo to be seen with left and right exchanged
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < math.inf:
+            raise ValueError(f"contrastive.weight must be 0 or more, got {self.weight}")
+        at_least("contrastive.first_steps", self.first_steps, 0)
+        at_least("contrastive.batch_size", self.batch_size, 2)
+        within("contrastive.subcategory_steps", self.subcategory_steps, 0, self.first_steps)
+        within("contrastive.size", self.size, 1, 2**16)
+        within("contrastive.temperature", self.temperature, 0.01, 1.0)
+        for name in ("token_rate", "patch_rate", "mirror_rate"):
+            within(f"contrastive.{name}", getattr(self, name), 0.0, 1.0)
+
+    @property
+    def on(self) -> bool:
+        """Whether a run has the loss at all."""
+        return self.weight > 0 or self.first_steps > 0

@@ -30,6 +30,8 @@ class Stream(IntEnum):
     SINGLES = 12
     DROPOUT = 13
     QUERY = 14
+    CONTRASTIVE_ORDER = 16
+    MIRROR = 17
 
 
 def splitmix64(x: np.ndarray) -> np.ndarray:

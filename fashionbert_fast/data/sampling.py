@@ -36,6 +36,12 @@ class EpochPlan:
     is_match: np.ndarray
 
 
+def no_pairs() -> EpochPlan:
+    """A plan without any."""
+    nothing = np.empty(0, dtype=np.int64)
+    return EpochPlan(nothing, nothing, nothing.astype(bool))
+
+
 def numbered(values: Iterable[Hashable]) -> np.ndarray:
     """Equal values as equal numbers, int64 (N,)."""
     numbers: dict[Hashable, int] = {}

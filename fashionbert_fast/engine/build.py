@@ -112,6 +112,11 @@ def build_model(config: Config, store: FeatureStore, vocabulary: int) -> Fashion
         "patch_dropout_prob": m.patch_dropout,
         "weighting": config.weighting,
     }
+    c = config.contrastive
+    if m.alignment_head is not None:
+        rates["alignment_head"] = m.alignment_head
+    if c.on:
+        rates["contrastive_size"] = c.size
     fields = rates | {"patches": store.manifest.patches, "initializer_range": m.initializer_range}
     objective = FashionBertForQueries if config.queries.weight else FashionBertForPreTraining
     if core is not None and is_own_model(core):
@@ -134,6 +139,9 @@ def build_model(config: Config, store: FeatureStore, vocabulary: int) -> Fashion
         model = objective(scratch)
     if isinstance(model, FashionBertForQueries):
         model.query_loss = config.queries
+    model.contrastive_weight = c.weight
+    if model.itc_head is not None and (core is None or not is_own_model(core)):
+        model.itc_head.scale.begin_at(c.temperature)
     if config.data.max_text_tokens > model.config.max_position_embeddings:
         raise InputError(
             f"data.max_text_tokens {config.data.max_text_tokens} exceeds the core's "
@@ -172,7 +180,7 @@ def build_dataset(config: Config, store: FeatureStore, tokenizer, rank: int, wor
     return PairDataset(
         store, titles, rows, d, seed=t.seed, micro_batch_size=t.micro_batch_size,
         micro_batches=t.gradient_accumulation_steps, rank=rank, world_size=world_size, steps=t.steps,
-        queries=_build_queries(config, store, rows, tokenizer),
+        queries=_build_queries(config, store, rows, tokenizer), contrastive=config.contrastive,
     )  # fmt: skip
 
 

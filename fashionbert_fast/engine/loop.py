@@ -51,8 +51,9 @@ class StepReport:
 
     losses_T: (3,) float32 mean losses over the global batch. weights_T: (3,) float32 task weights. Both are means over
     the micro-batches, each of which is weighted by its own. own_T: (3,) float32 this rank's sums of losses.
-    counts: (7,) float32, see `StepCounts`. norm: () of the gradient; not finite where the step was passed over.
+    counts: (8,) float32, see `StepCounts`. norm: () of the gradient; not finite where the step was passed over.
     query_2: (2,) float32 mean loss of the queries and share that found their item; zeros where there are none.
+    contrastive_2: the same of the contrastive loss.
     """
 
     losses_T: torch.Tensor
@@ -61,6 +62,7 @@ class StepReport:
     counts: torch.Tensor
     norm: torch.Tensor
     query_2: torch.Tensor
+    contrastive_2: torch.Tensor
 
 
 def train_step(
@@ -68,14 +70,14 @@ def train_step(
 ) -> StepReport:  # fmt: skip
     """Optimizer step ``step``, from 1: exactly one backward a micro-batch, every head in its loss.
 
-    counts: (7,) float32 on the device, of this rank's micro-batches, see `StepCounts`; None: they are on the host.
+    counts: (8,) float32 on the device, of this rank's micro-batches, see `StepCounts`; None: they are on the host.
     """
     if counts is None:
         counts = _copied_ahead(StepCounts.of(micro_batches), run.device)
     with ranges.phase("all-reduce"):
         counts = all_reduce_sum(counts)
     losses_T, weights_T, own_T = torch.zeros(3, len(TASKS), device=run.device)
-    query_2 = torch.zeros(2, device=run.device)
+    query_2, contrastive_2 = torch.zeros(2, 2, device=run.device)
     for i, batch in enumerate(micro_batches):
         seed_dropout(run.device, run.config.train.seed, step, i, run.rank)
         with ranges.phase("host to device"):
@@ -92,7 +94,10 @@ def train_step(
             own_T += output.report.own_T
             if output.query_2 is not None:
                 query_2 += output.query_2 / len(micro_batches)
-    return StepReport(losses_T, weights_T, own_T, counts, gradient_norm(run.engine, run.device), query_2)
+            if output.contrastive_2 is not None:
+                contrastive_2 += output.contrastive_2 / len(micro_batches)
+    norm = gradient_norm(run.engine, run.device)
+    return StepReport(losses_T, weights_T, own_T, counts, norm, query_2, contrastive_2)
 
 
 class Meter:
@@ -124,13 +129,13 @@ class Meter:
         norm = run.engine.get_global_grad_norm()
         record = {
             "step": step,
-            "samples": step * run.dataset.global_batch,
+            "samples": run.dataset.samples(step),
             "loss": sum(w * loss for w, loss in zip(weights, losses, strict=True)),
             "losses": dict(zip(TASKS, losses, strict=True)),
             "weights": dict(zip(TASKS, weights, strict=True)),
             "lr": lr,
             "grad_norm": None if norm is None else float(norm),
-            "samples_per_s": counts.pairs / seconds,
+            "samples_per_s": (counts.pairs or counts.products) / seconds,
             "tokens_per_s": counts.tokens / seconds,
             "mfu": useful_flops(run.engine.module.config, counts) / seconds / self.peak,
         }
@@ -138,6 +143,10 @@ class Meter:
             query_loss, record["query_accuracy"] = report.query_2.tolist()
             record["query_loss"] = query_loss
             record["loss"] += run.config.queries.weight * query_loss
+        if run.config.contrastive.on:
+            itc_loss, record["itc_accuracy"] = report.contrastive_2.tolist()
+            record["losses"]["itc"] = itc_loss
+            record["loss"] += itc_loss * (1.0 if counts.pairs == 0 else run.config.contrastive.weight)
         if self.host_seconds is not None:
             record["phases"] = {name: spent / self.steps for name, spent in self.host_seconds.take().items()}
         self.restart()
@@ -153,8 +162,8 @@ def _described(record: dict, validation: dict | None) -> str:
     return f"{losses}{held_out}{skipped}  {record['samples_per_s']:.0f} pairs/s"
 
 
-def _log_line(step: int, steps: int, record: dict, global_batch: int, described: str) -> str:
-    left = timedelta(seconds=round((steps - step) * global_batch / record["samples_per_s"]))
+def _log_line(step: int, steps: int, record: dict, samples_left: int, described: str) -> str:
+    left = timedelta(seconds=round(samples_left / record["samples_per_s"]))
     return f"{time.strftime('%H:%M:%S')}  step {step:,} of {steps:,}  {described}  {left} left"
 
 
@@ -215,7 +224,8 @@ def train(run: Run, first_step: int) -> None:
                     described = _described(record, validation.last)
                     bar.update(task, detail=described)
                     if bar.disable:  # no terminal: a batch job is watched by its log
-                        print(_log_line(step, t.steps, record, run.dataset.global_batch, described), flush=True)
+                        left = run.dataset.samples(t.steps) - run.dataset.samples(step)
+                        print(_log_line(step, t.steps, record, left, described), flush=True)
                 if complaint:
                     raise TrainingStopped(complaint)
             bar.update(task, completed=step)

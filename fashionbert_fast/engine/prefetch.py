@@ -12,7 +12,7 @@ from fashionbert_fast.data.batch import Batch, StepCounts
 
 
 class Ready(NamedTuple):
-    """An optimizer step's micro-batches and their counts, (7,) float32, see `StepCounts`."""
+    """An optimizer step's micro-batches and their counts, (8,) float32, see `StepCounts`."""
 
     counts: torch.Tensor
     micro_batches: list[Batch]

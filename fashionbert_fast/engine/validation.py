@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from fashionbert_fast.config import HIGHEST
 from fashionbert_fast.data.batch import Batch, StepCounts
+from fashionbert_fast.data.config import ContrastiveConfig
 from fashionbert_fast.data.packing import rounded_up
 from fashionbert_fast.data.pairs import PairDataset
 from fashionbert_fast.data.sampling import EpochPlan
@@ -48,7 +49,7 @@ class HeldOutPairs(PairDataset):
         size = min(training.micro_batch_size, 2 * len(rows))  # a split smaller than a batch will do
         super().__init__(
             training.store, training.titles, rows, config, seed=training.seed, micro_batch_size=size, steps=1,
-            budget=training.budget, queries=training.queries,
+            budget=training.budget, queries=training.queries, contrastive=_unmasked(training.contrastive),
         )  # fmt: skip
         plan = self.plan(EPOCH)
         self.fixed = EpochPlan(plan.text_rows[:most], plan.image_rows[:most], plan.is_match[:most])
@@ -72,6 +73,16 @@ class HeldOutPairs(PairDataset):
         return _counting_for_nothing(self._collate(self.fixed, spans, EPOCH))
 
 
+def _unmasked(contrastive: ContrastiveConfig) -> ContrastiveConfig:
+    """The contrastive loss over the held-out pairs' products, as they are, where training has it at all."""
+    if not contrastive.on:
+        return contrastive
+    weight = contrastive.weight or 1.0
+    return replace(
+        contrastive, weight=weight, first_steps=0, subcategory_steps=0, token_rate=0.0, patch_rate=0.0, mirror_rate=0.0
+    )
+
+
 def _counting_for_nothing(batch: Batch) -> Batch:
     """The batch with no row that any loss is taken of."""
     t = batch.targets
@@ -80,18 +91,26 @@ def _counting_for_nothing(batch: Batch) -> Batch:
         t, mlm_label_M=torch.full_like(t.mlm_label_M, IGNORED), mpm_row_K=nothing, mpm_target_K=nothing,
         tia_label_B=torch.full_like(t.tia_label_B, IGNORED), counts_T=torch.zeros_like(t.counts_T),
     )  # fmt: skip
-    return replace(batch, targets=targets, queries=batch.queries and batch.queries.map(torch.zeros_like))
+    queries = batch.queries and batch.queries.map(torch.zeros_like)
+    return replace(
+        batch,
+        targets=targets,
+        queries=queries,
+        contrastive=batch.contrastive and batch.contrastive.map(torch.zeros_like),
+    )
 
 
 @torch.no_grad()
 def measure(run: Run, held_out: HeldOutPairs) -> dict:
     """The ``validation`` of a record: mean losses over all pairs, their sum by ``weighting.preference`` (which stays
     the same over a run, as adaptive weights do not) and ``queries.weight``, alignment accuracy, and how many pairs;
-    in a run with queries their mean loss, how many find their item in their batch, and their number. A collective."""
+    in a run with queries their mean loss, how many find their item in their batch, and their number; in one with the
+    contrastive loss the same of titles and photos that find each other. A collective."""
     T = len(TASKS)
     sums_T = torch.zeros(T, dtype=torch.float64, device=run.device)
-    query_2 = torch.zeros(2, dtype=torch.float64, device=run.device)
-    counted = torch.zeros(T + 2, dtype=torch.float64, device=run.device)  # rows of each task, right answers, queries
+    query_2, contrastive_2 = torch.zeros(2, 2, dtype=torch.float64, device=run.device)
+    # rows of each task, right answers, queries, products
+    counted = torch.zeros(T + 3, dtype=torch.float64, device=run.device)
     # Counts of one: the model's means are then sums over all ranks.
     ones = torch.ones(len(StepCounts._fields), device=run.device)
     run.engine.eval()
@@ -100,13 +119,16 @@ def measure(run: Run, held_out: HeldOutPairs) -> dict:
         output = run.engine(batch, ones)
         sums_T += output.losses_T
         right = (output.logits_B2.argmax(1) == batch.targets.tia_label_B).sum()
-        asked = torch.zeros_like(right)
+        asked = products = torch.zeros_like(right)
         if batch.queries is not None:
             query_2 += output.query_2
             asked = batch.queries.asks_C.sum()
-        counted += torch.cat([batch.targets.counts_T, torch.stack([right, asked])])
+        if batch.contrastive is not None:
+            contrastive_2 += output.contrastive_2
+            products = batch.contrastive.live_C.sum()
+        counted += torch.cat([batch.targets.counts_T, torch.stack([right, asked, products])])
     run.engine.train()
-    *counts, right, asked = all_reduce_sum(counted).tolist()
+    *counts, right, asked, products = all_reduce_sum(counted).tolist()
     losses = [total / max(1.0, count) for total, count in zip(sums_T.tolist(), counts, strict=True)]
     preferred = zip(run.config.weighting.preference, losses, strict=True)
     result = {
@@ -119,6 +141,10 @@ def measure(run: Run, held_out: HeldOutPairs) -> dict:
         loss, accuracy = (query_2 / max(1.0, asked)).tolist()
         result |= {"query_loss": loss, "query_accuracy": accuracy, "queries": int(asked)}
         result["loss"] += run.config.queries.weight * loss
+    if held_out.contrastive.on:
+        loss, accuracy = (contrastive_2 / max(1.0, products)).tolist()
+        result["losses"]["itc"], result["itc_accuracy"] = loss, accuracy
+        result["loss"] += run.config.contrastive.weight * loss
     return result
 
 

@@ -265,9 +265,14 @@ def warm_model(cls, path: Path, *, layers: int | None = None, **overrides):
         raise InputError(f"model.layers {kept}: {path} has {config.num_hidden_layers}; ask for as many or fewer")
     _check_sizes_of_ours(config, path)
     model = cls(dataclasses.replace(_with_segments(cls, config), num_hidden_layers=kept, **overrides))
+    fresh = ()  # what the overrides ask for and no weight is known of
+    if model.config.contrastive_size != config.contrastive_size:
+        fresh += ("itc_head.",)
+    if model.config.alignment_head != config.alignment_head:
+        fresh += ("tia_head.dense.", "tia_head.classifier.")
     cut = tuple(f"encoder.layers.{i}." for i in range(kept, config.num_hidden_layers))
     state = {name: tensor for name, tensor in load_safetensors(path).items() if not name.startswith(cut)}
-    return _filled(model, state, path)
+    return _filled(model, state, path, fresh)
 
 
 def _with_segments(cls, config: FashionBertConfig) -> FashionBertConfig:
@@ -282,18 +287,22 @@ def _joined(model, exported: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]
     return {ours: torch.cat([exported[name] for name in theirs]) for ours, theirs in whole.items()}
 
 
-def _is_head(name: str) -> bool:
-    return name.split(".")[0].endswith("_head")
+def _has_place(model, name: str) -> bool:
+    """Whether the weight is the core's, or of a head that the model has."""
+    part = name.split(".")[0]
+    return not part.endswith("_head") or getattr(model, part, None) is not None
 
 
-def _filled(model, state: dict[str, torch.Tensor], path: Path):
-    """``model`` with the weights ``state``, but those of heads it has not, and the feature manifest of ``path``.
+def _filled(model, state: dict[str, torch.Tensor], path: Path, fresh: tuple[str, ...] = ()):
+    """``model`` with the weights ``state``, but those of heads it has not, and the feature manifest of ``path``. Those
+    whose names begin with one of ``fresh`` stay as they were drawn.
 
     Segments that ``state`` has not begin as that of titles: a query is a text.
     """
     try:
         ours = _joined(model, state) if _is_exported(path) else state
-        held = {name: part for name, part in ours.items() if not _is_head(name) or hasattr(model, name.split(".")[0])}
+        held = {name: part for name, part in ours.items() if not name.startswith(fresh) and _has_place(model, name)}
+        held |= {name: part for name, part in model.state_dict().items() if name.startswith(fresh)}
         segment_KH = held[SEGMENTS]
         more = max(0, model.config.type_vocab_size - len(segment_KH))
         model.load_state_dict(held | {SEGMENTS: torch.cat([segment_KH, segment_KH[:1].expand(more, -1)])})

@@ -14,6 +14,7 @@ from fashionbert_fast.files import read_json
 TASKS = ("mlm", "tia", "mpm")  # the order of every *_T tensor
 METHODS = ("loss", "gradient", "min_norm", "fixed")
 LAYER_NORMS = ("fused", "apex")
+ALIGNMENT_HEADS = ("cls", "pooled")
 MOST, MOST_LAYERS = 2**24, 1000  # of any other size, which no model comes near: products of two stay integers of torch
 NORMALISATIONS = ("none", "norm", "loss")
 OWN = "fashionbert"  # of an exported directory, which is a BERT's: the section of config.json that no BERT has
@@ -93,6 +94,8 @@ class FashionBertConfig:
     patch_feature_size: int = 2048  # ResNet-50's pooled feature
     patch_dropout_prob: float = 0.1  # on the raw feature, before the projection
     layer_norm: str = "fused"  # of the encoder: fused (with bias, dropout and residual, one operator) | apex; not saved
+    alignment_head: str = "cls"  # what the alignment head reads: cls ([CLS]) | pooled (and the means of both sides)
+    contrastive_size: int = 0  # numbers of a vector that the contrastive loss has learned; 0: no projection
     weighting: TaskWeighting = field(default_factory=TaskWeighting)
 
     def __post_init__(self) -> None:
@@ -121,6 +124,13 @@ class FashionBertConfig:
             raise ValueError(f"model.hidden_act must be gelu, gelu_new or relu, got {self.hidden_act!r:.80}")
         if self.layer_norm not in LAYER_NORMS:
             raise ValueError(f"model.layer_norm must be one of {', '.join(LAYER_NORMS)}, got {self.layer_norm!r}")
+        if self.alignment_head not in ALIGNMENT_HEADS:
+            raise ValueError(f"model.alignment_head must be one of {', '.join(ALIGNMENT_HEADS)}, got "
+                             f"{self.alignment_head!r:.80}")  # fmt: skip
+        if type(self.contrastive_size) is not int or not 0 <= self.contrastive_size <= MOST:
+            raise ValueError(
+                f"contrastive_size must be an integer from 0 to {MOST:,}, got {self.contrastive_size!r:.80}"
+            )
         if self.type_vocab_size < 2:
             raise ValueError("model.type_vocab_size must be at least 2: one segment for text, one for images")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "patch_dropout_prob"):

@@ -1,7 +1,7 @@
 """FashionBert: the core, from titles and patches to joint hidden states; what an objective puts heads on.
 
-Shapes: B pairs, N title tokens of all pairs, P patches, T = N + B P rows of the packed axis, H hidden, I images in the
-batch, D patch feature.
+Shapes: B pairs, S sequences, N title tokens of all pairs, P patches, T rows of the packed axis, H hidden, E numbers of a
+vector, I images in the batch, D patch feature.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ from fashionbert_fast.model.embeddings import (
     TextEmbeddings,
 )
 from fashionbert_fast.model.encoder import Encoder, Packing, dropout_sites
+from fashionbert_fast.model.heads import ContrastiveHead
 
 
 class FashionBert(nn.Module):
-    """Text and patches through one BERT core (Gao et al., SIGIR 2020), without heads."""
+    """Text and patches through one BERT core (Gao et al., SIGIR 2020), without heads but the projection of its vectors,
+    where the contrastive loss has learned one."""
 
     segments = 2  # at least; a model that is read with fewer gets the rest as copies of that of titles
 
@@ -41,6 +43,7 @@ class FashionBert(nn.Module):
         self.patch_embeddings = PatchEmbeddings(config, site=dropout_sites(config))
         self.encoder = Encoder(config)
         self.feature_manifest: dict | None = None  # of the feature store it was trained on, kept in its checkpoints
+        self.itc_head = ContrastiveHead(config) if config.contrastive_size else None
         self.build_heads()
         self.apply(self._initialise)
 
@@ -86,7 +89,8 @@ class FashionBert(nn.Module):
 
         Args:
             layers: keep the first so many; None: all. overrides: `FashionBertConfig` fields that hold no weights
-                (dropout, layer_norm, weighting).
+                (dropout, layer_norm, weighting), or those of heads (alignment_head, contrastive_size), which are freshly
+                drawn where they change.
 
         Raises:
             InputError: no such directory, or more layers than it has.
@@ -163,12 +167,34 @@ class FashionBert(nn.Module):
         return self.encoder(joint_TH, Packing(pairs.cu_seqlens_S1, pairs.max_seqlen, seed))
 
     def vectors(self, sequences: PackedPairs) -> torch.Tensor:
-        """What retrieval compares: (S, H) float32 of length 1, the mean of the last hidden states of each sequence's
-        tokens and patches, L2-normalised. A sequence is a text, patches, or both (`data.packing.pack_unmasked`).
+        """What retrieval compares: (S, E) float32 of length 1, the mean of the last hidden states of each sequence's
+        tokens and patches, through the contrastive loss's projection where there is one, L2-normalised. A sequence is a
+        text, patches, or both (`data.packing.pack_unmasked`).
 
         Mean pooling beat [CLS] in product search, and the length is taken out in training as in serving.
         """
-        return mean_vectors(self.encode(sequences), sequences.cu_seqlens_S1)
+        return self.pooled_vectors(self.encode(sequences), sequences)
+
+    def pooled_vectors(self, hidden_TH: torch.Tensor, sequences: PackedPairs) -> torch.Tensor:
+        """`vectors`, of the last hidden states."""
+        cu_seqlens_S1 = sequences.cu_seqlens_S1
+        sums_SH = segment_sums(hidden_TH, cu_seqlens_S1)
+        if self.itc_head is None:
+            return F.normalize(sums_SH, dim=1)  # which a division by the length would not change
+        return self.itc_head(sums_SH / cu_seqlens_S1.diff().clamp_min(1)[:, None])
+
+    @property
+    def vector_size(self) -> int:
+        """E, how many numbers `vectors` have."""
+        return self.config.contrastive_size or self.config.hidden_size
+
+    def side_means(self, hidden_TH: torch.Tensor, pairs: PackedPairs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Means (B, H) float32 of the title's and of the photo's hidden states of each pair."""
+        B = len(pairs.cls_row_B)
+        ends_B1, photo_B = pairs.cu_seqlens_S1[: B + 1], pairs.patch_row_B[:B].to(pairs.cu_seqlens_S1.dtype)
+        offsets = torch.cat([torch.stack([ends_B1[:-1], photo_B], 1).flatten(), ends_B1[-1:]])
+        means_BH = segment_sums(hidden_TH, offsets) / offsets.diff().clamp_min(1)[:, None]
+        return means_BH[0::2], means_BH[1::2]
 
     @property
     def query_segment(self) -> int:
@@ -196,8 +222,7 @@ class FashionBert(nn.Module):
         return self.encoder.forward_cls(joint_TH, Packing(pairs.cu_seqlens_S1, pairs.max_seqlen))
 
 
-def mean_vectors(hidden_TH: torch.Tensor, cu_seqlens_S1: torch.Tensor) -> torch.Tensor:
-    """(S, H) float32 of length 1: the mean of each sequence's rows, normalised. Reads no tensor on the host, and adds
-    up in the order of the rows on any device."""
-    sums_SH = torch.segment_reduce(hidden_TH.float(), "sum", offsets=cu_seqlens_S1, axis=0, unsafe=True)
-    return F.normalize(sums_SH, dim=1)  # which a division by the length would not change
+def segment_sums(hidden_TH: torch.Tensor, cu_seqlens_S1: torch.Tensor) -> torch.Tensor:
+    """(S, H) float32: the sum of each segment's rows. Reads no tensor on the host, and adds up in the order of the rows
+    on any device."""
+    return torch.segment_reduce(hidden_TH.float(), "sum", offsets=cu_seqlens_S1, axis=0, unsafe=True)

@@ -1,9 +1,12 @@
-"""The three heads on the joint hidden states, each computed on the rows its task needs and no others.
+"""The heads on the hidden states, each computed on the rows its task needs and no others.
 
-Shapes: M masked tokens, K masked patches, B pairs, H hidden, V vocabulary, D patch feature.
+Shapes: M masked tokens, K masked patches, B pairs, S sequences, H hidden, E numbers of a vector, V vocabulary, D patch
+feature.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +15,8 @@ from torch import nn
 from fashionbert_fast.kernels import linear_cross_entropy, linear_patch_kld
 from fashionbert_fast.model.config import FashionBertConfig
 from fashionbert_fast.model.encoder import ACTIVATIONS
+
+MOST_SCALE = 100.0  # CLIP's bound: a temperature of 0.01
 
 
 class MaskedTokenHead(nn.Module):
@@ -51,16 +56,61 @@ class MaskedPatchHead(nn.Module):
 
 
 class AlignmentHead(nn.Module):
-    """Text-image alignment: BERT's pooler (dense + tanh on [CLS]), then two classes, 1 = title and image match."""
+    """Text-image alignment (TIA), two classes, 1 = title and image match.
+
+    ``cls``: BERT's pooler (dense + tanh) on [CLS], then a linear layer, as in the article. ``pooled``: before that
+    layer, a dense layer and GELU on pooled [CLS], the means of the title's and of the photo's states, their product and
+    their absolute difference.
+    """
 
     def __init__(self, config: FashionBertConfig) -> None:
         super().__init__()
-        self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
+        H = config.hidden_size
+        self.reads_sides = config.alignment_head == "pooled"
+        self.pooler = nn.Linear(H, H)
+        if self.reads_sides:
+            self.dense = nn.Linear(5 * H, H)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, 2)
+        self.classifier = nn.Linear(H, 2)
 
     def pooled(self, cls_BH: torch.Tensor) -> torch.Tensor:
         return torch.tanh(self.pooler(cls_BH))
 
-    def forward(self, cls_BH: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.dropout(self.pooled(cls_BH)))
+    def forward(self, cls_BH: torch.Tensor, sides: tuple[torch.Tensor, torch.Tensor] | None = None) -> torch.Tensor:
+        """(B, 2) logits. sides: means (B, H) of the title's and of the photo's states, where the head reads them."""
+        pooled_BH = self.pooled(cls_BH)
+        if self.reads_sides:
+            assert sides is not None
+            title_BH, photo_BH = (side_BH.to(pooled_BH.dtype) for side_BH in sides)
+            both = [title_BH, photo_BH, title_BH * photo_BH, (title_BH - photo_BH).abs()]
+            pooled_BH = F.gelu(self.dense(torch.cat([pooled_BH, *both], dim=1)))
+        return self.classifier(self.dropout(pooled_BH))
+
+
+class ContrastiveHead(nn.Module):
+    """What the contrastive loss compares: a projection of a sequence's mean state, of length 1, and a learned scale."""
+
+    def __init__(self, config: FashionBertConfig) -> None:
+        super().__init__()
+        self.projection = nn.Linear(config.hidden_size, config.contrastive_size)
+        self.scale = LogitScale()
+
+    def forward(self, mean_SH: torch.Tensor) -> torch.Tensor:
+        """(S, E) float32 of length 1."""
+        return F.normalize(self.projection(mean_SH.to(self.projection.weight.dtype)).float(), dim=1)
+
+
+class LogitScale(nn.Module):
+    """(1,) float32, what cosines are multiplied by: one over a learned temperature, at most `MOST_SCALE`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.empty(1))
+        self.begin_at(0.07)  # CLIP's
+
+    @torch.no_grad()
+    def begin_at(self, temperature: float) -> None:
+        self.log_scale.fill_(-math.log(temperature))
+
+    def forward(self) -> torch.Tensor:
+        return self.log_scale.float().clamp(max=math.log(MOST_SCALE)).exp()

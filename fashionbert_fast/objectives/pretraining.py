@@ -1,4 +1,4 @@
-"""FashionBertForPreTraining: three tasks on the joint hidden states, one loss.
+"""FashionBertForPreTraining: three tasks on the joint hidden states, and a contrastive loss where there is one: one loss.
 
 Shapes: B pairs, N title tokens of all pairs, P patches, T = N + B P rows of the packed axis, H hidden, I images in the
 batch, D patch feature, M masked tokens, K masked patches; of losses and counts, T = 3 tasks (mlm, tia, mpm).
@@ -6,33 +6,39 @@ batch, D patch feature, M masked tokens, K masked patches; of losses and counts,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-from fashionbert_fast.data.batch import Batch, PackedPairs
+from fashionbert_fast.data.batch import Batch, PackedPairs, StepCounts
 from fashionbert_fast.distributed import all_reduce_sum
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.model import checkpoint
 from fashionbert_fast.model.config import TASKS
 from fashionbert_fast.model.fashionbert import FashionBert
 from fashionbert_fast.model.heads import AlignmentHead, MaskedPatchHead, MaskedTokenHead
+from fashionbert_fast.objectives.contrastive import contrastive_sums
 from fashionbert_fast.objectives.weighting import TaskWeighter, WeightingReport, global_means
+
+PRODUCTS = StepCounts._fields.index("products")
 
 
 @dataclass
 class FashionBertOutput:
     """``loss``: scalar to run backward on. ``logits_B2``: alignment logits, class 1 = title and image match, detached.
     ``report``: the task losses and the weights they got. ``query_2``: (2,) float32 global means of queries, detached:
-    their loss, and whether each is nearer to its item than to any wrong one; None: the batch has none.
+    their loss, and whether each is nearer to its item than to any wrong one; None: the batch has none. ``contrastive_2``:
+    the same of the titles and photos of the contrastive loss.
     """
 
     loss: torch.Tensor
     logits_B2: torch.Tensor
     report: WeightingReport
     query_2: torch.Tensor | None = None
+    contrastive_2: torch.Tensor | None = None
 
     @property
     def losses_T(self) -> torch.Tensor:
@@ -44,6 +50,10 @@ class FashionBertOutput:
 class FashionBertForPreTraining(FashionBert):
     """FashionBERT (Gao et al., SIGIR 2020) with its three pre-training heads and their adaptive weights.
 
+    Where the configuration has vectors of a size (``contrastive_size``), a batch may bring titles alone and photos alone,
+    whose loss (`objectives.contrastive`) is added, times ``contrastive_weight``, which may be set before training. A
+    batch without pairs is that loss alone.
+
     A model of any size, trained or not, scores plain tensors; `FashionBertProcessor` makes them of titles and photos:
 
     >>> config = FashionBertConfig(vocab_size=100, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
@@ -52,6 +62,8 @@ class FashionBertForPreTraining(FashionBert):
     >>> model.score(torch.tensor([[2, 17, 3]]), torch.ones(1, 3, dtype=torch.int64), torch.rand(1, 4, 6)).shape
     torch.Size([1])
     """
+
+    contrastive_weight = 1.0
 
     def build_heads(self) -> None:
         self.mlm_head = MaskedTokenHead(self.config)
@@ -66,7 +78,11 @@ class FashionBertForPreTraining(FashionBert):
 
     def alignment_logits(self, pairs: PackedPairs) -> torch.Tensor:
         """(B, 2) float32 of unmasked pairs; class 1 = the title and the image belong together. For inference."""
-        return self.tia_head(self.encode_cls(pairs)).float()
+        if not self.tia_head.reads_sides:
+            return self.tia_head(self.encode_cls(pairs)).float()
+        hidden_TH = self.encode(pairs)
+        cls_BH = hidden_TH.index_select(0, pairs.cls_row_B)
+        return self.tia_head(cls_BH, self.side_means(hidden_TH, pairs)).float()
 
     def pooled(self, pairs: PackedPairs) -> torch.Tensor:
         """(B, H) float32 of unmasked pairs: dense + tanh on [CLS]. For inference."""
@@ -109,16 +125,36 @@ class FashionBertForPreTraining(FashionBert):
                 begins with them (`StepCounts`); by default those of this one batch over all ranks.
             micro_batches: how many micro-batches that step has.
         """
-        return self.task_losses(self.encode(batch.inputs), batch, counts, micro_batches)
+        return self.losses(self.encode(batch.inputs), batch, counts, micro_batches)
+
+    def losses(
+        self, hidden_TH: torch.Tensor, batch: Batch, counts: torch.Tensor | None, micro_batches: int
+    ) -> FashionBertOutput:
+        """What `forward` gives, of the last hidden states."""
+        output = self.task_losses(hidden_TH, batch, counts, micro_batches)
+        if batch.contrastive is None:
+            return output
+        if self.itc_head is None:
+            raise InputError("batch: brings products of the contrastive loss, the model has no vectors for them; build "
+                             "it with contrastive_size above 0")  # fmt: skip
+        vectors_SE = self.pooled_vectors(hidden_TH, batch.inputs)
+        sums_2 = contrastive_sums(vectors_SE, self.itc_head.scale(), batch.contrastive)
+        if counts is None:
+            count = all_reduce_sum(batch.contrastive.live_C.sum().float())
+        else:
+            count = counts[PRODUCTS]
+        means_2 = global_means(sums_2, count.expand(2), micro_batches)
+        weight = self.contrastive_weight if len(batch.inputs.cls_row_B) else 1.0
+        return replace(output, loss=output.loss + weight * means_2[0], contrastive_2=means_2.detach())
 
     def task_losses(
         self, hidden_TH: torch.Tensor, batch: Batch, counts: torch.Tensor | None, micro_batches: int
     ) -> FashionBertOutput:
-        """What `forward` gives, of the last hidden states."""
+        """What the three tasks come to, of the last hidden states."""
         inputs, targets, report = batch.inputs, batch.targets, WeightingReport()
         counts_T = all_reduce_sum(targets.counts_T.clone()) if counts is None else counts[: len(TASKS)]
-        mlm_MH, cls_BH, mpm_KH = self._head_rows(hidden_TH, batch, report)
-        logits_B2 = self.tia_head(cls_BH).float()
+        (mlm_MH, cls_BH, mpm_KH), sides = self._head_rows(hidden_TH, batch, report)
+        logits_B2 = self.tia_head(cls_BH, sides).float()
         sums_T = torch.stack(
             [
                 self.mlm_head(mlm_MH, self.text_embeddings.word.weight, targets.mlm_label_M),
@@ -130,10 +166,14 @@ class FashionBertForPreTraining(FashionBert):
         losses_T = global_means(sums_T, counts_T, micro_batches)
         return FashionBertOutput(self.weighter(losses_T, report), logits_B2.detach(), report)
 
-    def _head_rows(self, hidden_TH: torch.Tensor, batch: Batch, report: WeightingReport) -> tuple[torch.Tensor, ...]:
-        """The rows each head reads: of aliases behind the weighter's gate where it has one, else in one gathering."""
+    def _head_rows(
+        self, hidden_TH: torch.Tensor, batch: Batch, report: WeightingReport
+    ) -> tuple[Sequence[torch.Tensor], tuple[torch.Tensor, torch.Tensor] | None]:
+        """The rows each head reads: of aliases behind the weighter's gate where it has one, else in one gathering. Then
+        the means of both sides of each pair, where the alignment head reads them."""
         rows = (batch.targets.mlm_row_M, batch.inputs.cls_row_B, batch.targets.mpm_row_K)
+        aliases = self.weighter.gate(hidden_TH, report)
+        sides = self.side_means(aliases[1], batch.inputs) if self.tia_head.reads_sides else None
         if self.weighter.at_gate:
-            aliases = self.weighter.gate(hidden_TH, report)
-            return tuple(alias.index_select(0, row) for alias, row in zip(aliases, rows, strict=True))
-        return hidden_TH.index_select(0, torch.cat(rows)).split([len(row) for row in rows])
+            return [alias.index_select(0, row) for alias, row in zip(aliases, rows, strict=True)], sides
+        return hidden_TH.index_select(0, torch.cat(rows)).split([len(row) for row in rows]), sides

@@ -9,8 +9,8 @@ al., Additive Margin Softmax for Face Verification, 2018) over the items of the 
 Items that the query is right for as well are in no sum (`data.queries`). The mean over queries, times a weight, is
 added to what the three tasks come to by their own weights.
 
-Shapes: B pairs, C slots of a rank's micro-batch, R ranks, G = R C items, S = B + C sequences, H hidden, T rows of the
-packed axis.
+Shapes: B pairs, C slots of a rank's micro-batch, R ranks, G = R C items, S sequences, H hidden, E numbers of a vector, T
+rows of the packed axis.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from fashionbert_fast.data.batch import Batch, QueryTargets, StepCounts
 from fashionbert_fast.distributed import all_reduce_sum, gather_rows
 from fashionbert_fast.model.config import QueryLoss
-from fashionbert_fast.model.fashionbert import mean_vectors
+from fashionbert_fast.objectives.contrastive import softmax_loss
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining, FashionBertOutput
 from fashionbert_fast.objectives.weighting import global_means
 
@@ -50,11 +50,13 @@ class FashionBertForQueries(FashionBertForPreTraining):
         """As `FashionBertForPreTraining.forward`; of ``counts`` it reads the queries of the step as well. A batch
         without queries is one of the three tasks alone."""
         hidden_TH = self.encode(batch.inputs)
-        output = self.task_losses(hidden_TH, batch, counts, micro_batches)
+        output = self.losses(hidden_TH, batch, counts, micro_batches)
         if batch.queries is None:
             return output
-        vectors_SH = mean_vectors(hidden_TH, batch.inputs.cu_seqlens_S1)
-        sums_2 = self._sums(vectors_SH, batch.queries)
+        vectors_SE = self.pooled_vectors(hidden_TH, batch.inputs)
+        if batch.contrastive is not None:  # whose sequences come last
+            vectors_SE = vectors_SE[: len(vectors_SE) - 2 * len(batch.contrastive.live_C)]
+        sums_2 = self._sums(vectors_SE, batch.queries)
         if counts is None:
             count = all_reduce_sum(batch.queries.asks_C.sum().float())
         else:
@@ -62,13 +64,13 @@ class FashionBertForQueries(FashionBertForPreTraining):
         means_2 = global_means(sums_2, count.expand(2), micro_batches)
         return replace(output, loss=output.loss + self.query_loss.weight * means_2[0], query_2=means_2.detach())
 
-    def _sums(self, vectors_SH: torch.Tensor, queries: QueryTargets) -> torch.Tensor:
+    def _sums(self, vectors_SE: torch.Tensor, queries: QueryTargets) -> torch.Tensor:
         """(2,) float32: this rank's sum of losses, and how many queries are nearer to their item than to any wrong."""
         C = len(queries.asks_C)
-        pairs_BH, query_CH = vectors_SH.split([len(vectors_SH) - C, C])
-        item_CH = F.pad(pairs_BH, (0, 0, 0, C - len(pairs_BH)))
-        right_C = (query_CH * item_CH).sum(1)
-        wrong_CG = (query_CH @ gather_rows(item_CH).T).masked_fill(~queries.wrong_CG, -math.inf)
+        pairs_BE, query_CE = vectors_SE.split([len(vectors_SE) - C, C])
+        item_CE = F.pad(pairs_BE, (0, 0, 0, C - len(pairs_BE)))
+        right_C = (query_CE * item_CE).sum(1)
+        wrong_CG = (query_CE @ gather_rows(item_CE).T).masked_fill(~queries.wrong_CG, -math.inf)
         loss_C = am_softmax(right_C, wrong_CG, self.query_loss.scale, self.query_loss.margin)
         found_C = right_C.detach() > wrong_CG.detach().amax(1)
         return torch.stack([(loss_C * queries.asks_C).sum(), (found_C & queries.asks_C).sum().float()])
@@ -78,4 +80,4 @@ def am_softmax(right_C: torch.Tensor, wrong_CG: torch.Tensor, scale: float, marg
     """(C,) losses of queries whose cosines to the right item are ``right_C`` and to wrong ones ``wrong_CG``, -inf where
     there is none."""
     right_C = scale * (right_C - margin)
-    return torch.cat([right_C[:, None], scale * wrong_CG], dim=1).logsumexp(1) - right_C
+    return softmax_loss(right_C, scale * wrong_CG)
