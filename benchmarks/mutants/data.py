@@ -242,6 +242,13 @@ MUTANTS = (
         SPLITS,
     ),
     Mutant(
+        "test-is-taken-out-of-validation",
+        "fashionbert_fast/catalogue/splits.py",
+        "for component in reversed(in_order) if component not in held]",
+        "for component in reversed(in_order)]",
+        SPLITS,
+    ),
+    Mutant(
         "case-tells-titles-apart",
         "fashionbert_fast/catalogue/twins.py",
         'unicodedata.normalize("NFKC", title).casefold()',
