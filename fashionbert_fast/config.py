@@ -55,6 +55,8 @@ class ModelConfig:
     hidden_dropout: float = 0.1  # after embeddings, attention and feed-forward
     attention_dropout: float = 0.1  # on attention probabilities
     patch_dropout: float = 0.1  # on the raw patch feature
+    # begin with features of mean 0 and deviation 1, by the store's statistics; not where core is a run of ours
+    standardise_features: bool = False
     layer_norm: str = "fused"  # the encoder's: fused (with bias, dropout and residual, one operator) | apex
 
     def __post_init__(self) -> None:

@@ -115,7 +115,8 @@ def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     shares = ", ".join(f"{count} a {kind}" for kind, count in twins["products_that_share"].items())
     lines = [
         ("features", f"{report['grid']} x {report['grid']} patches of {report['feature_size']}, {report['dtype']}, by "
-                     f"{encoder['name']}{trained}{of_map}, computed in {encoder.get('computed_in', 'unknown')}"),
+                     f"{encoder['name']}{trained}{of_map}, computed in {encoder.get('computed_in', 'unknown')}"
+                     + (f", {report['views']} views of each photo" if report["views"] > 1 else "")),
         ("made from", f"{report['source'] or 'unknown'}, {report['created'] or 'unknown'}"),
         ("splits", _counts(report["splits"]) + (f"; kept together by {report['split_by']}" * bool(report["split_by"]))),
         *((f"leaks of {name}", _leaks(counts)) for name, counts in report["leaks"].items()),

@@ -65,6 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--patch-pixels", type=int, metavar="N",
         help="side of a patch as the encoder sees it (default: 64 for a CNN, a transformer's own input size, 28 for "
         "random; at 32 nearly all features of efficientnet-lite0 are zero); with --patching map the encoder's stride")
+    add("--views", type=int, default=1, metavar="N",
+        help="encode so many views of each photo: as it is, and parts of it, mirrored or not, which only training sees "
+        "(default: %(default)s)")
     add("--images", type=Path, metavar="DIR", help="folder of the photos (default: beside the catalogue)")
     add("--queries", type=Path, metavar="FILE",
         help="a .csv, .tsv, .jsonl or .parquet of queries and the ids of products they found, in UTF-8")
@@ -114,11 +117,11 @@ def run(args: argparse.Namespace) -> int:
         check_writable(args.json)
     report = prepare(
         args.source, args.out, encoder=args.encoder, grid=args.grid, patch_pixels=args.patch_pixels,
-        patching=args.patching, holdout=args.holdout, test=args.test, seed=args.seed, split_by=args.split_by,
-        images=args.images, queries=args.queries,
-        columns=parse_columns(args.column), delimiter=args.delimiter, encoding=args.encoding, strict=args.strict,
-        dtype=args.dtype, batch_size=args.batch_size, workers=args.workers, device=args.device,
-        overwrite=args.overwrite, roots=args.allow_root, most_pixels=round(args.max_megapixels * 1e6),
+        patching=args.patching, views=args.views, holdout=args.holdout, test=args.test, seed=args.seed,
+        split_by=args.split_by, images=args.images, queries=args.queries, columns=parse_columns(args.column),
+        delimiter=args.delimiter, encoding=args.encoding, strict=args.strict, dtype=args.dtype,
+        batch_size=args.batch_size, workers=args.workers, device=args.device, overwrite=args.overwrite,
+        roots=args.allow_root, most_pixels=round(args.max_megapixels * 1e6),
     )  # fmt: skip
     splits = ", ".join(f"{count} {name}" for name, count in report.splits.items())
     print(f"{report.store}: {report.products} products ({splits}), {args.grid} x {args.grid} patches of "

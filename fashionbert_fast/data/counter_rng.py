@@ -30,6 +30,7 @@ class Stream(IntEnum):
     SINGLES = 12
     DROPOUT = 13
     QUERY = 14
+    VIEW = 15
 
 
 def splitmix64(x: np.ndarray) -> np.ndarray:

@@ -17,17 +17,20 @@ from fashionbert_fast.data.config import DataConfig
 from fashionbert_fast.data.masking import choose_words, mask_patches, mask_tokens
 from fashionbert_fast.data.packing import Budget, pack, pack_unmasked, rounded_up
 from fashionbert_fast.data.queries import Queries
-from fashionbert_fast.data.sampling import EpochPlan, numbered, plan_epoch
+from fashionbert_fast.data.sampling import EpochPlan, draw_views, numbered, plan_epoch
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.kernels._library import IGNORED
 
 
-def _images(store: FeatureStore, image_rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each distinct image once, and the index of each pair's image among them."""
-    distinct, index = np.unique(image_rows, return_inverse=True)
-    return store.features(distinct), torch.from_numpy(index.astype(np.int64))
+def _images(
+    store: FeatureStore, image_rows: np.ndarray, views: np.ndarray | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each distinct image once, and the index of each pair's image among them. views: of each, the same of the same."""
+    distinct, first, index = np.unique(image_rows, return_index=True, return_inverse=True)
+    features_IPD = store.features(distinct, None if views is None else views[first])
+    return features_IPD, torch.from_numpy(index.astype(np.int64))
 
 
 def collate_pairs(
@@ -142,7 +145,8 @@ class PairDataset(Dataset):
         fill = rounded_up(len(row_M), self.budget.predictions) - len(row_M)
         patch_mask_BP = mask_patches(samples_B, P, c.patch_rate, **draw)
         pair_K, patch_K = np.nonzero(patch_mask_BP & predicted_B[:, None])
-        features_IPD, image_index_B = _images(self.store, plan.image_rows[span])
+        image_rows = plan.image_rows[span]
+        features_IPD, image_index_B = _images(self.store, image_rows, self._views(image_rows, epoch))
         inputs = PackedPairs(
             **packed,
             features_IPD=features_IPD,
@@ -159,6 +163,11 @@ class PairDataset(Dataset):
             counts_T=torch.tensor([len(row_M), len(text_rows), len(pair_K)], dtype=torch.float32),
         )
         return Batch(inputs, targets, queries)
+
+    def _views(self, image_rows: np.ndarray, epoch: int) -> np.ndarray | None:
+        """In which view each photo is seen; None: as it is."""
+        views = self.store.manifest.views
+        return draw_views(image_rows, views, seed=self.seed, epoch=epoch) if views > 1 else None
 
     def _packed(
         self, id_N: np.ndarray, lengths_B: np.ndarray, plan: EpochPlan, spans: Sequence[slice], epoch: int

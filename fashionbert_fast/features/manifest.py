@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self, get_origin, get_type_hints
@@ -38,6 +39,8 @@ class Manifest:
     encoder: dict[str, Any]  # name, architecture, pooling, weights_sha256, feature_size, trained
     normalisation: dict[str, Any]  # mean, std of the channels, in units of 1 = white
     patching: str = "separate"  # separate | map: see `patch_encoder`
+    views: int = 1  # of each photo that are stored: as it is, then parts of it, see `views`
+    statistics: dict[str, list[float]] = field(default_factory=dict)  # mean, std of each dimension: see `moments`
     dtype: str = "bfloat16"  # of features.bin: bfloat16 | float16 | float32
     products: int = 0
     splits: dict[str, int] = field(default_factory=dict)  # split -> products
@@ -88,12 +91,22 @@ class Manifest:
         for name, kind in get_type_hints(cls).items():
             if not isinstance(getattr(manifest, name), _accepted(kind)):
                 raise ValueError(f"{name} is {getattr(manifest, name)!r:.50}, which it cannot be")
-        sizes = manifest.grid, manifest.feature_size, manifest.products
-        if not all(type(size) is int and low <= size < 2**40 for size, low in zip(sizes, (1, 1, 0), strict=True)):
-            raise ValueError(f"{sizes} are no grid, feature size and products")
+        sizes = manifest.grid, manifest.feature_size, manifest.views, manifest.products
+        if not all(type(size) is int and low <= size < 2**40 for size, low in zip(sizes, (1, 1, 1, 0), strict=True)):
+            raise ValueError(f"{sizes} are no grid, feature size, views and products")
+        _check_statistics(manifest)
         if manifest.fingerprint != value.get("fingerprint"):
             raise ValueError("was edited: its fingerprint does not belong to its fields")
         return manifest
+
+
+def _check_statistics(manifest: Manifest) -> None:
+    for name in ("mean", "std") if manifest.statistics else ():
+        values = manifest.statistics.get(name)
+        if not isinstance(values, list) or len(values) != manifest.feature_size:
+            raise ValueError(f"statistics.{name} is no list of {manifest.feature_size} numbers")
+        if not all(type(x) in (int, float) and math.isfinite(x) and (x >= 0 or name == "mean") for x in values):
+            raise ValueError(f"statistics.{name} holds what it cannot")
 
 
 def _accepted(kind: Any) -> tuple[type, ...]:

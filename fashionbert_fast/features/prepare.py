@@ -50,11 +50,12 @@ class PrepareReport:
 
 def prepare(
     source: Path | str, out: Path | str, *, encoder: str = DEFAULT_ENCODER, grid: int = 8,
-    patch_pixels: int | None = None, patching: str = "separate", holdout: float = 0.1, test: float = 0.0,
-    seed: int = 0, split_by: str = SPLIT_BY, images: Path | None = None, queries: Path | None = None,
-    columns: Mapping[str, str] | None = None, delimiter: str | None = None, encoding: str | None = None,
-    strict: bool = False, dtype: str = "bfloat16", batch_size: int | None = None, workers: int | None = None,
-    device: str | None = None, overwrite: bool = False, roots: Sequence[Path] = (), most_pixels: int = MOST_PIXELS,
+    patch_pixels: int | None = None, patching: str = "separate", views: int = 1, holdout: float = 0.1,
+    test: float = 0.0, seed: int = 0, split_by: str = SPLIT_BY, images: Path | None = None,
+    queries: Path | None = None, columns: Mapping[str, str] | None = None, delimiter: str | None = None,
+    encoding: str | None = None, strict: bool = False, dtype: str = "bfloat16", batch_size: int | None = None,
+    workers: int | None = None, device: str | None = None, overwrite: bool = False, roots: Sequence[Path] = (),
+    most_pixels: int = MOST_PIXELS,
 ) -> PrepareReport:  # fmt: skip
     """Read ``source``, encode its photos and write the feature store ``out``.
 
@@ -62,7 +63,8 @@ def prepare(
         source, images, columns, delimiter, encoding, roots: see `catalogue.read_catalogue`. queries: a table of further
             queries, see `catalogue.queries.read_queries`.
         encoder: see `backbones.load_backbone`. grid: patches a side. patching: see `patch_encoder`. patch_pixels: of a
-            side of a patch as the encoder sees it; None: the encoder's own default.
+            side of a patch as the encoder sees it; None: the encoder's own default. views: of each photo that are
+            encoded, the first as it is, see `views.draw_view`.
         holdout, test: shares of the products whose split becomes "validation" and "test", by a hash of seed and id,
             where the source has no split of its own. split_by: what rows must share to land in the same split, some of
             "group,title,photo", or "none". strict: stop at the first row that cannot be used.
@@ -73,7 +75,7 @@ def prepare(
     """
     started = time.perf_counter()
     source, out = Path(source), Path(out)
-    check_options(holdout, test, dtype, batch_size, workers, most_pixels, patching)
+    check_options(holdout, test, dtype, batch_size, workers, most_pixels, patching, views)
     by = parse_split_by(split_by)
     from fashionbert_fast.features.store import StoreWriter, check_out
 
@@ -99,13 +101,14 @@ def prepare(
     began = time.perf_counter()
     with StoreWriter(
         out, patches=grid * grid, feature_size=patch_encoder.feature_size, dtype=dtype, overwrite=overwrite,
-        expected=len(products),
+        expected=len(products), views=views,
     ) as writer:  # fmt: skip
         encoded = encode_products(
-            products, patch_encoder, problems, dtype=dtype, workers=workers, most_pixels=most_pixels
-        )
-        for good, features_IPD in encoded:
-            writer.append(good, features_IPD)
+            products, patch_encoder, problems, dtype=dtype, workers=workers, most_pixels=most_pixels, views=views,
+            seed=seed,
+        )  # fmt: skip
+        for good, features in encoded:
+            writer.append(good, features)
         if not writer.columns["id"]:
             first = next((problem for problem in problems.items if problem.kind in PHOTO_PROBLEMS), "not listed")
             raise InputError(f"{source}: no photo can be used; the first: {first}")
@@ -124,7 +127,7 @@ def prepare(
 
 def check_options(
     holdout: float, test: float, dtype: str, batch_size: int | None, workers: int | None, most_pixels: int,
-    patching: str,
+    patching: str, views: int,
 ) -> None:  # fmt: skip
     """InputError on nonsense."""
     for option, share in (("--holdout", holdout), ("--test", test)):
@@ -138,7 +141,7 @@ def check_options(
         raise InputError(f"--patching {patching}: must be separate or map")
     if most_pixels < 1:
         raise InputError(f"--max-megapixels {most_pixels / 1e6:g}: must be above 0")
-    for option, value in (("--batch-size", batch_size), ("--workers", workers)):
+    for option, value in (("--views", views), ("--batch-size", batch_size), ("--workers", workers)):
         if value is not None and value < 1:
             raise InputError(f"{option} {value}: must be 1 or more")
 

@@ -31,6 +31,7 @@ def describe(store: FeatureStore, tokenizer: Any = None) -> dict[str, Any]:
         "encoder": {name: part for name, part in manifest.encoder.items() if name != "weights_sha256"},
         "grid": manifest.grid,
         "patching": manifest.patching,
+        "views": manifest.views,
         "feature_size": manifest.feature_size,
         "dtype": manifest.dtype,
         "fingerprint": manifest.fingerprint,
