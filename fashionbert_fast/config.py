@@ -64,6 +64,8 @@ class ModelConfig:
     hidden_dropout: float = 0.1  # after embeddings, attention and feed-forward
     attention_dropout: float = 0.1  # on attention probabilities
     patch_dropout: float = 0.1  # on the raw patch feature
+    # begin with features of mean 0 and deviation 1, by the store's statistics; not where core is a run of ours
+    standardise_features: bool = False
     layer_norm: str = "fused"  # the encoder's: fused (with bias, dropout and residual, one operator) | apex
     # What the alignment head reads: cls ([CLS], as in the article) | pooled (and the means of both sides); null: what that
     # of a run of ours reads, else cls.

@@ -112,7 +112,8 @@ class FashionBertProcessor:
         there, name = self.manifest, self.encoder_name
         remedy = f"give encoder=, a local directory of {there.encoder['name']}"
         try:
-            encoder = load_encoder(name, grid=there.grid, patch_pixels=there.resize["patch_pixels"], device=self.device)
+            encoder = load_encoder(name, grid=there.grid, patch_pixels=there.resize["patch_pixels"],
+                                   device=self.device, patching=there.patching)  # fmt: skip
         except InputError as error:
             raise InputError(f"the model's patch encoder cannot be had here ({error}); {remedy}") from error
         here = encoder.manifest()

@@ -118,6 +118,14 @@ def rates_of_hidden_dropout(run) -> set[float]:
     return {round(rate, 1) for rate in (*places, *layers, seen["patches"][0]["hidden_dropout"])}
 
 
+def projection_undoes_deviations(run) -> bool:
+    """Whether each dimension of the training products' features, whatever its deviation, moves the patches' hidden
+    states as far: by the fresh weights' 0.02 * sqrt(256)."""
+    std_D = run.store.features(run.store.rows("train")).std((0, 1))
+    moved_D = model_of(run).patch_embeddings.projection.weight.detach().norm(dim=0) * std_D / (0.02 * 256**0.5)
+    return bool((moved_D.log().abs() < 0.25).all())
+
+
 def observed_dropouts(run) -> dict[str, list[dict]]:
     """The keywords of every operator that drops, in one step of training."""
     from fashionbert_fast.model import embeddings as embeddings_module
@@ -324,6 +332,8 @@ ROWS = [
     Row("model.attention_dropout", lambda run: [call["dropout"] for call in observed_dropouts(run)["packed_attention"]],
         ((0.3, [0.3, 0.3]),)),  # also where nothing else drops
     Row("model.patch_dropout", lambda run: observed_dropouts(run)["patches"][0]["feature_dropout"], ((0.3, 0.3),)),
+    Row("model.standardise_features", projection_undoes_deviations, ((False, False), (True, True)),
+        ("model.hidden_size=256", "model.layers=1")),
     Row("model.layer_norm", lambda run: run, (("apex", Refused("model.layer_norm apex")),)),
     # weighting
     Row("weighting.method", weights,

@@ -132,8 +132,8 @@ MUTANTS = (
     Mutant(
         "features-that-end-early-are-whatever-memory-held",
         "fashionbert_fast/features/store.py",
-        "            if read < size:\n",
-        "            if read < 0:\n",
+        "        if read < target.nbytes:\n",
+        "        if read < 0:\n",
         STORE,
     ),
     Mutant(
@@ -242,6 +242,13 @@ MUTANTS = (
         SPLITS,
     ),
     Mutant(
+        "test-is-taken-out-of-validation",
+        "fashionbert_fast/catalogue/splits.py",
+        "for component in reversed(in_order) if component not in held]",
+        "for component in reversed(in_order)]",
+        SPLITS,
+    ),
+    Mutant(
         "case-tells-titles-apart",
         "fashionbert_fast/catalogue/twins.py",
         'unicodedata.normalize("NFKC", title).casefold()',
@@ -284,6 +291,34 @@ MUTANTS = (
         STORE,
     ),
     Mutant(
+        "a-map-counts-as-separate-patches",
+        "fashionbert_fast/features/manifest.py",
+        '    "grid", "patching",\n',
+        '    "grid",\n',
+        STORE,
+    ),
+    Mutant(
+        "statistics-of-all-splits",
+        "fashionbert_fast/features/store.py",
+        'if split == "train"]',
+        "if split]",
+        ("tests/features/test_moments.py",),
+    ),
+    Mutant(
+        "views-do-not-change-with-the-epoch",
+        DATA + "sampling.py",
+        "uniform(seed, Stream.VIEW, epoch, rows) * views",
+        "uniform(seed, Stream.VIEW, 0, rows) * views",
+        BATCHES,
+    ),
+    Mutant(
+        "views-are-read-in-reverse",
+        "fashionbert_fast/features/store.py",
+        "places_n = row_n * self.manifest.views + view_n",
+        "places_n = row_n * self.manifest.views + self.manifest.views - 1 - view_n",
+        ("tests/features/test_views.py",),
+    ),
+    Mutant(
         "the-seal-of-a-manifest-is-not-checked",
         "fashionbert_fast/features/integrity.py",
         "if SEAL in value and not is_sealed(value):",
@@ -293,8 +328,8 @@ MUTANTS = (
     Mutant(
         "a-flipped-bit-of-a-feature-is-not-found",
         "fashionbert_fast/features/integrity.py",
-        "zlib.crc32(raw_1PD) != store.crc32_N[row]",
-        "zlib.crc32(raw_1PD) == 0",
+        "zlib.crc32(raw_VPD) != store.crc32_N[row]",
+        "zlib.crc32(raw_VPD) == 0",
         INTEGRITY,
     ),
     Mutant(

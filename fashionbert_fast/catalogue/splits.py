@@ -29,24 +29,38 @@ def parse_split_by(text: str) -> tuple[str, ...]:
     return names
 
 
-def hold_out(columns: Mapping[str, Sequence[str]], holdout: float, seed: int, by: Sequence[str]) -> list[str]:
-    """The split of every row of a store's ``columns``; about ``holdout`` of them in "validation", the rest in "train".
+def hold_out(
+    columns: Mapping[str, Sequence[str]], holdout: float, seed: int, by: Sequence[str], test: float = 0.0
+) -> list[str]:
+    """The split of every row of a store's ``columns``; about ``holdout`` of them in "validation", about ``test`` in
+    "test", the rest in "train".
 
     Rows bound by one of ``by`` (see `twins.KINDS`), directly or through others, land in the same split: the one that a
     hash of ``seed`` and the smallest id among them gives, so that rows added later move no others. Where that misses
     ``holdout`` by more than a quarter of it, as in small catalogues and those of large groups, those are held out that
-    fit, in the order of their hashes.
+    fit, in the order of their hashes. "test" is taken likewise from the other end of the hashes, of what is not in
+    "validation", which is the same whatever ``test`` is.
     """
     component_N = bound(columns, by).tolist()
     smallest: dict[int, str] = {}
     for component, identity in zip(component_N, columns["id"], strict=True):
         smallest[component] = min(smallest.get(component, identity), identity)
     place = {component: _place(f"{seed} {identity}") for component, identity in smallest.items()}
-    held = {component for component in place if place[component] < holdout * 2**64}
-    sizes, wanted = Counter(component_N), holdout * len(component_N)
-    if abs(sum(sizes[component] for component in held) - wanted) > wanted * TOLERANCE:
-        held = _nearest(sorted(place, key=place.__getitem__), sizes, wanted)
-    return ["validation" if component in held else "train" for component in component_N]
+    sizes = Counter(component_N)
+    in_order = sorted(place, key=place.__getitem__)
+    held = _share(in_order, {component for component in place if place[component] < holdout * 2**64}, sizes, holdout)
+    others = [component for component in reversed(in_order) if component not in held]
+    tested = _share(others, {component for component in others if place[component] >= (1 - test) * 2**64}, sizes, test)
+    split = dict.fromkeys(held, "validation") | dict.fromkeys(tested, "test")
+    return [split.get(component, "train") for component in component_N]
+
+
+def _share(in_order: Sequence[int], hashed: set[int], sizes: Counter[int], share: float) -> set[int]:
+    """``hashed``; where it misses ``share`` of all rows by more than `TOLERANCE`, those of ``in_order`` that fit."""
+    wanted = share * sizes.total()
+    if abs(sum(sizes[component] for component in hashed) - wanted) > wanted * TOLERANCE:
+        return _nearest(in_order, sizes, wanted)
+    return hashed
 
 
 def _place(key: str) -> int:
@@ -68,8 +82,10 @@ def _nearest(components: Sequence[int], sizes: Mapping[int, int], wanted: float)
     return held
 
 
-def split_warnings(columns: Mapping[str, Sequence[str]], holdout: float, by: Sequence[str]) -> list[str]:
-    """What is odd about a split made by `hold_out`: one huge group, or a share far from ``holdout``."""
+def split_warnings(
+    columns: Mapping[str, Sequence[str]], holdout: float, by: Sequence[str], test: float = 0.0
+) -> list[str]:
+    """What is odd about a split made by `hold_out`: one huge group, or a share far from ``holdout`` or ``test``."""
     warnings, total = [], len(columns["id"])
     component, size = Counter(bound(columns, by).tolist()).most_common(1)[0]
     if size > 2 and size > LARGE * total:
@@ -77,11 +93,12 @@ def split_warnings(columns: Mapping[str, Sequence[str]], holdout: float, by: Seq
             f"{size} of {total} products count as one, with id {columns['id'][component]} (bound by {', '.join(by)}), "
             "and fall into one split; does a column hold the same for all? see --column group= and --split-by"
         )
-    held = sum(split == "validation" for split in columns["split"])
-    far = max(holdout * TOLERANCE, 3 * math.sqrt(holdout * (1 - holdout) / total))
-    if holdout and (not held or abs(held / total - holdout) > far):
-        warnings.append(
-            f"{held} of {total} products are held out ({held / total:.1%}) where --holdout asked for {holdout:.1%}; "
-            "another --seed, or less in --split-by, gives another share"
-        )
+    for name, option, share in (("validation", "--holdout", holdout), ("test", "--test", test)):
+        held = sum(split == name for split in columns["split"])
+        far = max(share * TOLERANCE, 3 * math.sqrt(share * (1 - share) / total))
+        if share and (not held or abs(held / total - share) > far):
+            warnings.append(
+                f"{held} of {total} products are held out ({held / total:.1%}) where {option} asked for {share:.1%}; "
+                "another --seed, or less in --split-by, gives another share"
+            )
     return warnings

@@ -110,11 +110,13 @@ def table(report: Mapping[str, Any]) -> Table:
 def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     encoder, features, twins = report["encoder"], report["features"], report["twins"]
     trained = "" if encoder.get("trained", True) else " (NOT TRAINED)"
+    of_map = "'s feature map" if report["patching"] == "map" else ""
     sizes = ", ".join(f"{count} of {size}" for size, count in twins["sizes"].items())
     shares = ", ".join(f"{count} a {kind}" for kind, count in twins["products_that_share"].items())
     lines = [
         ("features", f"{report['grid']} x {report['grid']} patches of {report['feature_size']}, {report['dtype']}, by "
-                     f"{encoder['name']}{trained}, computed in {encoder.get('computed_in', 'unknown')}"),
+                     f"{encoder['name']}{trained}{of_map}, computed in {encoder.get('computed_in', 'unknown')}"
+                     + (f", {report['views']} views of each photo" if report["views"] > 1 else "")),
         ("made from", f"{report['source'] or 'unknown'}, {report['created'] or 'unknown'}"),
         ("splits", _counts(report["splits"]) + (f"; kept together by {report['split_by']}" * bool(report["split_by"]))),
         *((f"leaks of {name}", _leaks(counts)) for name, counts in report["leaks"].items()),

@@ -33,8 +33,8 @@ encoders: resnet50 (microsoft/resnet-50 of the Hugging Face hub, 2048-d); any vi
 id or a local directory; efficientnet-lite0 (ImageNet-trained, 1280-d, from ordinary packages, no hub needed);
 random[:SEED[:WIDTH]] (a small ResNet that is NOT trained).
 
-The hold-out keeps together what would leak: rows of one group, of one title or of one photo, and rows that hang
-together through others (--split-by). A split column is respected; what leaks is counted either way.
+The hold-out and the test split keep together what would leak: rows of one group, of one title or of one photo, and
+rows that hang together through others (--split-by). A split column is respected; what leaks is counted either way.
 
 What cannot be used is left out and listed in STORE/problems.jsonl; with --strict the first such row stops the job."""
 
@@ -59,9 +59,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--encoder", default=DEFAULT_ENCODER, metavar="NAME",
         help="resnet50, efficientnet-lite0, random[:SEED[:WIDTH]], a hub id or a directory (default: %(default)s)")
     add("--grid", type=int, default=8, metavar="N", help="cut photos into N x N patches (default: %(default)s)")
+    add("--patching", default="separate", metavar="HOW",
+        help="separate: each patch is a photo of its own for the encoder, as in the paper; map: the encoder, a CNN, "
+        "sees the photo once, and the places of its last feature map are the patches: faster (default: %(default)s)")
     add("--patch-pixels", type=int, metavar="N",
         help="side of a patch as the encoder sees it (default: 64 for a CNN, a transformer's own input size, 28 for "
-        "random; at 32 nearly all features of efficientnet-lite0 are zero)")
+        "random; at 32 nearly all features of efficientnet-lite0 are zero); with --patching map the encoder's stride")
+    add("--views", type=int, default=1, metavar="N",
+        help="encode so many views of each photo: as it is, and parts of it, mirrored or not, which only training sees "
+        "(default: %(default)s)")
     add("--images", type=Path, metavar="DIR", help="folder of the photos (default: beside the catalogue)")
     add("--queries", type=Path, metavar="FILE",
         help="a .csv, .tsv, .jsonl or .parquet of queries and the ids of products they found, in UTF-8")
@@ -77,6 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="of a .csv or .jsonl, say cp1252 or latin-1 (default: by its byte order mark, else utf-8)")
     add("--holdout", type=float, default=0.1, metavar="SHARE",
         help="share of the products for validation, unless the catalogue has a split column (default: %(default)s)")
+    add("--test", type=float, default=0.0, metavar="SHARE",
+        help="share of the products for the split test, likewise; it takes none from validation (default: %(default)s)")
     add("--seed", type=int, default=0, help="which products are held out (default: %(default)s)")
     add("--split-by", default=SPLIT_BY, metavar="WHAT",
         help="rows that share one of these land in the same split, some of group,title,photo, or none "
@@ -109,10 +117,11 @@ def run(args: argparse.Namespace) -> int:
         check_writable(args.json)
     report = prepare(
         args.source, args.out, encoder=args.encoder, grid=args.grid, patch_pixels=args.patch_pixels,
-        holdout=args.holdout, seed=args.seed, split_by=args.split_by, images=args.images, queries=args.queries,
-        columns=parse_columns(args.column), delimiter=args.delimiter, encoding=args.encoding, strict=args.strict,
-        dtype=args.dtype, batch_size=args.batch_size, workers=args.workers, device=args.device,
-        overwrite=args.overwrite, roots=args.allow_root, most_pixels=round(args.max_megapixels * 1e6),
+        patching=args.patching, views=args.views, holdout=args.holdout, test=args.test, seed=args.seed,
+        split_by=args.split_by, images=args.images, queries=args.queries, columns=parse_columns(args.column),
+        delimiter=args.delimiter, encoding=args.encoding, strict=args.strict, dtype=args.dtype,
+        batch_size=args.batch_size, workers=args.workers, device=args.device, overwrite=args.overwrite,
+        roots=args.allow_root, most_pixels=round(args.max_megapixels * 1e6),
     )  # fmt: skip
     splits = ", ".join(f"{count} {name}" for name, count in report.splits.items())
     print(f"{report.store}: {report.products} products ({splits}), {args.grid} x {args.grid} patches of "

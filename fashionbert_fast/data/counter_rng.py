@@ -30,6 +30,7 @@ class Stream(IntEnum):
     SINGLES = 12
     DROPOUT = 13
     QUERY = 14
+    VIEW = 15
     CONTRASTIVE_ORDER = 16
     MIRROR = 17
 

@@ -19,17 +19,20 @@ from fashionbert_fast.data.contrastive import contrastive_targets, epoch_order, 
 from fashionbert_fast.data.masking import choose_words, mask_patches, mask_tokens
 from fashionbert_fast.data.packing import Budget, pack, pack_unmasked, rounded_up
 from fashionbert_fast.data.queries import Queries
-from fashionbert_fast.data.sampling import EpochPlan, no_pairs, numbered, plan_epoch
+from fashionbert_fast.data.sampling import EpochPlan, draw_views, no_pairs, numbered, plan_epoch
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.kernels._library import IGNORED
 
 
-def _images(store: FeatureStore, image_rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each distinct image once, and the index of each pair's image among them."""
-    distinct, index = np.unique(image_rows, return_inverse=True)
-    return store.features(distinct), torch.from_numpy(index.astype(np.int64))
+def _images(
+    store: FeatureStore, image_rows: np.ndarray, views: np.ndarray | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each distinct image once, and the index of each pair's image among them. views: of each, the same of the same."""
+    distinct, first, index = np.unique(image_rows, return_index=True, return_inverse=True)
+    features_IPD = store.features(distinct, None if views is None else views[first])
+    return features_IPD, torch.from_numpy(index.astype(np.int64))
 
 
 def collate_pairs(
@@ -190,7 +193,7 @@ class PairDataset(Dataset):
             alone = products[self.rank]
             image_rows = np.concatenate([image_rows, alone])
             masks.append(mask_patches(self._alone(alone), P, self.contrastive.patch_rate, **draw))
-        features_IPD, image_index_B = _images(self.store, image_rows)
+        features_IPD, image_index_B = _images(self.store, image_rows, self._views(image_rows, epoch))
         if products is not None:
             distinct = np.unique(image_rows)  # in the order of the features
             features_IPD = mirrored(features_IPD, distinct, self.contrastive.mirror_rate, **draw)
@@ -214,6 +217,11 @@ class PairDataset(Dataset):
     def _alone(self, rows: np.ndarray) -> np.ndarray:
         """The numbers of the samples in which products stand alone: those of pairs are below 2 N, see `_collate`."""
         return 2 * len(self.store) + rows
+
+    def _views(self, image_rows: np.ndarray, epoch: int) -> np.ndarray | None:
+        """In which view each photo is seen; None: as it is."""
+        views = self.store.manifest.views
+        return draw_views(image_rows, views, seed=self.seed, epoch=epoch) if views > 1 else None
 
     def _packed(
         self, id_N: np.ndarray, lengths_B: np.ndarray, plan: EpochPlan, spans: Sequence[slice], epoch: int,

@@ -48,6 +48,11 @@ def numbered(values: Iterable[Hashable]) -> np.ndarray:
     return np.array([numbers.setdefault(value, len(numbers)) for value in values], dtype=np.int64)
 
 
+def draw_views(rows: np.ndarray, views: int, *, seed: int, epoch: int) -> np.ndarray:
+    """int64 in [0, views): in which view the photo of each of the store's ``rows`` is seen in an epoch."""
+    return (uniform(seed, Stream.VIEW, epoch, rows) * views).astype(np.int64)
+
+
 def plan_epoch(
     rows: np.ndarray, groups: np.ndarray, twins: np.ndarray, *, seed: int, epoch: int, pairs: str = "coin",
     negative_rate: float = 0.5,

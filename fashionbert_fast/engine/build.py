@@ -137,6 +137,8 @@ def build_model(config: Config, store: FeatureStore, vocabulary: int) -> Fashion
             raise InputError(str(error)) from error
         check_fits(scratch, "model", "lower model.layers, model.hidden_size or model.intermediate_size")
         model = objective(scratch)
+    if m.standardise_features and not (core is not None and is_own_model(core)):
+        _standardise_features(model, store)
     if isinstance(model, FashionBertForQueries):
         model.query_loss = config.queries
     model.contrastive_weight = c.weight
@@ -154,6 +156,18 @@ def build_model(config: Config, store: FeatureStore, vocabulary: int) -> Fashion
         )
     model.feature_manifest = store.manifest.to_dict()
     return model
+
+
+def _standardise_features(model: FashionBertForPreTraining, store: FeatureStore) -> None:
+    """Let a fresh model see the features of ``store`` standardised. InputError where it has no statistics of them."""
+    found = store.manifest.statistics
+    if not found:
+        raise InputError(
+            f"model.standardise_features true: {store.path} has no statistics of its features (an older version wrote "
+            "it, or none of its products is for training); prepare it again, or set model.standardise_features=false"
+        )
+    mean_D, std_D = (torch.tensor(found[name], dtype=torch.float64) for name in ("mean", "std"))
+    model.patch_embeddings.standardise(mean_D, std_D)
 
 
 def _check_features(model: FashionBertForPreTraining, core: Path, store: FeatureStore) -> None:

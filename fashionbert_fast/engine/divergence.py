@@ -108,7 +108,10 @@ class Watch:
         store = self.run.store
         text_rows, image_rows = self.run.dataset.global_rows(step - 1, ranks)
         rows = np.union1d(text_rows, image_rows)
-        broken = [row for row in np.unique(image_rows) if not store.features([row]).isfinite().all()]
+        views = range(store.manifest.views)
+        broken = [
+            row for row in np.unique(image_rows) if not store.features([row] * len(views), views).isfinite().all()
+        ]
         if broken:
             return f"{len(broken)} of its {len(rows)} products have features in {store.path} that are not finite: " + (
                 f"{self._named(broken)}; prepare the store again"

@@ -57,6 +57,9 @@ class HeldOutPairs(PairDataset):
         self.global_batch = size * self.world_size
         self.steps = rounded_up(self.pairs, self.global_batch) // self.global_batch
 
+    def _views(self, image_rows: np.ndarray, epoch: int) -> None:
+        return None  # photos as they are
+
     @property
     def pairs(self) -> int:
         return len(self.fixed.text_rows)

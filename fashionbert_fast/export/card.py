@@ -159,11 +159,15 @@ def _data(m: Manifest | None) -> str:
         return "It is not known which patch features the model was trained on."
     splits = ", ".join(f"{count:,} {name or 'of no split'}" for name, count in m.splits.items())
     resize, encoder = m.resize, m.encoder
+    patches = (
+        f"cut into {m.grid} x {m.grid} patches, each scaled to {resize['patch_pixels']} x {resize['patch_pixels']}"
+    )
+    if m.patching == "map":
+        patches = f"whole, with the {m.grid} x {m.grid} places of the encoder's last feature map as patches"
     rows = {
         "catalogue": m.source,
         "products": f"{m.products:,}" + (f" ({splits})" if splits else ""),
-        "photos": f"of {resize['image_pixels']} x {resize['image_pixels']} pixels, cut into {m.grid} x {m.grid} "
-        f"patches, each scaled to {resize['patch_pixels']} x {resize['patch_pixels']}",
+        "photos": f"of {resize['image_pixels']} x {resize['image_pixels']} pixels, {patches}",
         "patch encoder": f"{_last(encoder['name'])}, {encoder['architecture']}, {m.feature_size} numbers a patch",
         "weights of the encoder": f"SHA-256 {encoder['weights_sha256']}",
         "fingerprint of the features": m.fingerprint,

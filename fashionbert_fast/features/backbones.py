@@ -1,5 +1,7 @@
 """Vision backbones: an image classifier's trunk as a module [B, 3, h, w] -> [B, D], with what a manifest needs.
 
+Its `feature_map` is what that vector is pooled from, [B, D, height, width] of a CNN: see `feature_map`.
+
 Any vision model of transformers (a local directory or a hub id), EfficientNet-Lite0 from ordinary packages, or a
 seeded random ResNet. Weights are read from safetensors or as plain tensors, never unpickled.
 
@@ -40,7 +42,7 @@ OFFLINE = "give --encoder a local directory, efficientnet-lite0 or random"
 class Backbone:
     """A trunk in eval mode, float32, on the CPU, and what identifies its features."""
 
-    module: nn.Module  # [B, 3, h, w] -> [B, D]
+    module: nn.Module  # [B, 3, h, w] -> [B, D]; its feature_map: -> [B, D, height, width]
     name: str  # as people know it: a hub id, a directory's name, efficientnet-lite0, random:SEED:WIDTH
     architecture: str
     pooling: str  # mean | pooler | cls
@@ -95,8 +97,11 @@ class _MeanOfMap(nn.Module):
         super().__init__()
         self.trunk = trunk
 
+    def feature_map(self, pixels_B3hw: torch.Tensor) -> torch.Tensor:
+        return self.trunk(pixels_B3hw)
+
     def forward(self, pixels_B3hw: torch.Tensor) -> torch.Tensor:
-        return self.trunk(pixels_B3hw).mean((2, 3))
+        return self.feature_map(pixels_B3hw).mean((2, 3))
 
 
 class _EfficientNetTrunk(nn.Module):
@@ -146,13 +151,20 @@ class _Standardised(nn.Module):
     Untrained features hardly vary around large means: softmax targets would be flat and patches look alike.
     """
 
-    def __init__(self, trunk: nn.Module, pixels_B3hw: torch.Tensor) -> None:
+    mean_D: torch.Tensor
+    scale_D: torch.Tensor
+
+    def __init__(self, trunk: _HuggingFaceTrunk, pixels_B3hw: torch.Tensor) -> None:
         super().__init__()
         self.trunk = trunk.eval()
         with torch.inference_mode():
             features_BD = trunk(pixels_B3hw)
         self.register_buffer("mean_D", features_BD.mean(0).clone())
         self.register_buffer("scale_D", 1 / (features_BD.std(0) + 1e-3))
+
+    def feature_map(self, pixels_B3hw: torch.Tensor) -> torch.Tensor:
+        map_BhwD = self.trunk.feature_map(pixels_B3hw).permute(0, 2, 3, 1)
+        return ((map_BhwD - self.mean_D) * self.scale_D).permute(0, 3, 1, 2)
 
     def forward(self, pixels_B3hw: torch.Tensor) -> torch.Tensor:
         return (self.trunk(pixels_B3hw) - self.mean_D) * self.scale_D
@@ -207,6 +219,10 @@ class _HuggingFaceTrunk(nn.Module):
             return output.pooler_output.flatten(1)
         hidden = output.last_hidden_state
         return hidden[:, 0] if self.pooling == "cls" else hidden.mean((2, 3) if hidden.dim() == 4 else 1)
+
+    def feature_map(self, pixels_B3hw: torch.Tensor) -> torch.Tensor:
+        """[B, D, height, width] of a CNN; a transformer's tokens [B, T, D]."""
+        return self.model(pixel_values=pixels_B3hw, **self.options).last_hidden_state
 
 
 def _transformers_model(name: str) -> Backbone:

@@ -3,7 +3,7 @@
 `FeatureStore.open` checks what costs next to nothing: the manifest's own hash, the sizes, the hashes of all but the
 features and a handful of rows. `verify` reads everything. Stores written before there were hashes open as they did.
 
-Shapes: N products, n of them, P patches, D feature.
+Shapes: N products, n of them, V views of a photo, P patches, D feature.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ def check_seal(value: Mapping[str, Any]) -> None:
         raise ValueError(f"was edited or is damaged: its {SEAL} does not belong to its fields")
 
 
-def row_crc32(raw_nPD: np.ndarray) -> list[int]:
+def row_crc32(raw: np.ndarray) -> list[int]:
     """CRC-32 of the bytes of each row of a C-contiguous array."""
-    return [zlib.crc32(row) for row in raw_nPD]
+    return [zlib.crc32(row) for row in raw]
 
 
 def content_sha256(
@@ -104,19 +104,19 @@ def file_difference(path: Path, manifest: Manifest) -> str:
     return "its hash is not the one in the manifest: damaged, or of another store"
 
 
-def is_finite(raw_nPD: np.ndarray, dtype: str) -> np.ndarray:
-    """bool (n,): which rows of raw features hold numbers only."""
-    mask = raw_nPD.dtype.type(EXPONENT[dtype])
-    return np.array([not ((row & mask) == mask).any() for row in raw_nPD], dtype=bool)
+def is_finite(raw: np.ndarray, dtype: str) -> np.ndarray:
+    """bool (n,): which rows of raw features [n, ...] hold numbers only."""
+    mask = raw.dtype.type(EXPONENT[dtype])
+    return np.array([not ((row & mask) == mask).any() for row in raw], dtype=bool)
 
 
 def damaged_rows(store: FeatureStore, rows: Iterable[int]) -> Iterable[Damage]:
     """The rows among ``rows`` whose features are not those that were written, or not numbers."""
     for row in rows:
-        raw_1PD = store.raw([row])
-        if store.crc32_N is not None and zlib.crc32(raw_1PD) != store.crc32_N[row]:
+        raw_VPD = store.raw(row)
+        if store.crc32_N is not None and zlib.crc32(raw_VPD) != store.crc32_N[row]:
             what = "its features do not match their checksum (damaged, or of another store)"
-        elif not is_finite(raw_1PD, store.manifest.dtype)[0]:
+        elif not is_finite(raw_VPD, store.manifest.dtype).all():
             what = "its features hold NaN or infinity"
         else:
             continue

@@ -1,6 +1,9 @@
-"""From square photos to patch features: cut into a grid, normalise, one pooled vector of a vision backbone a patch.
+"""From square photos to patch features, in one of two ways (`--patching`):
 
-The photo is resized once, to grid * patch_pixels, so that each patch arrives at the backbone's input size.
+    separate  cut into a grid, each patch a photo of its own for the backbone: one pooled vector each, as in the paper
+    map       the backbone sees the photo once, and its last feature map is the patches (`feature_map`)
+
+The photo is resized once, to grid * patch_pixels: each patch arrives at the backbone's input size, or has its stride.
 
 Shapes: I images, S pixels of a side, P = grid * grid patches, B = I * P, h = patch_pixels, D feature.
 """
@@ -19,12 +22,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from fashionbert_fast.distributed import pick_device
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.backbones import Backbone, load_backbone
+from fashionbert_fast.features.feature_map import LARGEST_IMAGE, FeatureMap, stride_and_width
 from fashionbert_fast.features.manifest import Manifest
 from fashionbert_fast.features.photo import read_image
 from fashionbert_fast.features.probe import probe_of, probe_photo
 
 INTERPOLATION = "bilinear"  # Pillow's, which widens its window when it shrinks
-LARGEST_IMAGE = 4096  # pixels of a side, after resizing
 
 
 class PatchEncoder:
@@ -36,31 +39,32 @@ class PatchEncoder:
 
     def __init__(
         self, backbone: Backbone, *, grid: int = 8, patch_pixels: int | None = None, batch_size: int | None = None,
-        device: torch.device | str = "cpu",
+        device: torch.device | str = "cpu", patching: str = "separate",
     ) -> None:  # fmt: skip
-        self.backbone, self.grid = backbone, grid
-        self.patch_pixels = patch_pixels or backbone.patch_pixels
+        self.backbone, self.grid, self.patching = backbone, grid, patching
+        self.patch_pixels, self.feature_size = patch_pixels or backbone.patch_pixels, backbone.feature_size
+        if patching == "map":
+            self.patch_pixels, self.feature_size = stride_and_width(backbone, grid)
+            if patch_pixels not in (None, self.patch_pixels):
+                raise InputError(f"--patch-pixels {patch_pixels}: with --patching map a patch has the pixels of "
+                                 f"{backbone.name}'s stride, {self.patch_pixels}; leave it out")  # fmt: skip
         self.image_pixels = grid * self.patch_pixels
         self.device = torch.device(device)
         self.batch_size = batch_size or self._default_batch_size()
         self.dtype = compute_dtype(self.device)
-        h, generator = self.patch_pixels, torch.Generator().manual_seed(0)
-        example_B3hw = torch.rand(2, 3, h, h, generator=generator)
+        h = self.image_pixels if patching == "map" else self.patch_pixels
+        example_B3hw = torch.rand(2, 3, h, h, generator=torch.Generator().manual_seed(0))
         self._probe(example_B3hw[:1])
-        module = fold_batch_norm(backbone.module, example_B3hw)
+        module = fold_batch_norm(FeatureMap(backbone.module) if patching == "map" else backbone.module, example_B3hw)
         self.module = module.to(self.device, self.dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         # (x / 255 - mean) / std as one multiply and add
         std = torch.tensor(backbone.std, device=self.device)
         self.scale_3 = 1 / (255 * std)
         self.shift_3 = -torch.tensor(backbone.mean, device=self.device) / std
 
-    @property
-    def feature_size(self) -> int:
-        return self.backbone.feature_size
-
     def _default_batch_size(self) -> int:
         """Images of a forward pass: few on a CPU, so that activations stay in its cache, on a GPU enough to fill it."""
-        pixels = 2**25 if self.device.type == "cuda" else 2**18  # measured: 64 patches of 64 px a pass
+        pixels = 2**25 if self.device.type == "cuda" else 2**18  # measured: 64 patches of 64 px, or 4 photos of 256 px
         return max(1, pixels // self.image_pixels**2)
 
     def _probe(self, example_B3hw: torch.Tensor) -> None:
@@ -82,10 +86,11 @@ class PatchEncoder:
         return torch.cat(parts).float().cpu()
 
     def _encode(self, images_ISS3: torch.Tensor) -> torch.Tensor:
-        patches_Bhh3 = cut_patches(images_ISS3.to(self.device, non_blocking=True), self.grid)
+        images_ISS3 = images_ISS3.to(self.device, non_blocking=True)
+        patches_Bhh3 = images_ISS3 if self.patching == "map" else cut_patches(images_ISS3, self.grid)
         pixels_Bhh3 = torch.addcmul(self.shift_3, patches_Bhh3.float(), self.scale_3).to(self.dtype)
-        features_BD = self.module(pixels_Bhh3.permute(0, 3, 1, 2))  # a view: channels_last
-        return features_BD.view(len(images_ISS3), self.grid**2, -1)
+        features = self.module(pixels_Bhh3.permute(0, 3, 1, 2))  # a view: channels_last
+        return features.reshape(len(images_ISS3), self.grid**2, -1)
 
     def manifest(self) -> Manifest:
         """A manifest with the four things that make the features what they are, and the probe that proves them."""
@@ -102,13 +107,14 @@ class PatchEncoder:
             encoder={
                 "name": b.name,
                 "architecture": b.architecture,
-                "pooling": b.pooling,
+                "pooling": "none" if self.patching == "map" else b.pooling,
                 "weights_sha256": b.weights_sha256,
-                "feature_size": b.feature_size,
+                "feature_size": self.feature_size,
                 "trained": b.trained,
                 "computed_in": str(self.dtype).removeprefix("torch."),
             },
             normalisation={"mean": list(b.mean), "std": list(b.std)},
+            patching=self.patching,
             probe=probe_of(image_SS3, features_1PD[0].numpy()),
             versions=library_versions(),
         )
@@ -116,7 +122,7 @@ class PatchEncoder:
 
 def load_encoder(
     name: str, *, grid: int = 8, patch_pixels: int | None = None, batch_size: int | None = None,
-    device: str | torch.device | None = None,
+    device: str | torch.device | None = None, patching: str = "separate",
 ) -> PatchEncoder:  # fmt: skip
     """The encoder ``name`` (see `backbones.load_backbone`) on ``device`` (default: a GPU where there is one)."""
     if grid < 1:
@@ -125,7 +131,10 @@ def load_encoder(
     if patch_pixels is not None and not 8 <= patch_pixels <= most:
         raise InputError(f"--patch-pixels {patch_pixels}: must lie in [8, {most}] for a grid of {grid}")
     target = pick_device(device)
-    return PatchEncoder(load_backbone(name), grid=grid, patch_pixels=patch_pixels, batch_size=batch_size, device=target)
+    return PatchEncoder(
+        load_backbone(name), grid=grid, patch_pixels=patch_pixels, batch_size=batch_size, device=target,
+        patching=patching,
+    )  # fmt: skip
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:

@@ -30,6 +30,8 @@ def describe(store: FeatureStore, tokenizer: Any = None) -> dict[str, Any]:
         "created": manifest.created,
         "encoder": {name: part for name, part in manifest.encoder.items() if name != "weights_sha256"},
         "grid": manifest.grid,
+        "patching": manifest.patching,
+        "views": manifest.views,
         "feature_size": manifest.feature_size,
         "dtype": manifest.dtype,
         "fingerprint": manifest.fingerprint,

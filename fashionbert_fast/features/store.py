@@ -5,10 +5,10 @@ A directory of four files, written under a temporary name and renamed when compl
     manifest.json      what the features are and how they were made (`Manifest`)
     products.parquet   id, title, category, subcategory, split, image, group, image_hash, where there are any the
                        queries, and a checksum of the row's features; row n belongs to image n
-    features.bin       [N, P, D] in the manifest's dtype, raw, little endian
+    features.bin       [N, P, D] in the manifest's dtype, raw, little endian; of V views of each photo [N, V, P, D]
     problems.jsonl     what was left out of the catalogue and why
 
-Shapes: N products, n rows asked for, I images, P = grid * grid patches, D feature.
+Shapes: N products, n rows asked for, I images, V views, P = grid * grid patches, D feature.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from fashionbert_fast.catalogue.twins import leaks, twins
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features import integrity
 from fashionbert_fast.features.manifest import DTYPES, FORMAT_VERSION, Manifest, require_same_features
+from fashionbert_fast.features.moments import feature_statistics
 from fashionbert_fast.files import check_file, fsync, fsync_all, read_json, seal, sole_owner
 
 _UNSIGNED = {"bfloat16": torch.uint16, "float16": torch.uint16, "float32": torch.uint32}
@@ -46,6 +47,7 @@ COLUMNS = ("id", "title", "category", "subcategory", "split", "image")
 PARTIAL, ASIDE = ".partial", ".old"  # of a store that is being written, and of the one that it replaces
 QUERIES = "queries"  # a query a line (`catalogue.queries.listed`); no column where no product has one
 LATER_COLUMNS = ("group", "image_hash", QUERIES)  # empty where a store was written before they were
+Rows = np.ndarray | Sequence[int] | torch.Tensor
 __all__ = ["FeatureStore", "Manifest", "StoreWriter", "require_same_features"]
 
 
@@ -105,32 +107,46 @@ class FeatureStore:
             self._twin_N = twins(self.groups, self.titles, self.image_hashes)
         return self._twin_N
 
-    def features(self, rows: np.ndarray | Sequence[int] | torch.Tensor) -> torch.Tensor:
+    def features(self, rows: Rows, views: Rows | None = None) -> torch.Tensor:
         """Features of the given rows [n, P, D], in the store's dtype, in new memory: one copy.
 
-        IndexError beyond the last row; InputError where the file cannot be read or has become shorter meanwhile."""
-        return torch.from_numpy(self.raw(rows)).view(DTYPES[self.manifest.dtype])
+        views: which view of each row's photo, int64 (n,); None: the photo as it is, view 0. IndexError beyond the last
+        row or view; InputError where the file cannot be read or has become shorter meanwhile.
+        """
+        row_n = np.asarray(rows, dtype=np.int64)
+        view_n = np.zeros_like(row_n) if views is None else np.asarray(views, dtype=np.int64)
+        for name, values_n, end in (("rows", row_n, len(self)), ("views", view_n, self.manifest.views)):
+            if len(values_n) and not (values_n.min() >= 0 and values_n.max() < end):
+                raise IndexError(f"{name}: {values_n.min()} to {values_n.max()}, of {end}")
+        raw_nPD = self._empty(len(row_n))
+        places_n = row_n * self.manifest.views + view_n
+        for raw_PD, row, place in zip(raw_nPD, row_n.tolist(), places_n.tolist(), strict=True):
+            self._read(raw_PD, row, place * raw_PD.nbytes)
+        return torch.from_numpy(raw_nPD).view(DTYPES[self.manifest.dtype])
 
-    def raw(self, rows: np.ndarray | Sequence[int] | torch.Tensor) -> np.ndarray:
-        """`features` as they are stored: uint16 holds bfloat16 and float16, uint32 holds float32.
+    def raw(self, row: int) -> np.ndarray:
+        """All of a row [V, P, D] as it is stored: uint16 holds bfloat16 and float16, uint32 holds float32."""
+        raw_VPD = self._empty(self.manifest.views)
+        self._read(raw_VPD, row, row * raw_VPD.nbytes)
+        return raw_VPD
+
+    def _empty(self, count: int) -> np.ndarray:
+        m = self.manifest
+        return np.empty((count, m.patches, m.feature_size), _RAW[m.dtype])
+
+    def _read(self, target: np.ndarray, row: int, offset: int) -> None:
+        """Fill ``target`` from ``offset`` on, which lies in ``row``.
 
         Read, not mapped: a mapped file that somebody cuts, or a disk that fails, would end the process by SIGBUS.
         """
-        row_n = np.asarray(rows, dtype=np.int64)
-        if len(row_n) and not (row_n.min() >= 0 and row_n.max() < len(self)):
-            raise IndexError(f"rows: {row_n.min()} to {row_n.max()}, of {len(self)}")
-        raw_nPD = np.empty((len(row_n), self.manifest.patches, self.manifest.feature_size), _RAW[self.manifest.dtype])
-        size = raw_nPD[:1].nbytes
-        for raw_PD, row in zip(raw_nPD, row_n.tolist(), strict=True):
-            try:
-                read = os.preadv(self._descriptor, [raw_PD], row * size)
-            except OSError as error:
-                raise InputError(f"{self.path}/features.bin: row {row} cannot be read ({error.strerror}); check the "
-                                 "disk") from error  # fmt: skip
-            if read < size:
-                raise InputError(f"{self.path}/features.bin: ends within row {row} (id {self.ids[row]}): it was cut "
-                                 f"while in use; {integrity.AGAIN}")  # fmt: skip
-        return raw_nPD
+        try:
+            read = os.preadv(self._descriptor, [target], offset)
+        except OSError as error:
+            raise InputError(f"{self.path}/features.bin: row {row} cannot be read ({error.strerror}); check the "
+                             "disk") from error  # fmt: skip
+        if read < target.nbytes:
+            raise InputError(f"{self.path}/features.bin: ends within row {row} (id {self.ids[row]}): it was cut "
+                             f"while in use; {integrity.AGAIN}")  # fmt: skip
 
 
 def _make_one(path: Path) -> str:
@@ -190,7 +206,8 @@ def _crc32(parquet: pq.ParquetFile) -> np.ndarray:
 
 def _open_features(path: Path, manifest: Manifest) -> int:
     """A descriptor of features.bin, which is as long as the manifest says."""
-    file, shape = path / "features.bin", (manifest.products, manifest.patches, manifest.feature_size)
+    row_shape = _row_shape(manifest.views, manifest.patches, manifest.feature_size)
+    file, shape = path / "features.bin", (manifest.products, *row_shape)
     expected = math.prod(shape) * _RAW[manifest.dtype].itemsize
     check_file(file, integrity.AGAIN, sys.maxsize)
     try:
@@ -206,12 +223,17 @@ def _open_features(path: Path, manifest: Manifest) -> int:
     )
 
 
+def _row_shape(views: int, patches: int, feature_size: int) -> tuple[int, ...]:
+    """Of what one product has: (P, D), of several views (V, P, D)."""
+    return (patches, feature_size) if views == 1 else (views, patches, feature_size)
+
+
 class StoreWriter:
     """Writes a store under a temporary sibling name; `commit` renames it into place, leaving early removes it.
 
         with StoreWriter(out, patches=64, feature_size=1280) as writer:
             writer.append(products, features_IPD)   # as often as needed, in order
-            writer.commit(manifest, problems)       # fills in products and splits
+            writer.commit(manifest, problems)       # fills in products, splits, statistics, ...
 
     ``overwrite`` replaces an existing store (nothing else) at the moment of `commit`. InputError when ``out`` exists
     without it, is no store, or cannot be written, or when ``expected`` products would not fit on the disk.
@@ -219,13 +241,14 @@ class StoreWriter:
 
     def __init__(
         self, out: Path | str, *, patches: int, feature_size: int, dtype: str = "bfloat16", overwrite: bool = False,
-        expected: int = 0,
+        expected: int = 0, views: int = 1,
     ) -> None:  # fmt: skip
-        self.out, self.dtype, self.shape_PD = Path(out), dtype, (patches, feature_size)
+        self.out, self.dtype, self.views = Path(out), dtype, views
+        self.row_shape = _row_shape(views, patches, feature_size)
         self.columns: dict[str, list[str]] = {name: [] for name in (*COLUMNS, *LATER_COLUMNS)}
         self.crc32: list[int] = []
         check_out(self.out, overwrite)
-        _check_space(self.out, expected * patches * feature_size * DTYPES[dtype].itemsize)
+        _check_space(self.out, expected * math.prod(self.row_shape) * DTYPES[dtype].itemsize)
         self.partial = self.out.with_name(f".{self.out.name}.{socket.gethostname()}.{os.getpid()}{PARTIAL}")
         what, remedy = f"{self.out}: another prepare is writing it", "wait for it, stop it, or choose another --out"
         with contextlib.ExitStack() as until_begun:
@@ -240,22 +263,23 @@ class StoreWriter:
                 raise InputError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
             self.lock = until_begun.pop_all()
 
-    def append(self, products: Sequence[Product], features_IPD: torch.Tensor) -> None:
-        """Add ``products`` with their features [I, P, D], of any float dtype, rounded to the store's.
+    def append(self, products: Sequence[Product], features: torch.Tensor) -> None:
+        """Add ``products`` with their features [I, P, D], of several views [I, V, P, D], of any float dtype, rounded to
+        the store's.
 
         ValueError where they have another shape or are not finite once rounded: no store holds NaN.
         """
-        if features_IPD.shape != (len(products), *self.shape_PD):
-            raise ValueError(f"features: {tuple(features_IPD.shape)}, not {(len(products), *self.shape_PD)}")
-        rounded_IPD = features_IPD.detach().to("cpu", DTYPES[self.dtype]).contiguous()
-        raw_IPD = rounded_IPD.view(_UNSIGNED[self.dtype]).numpy()
-        for index in np.flatnonzero(~integrity.is_finite(raw_IPD, self.dtype)).tolist():
+        if features.shape != (len(products), *self.row_shape):
+            raise ValueError(f"features: {tuple(features.shape)}, not {(len(products), *self.row_shape)}")
+        rounded = features.detach().to("cpu", DTYPES[self.dtype]).contiguous()
+        raw = rounded.view(_UNSIGNED[self.dtype]).numpy()
+        for index in np.flatnonzero(~integrity.is_finite(raw, self.dtype)).tolist():
             raise ValueError(f"features: NaN or infinity in those of id {products[index].id}")
         try:
-            self.file.write(raw_IPD)
+            self.file.write(raw)
         except OSError as error:
             raise InputError(f"{self.out}: cannot be written ({error.strerror}); choose another --out") from error
-        self.crc32 += integrity.row_crc32(raw_IPD)
+        self.crc32 += integrity.row_crc32(raw)
         for name, column in self.columns.items():
             column.extend(str(getattr(product, name)) for product in products)
 
@@ -267,7 +291,7 @@ class StoreWriter:
         problems = problems or Problems()
         if not any(self.columns[QUERIES]):
             del self.columns[QUERIES]
-        manifest.dtype, manifest.products = self.dtype, len(self.columns["id"])
+        manifest.dtype, manifest.views, manifest.products = self.dtype, self.views, len(self.columns["id"])
         manifest.splits, manifest.leaks = dict(Counter(self.columns["split"])), leaks(self.columns)
         manifest.problems = problems.by_kind()
         try:
@@ -275,6 +299,9 @@ class StoreWriter:
             pq.write_table(pa.table(self.columns | crc32), self.partial / "products.parquet")
             (self.partial / "problems.jsonl").write_text(problems.to_jsonl())
             self.file.close()
+            trained = [row for row, split in enumerate(self.columns["split"]) if split == "train"]
+            file = self.partial / "features.bin"
+            manifest.statistics = feature_statistics(file, self.dtype, self.row_shape, trained)
             manifest.files = integrity.file_hashes(self.partial)
             manifest.content_sha256 = integrity.content_sha256(self.columns, self.crc32, manifest)
             sealed = seal(manifest.to_dict())

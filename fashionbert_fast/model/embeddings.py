@@ -12,6 +12,7 @@ from fashionbert_fast.data.batch import PackedPairs
 from fashionbert_fast.kernels import PackedRows, masked_patch_embed
 from fashionbert_fast.model.config import FashionBertConfig
 
+LEAST_DEVIATION = 0.01  # of a dimension, in units of the dimensions' root mean square
 TEXT_SEGMENT, IMAGE_SEGMENT, QUERY_SEGMENT = 0, 1, 2  # the last only where type_vocab_size is 3 or more
 
 
@@ -48,6 +49,23 @@ class PatchEmbeddings(nn.Module):
         self.projection = nn.Linear(config.patch_feature_size, H, bias=False)
         self.position = nn.Embedding(config.patches, H)
         self.norm = nn.LayerNorm(H, eps=config.layer_norm_eps)
+
+    @torch.no_grad()
+    def standardise(self, mean_D: torch.Tensor, std_D: torch.Tensor) -> None:
+        """Fold x -> (x - mean) / std into the weights: of raw features the layer then makes what it made of
+        standardised ones, since W ((x - mean) / std) = (W / std) x - (W / std) mean, a constant that goes to every
+        position. float64 (D,) both; a deviation counts as no less than LEAST_DEVIATION, so that a dimension that never
+        or hardly changes is not blown up.
+
+        What is masked or dropped is the raw feature still. A masked patch is a raw zero as before, which is
+        -mean / std and no longer the origin: it is told from an average patch, whose standardised features are 0.
+        Only the beginning is standardised: the gradients that follow are of W / std, by raw features.
+        """
+        typical = std_D.square().mean().sqrt()
+        divisor_D = std_D.clamp_min(LEAST_DEVIATION * typical) if typical > 0 else torch.ones_like(std_D)
+        weight_HD = self.projection.weight.double() / divisor_D
+        self.position.weight.copy_(self.position.weight.double() - weight_HD @ mean_D)
+        self.projection.weight.copy_(weight_HD)
 
     # Under ZeRO-3 a weight is gathered by the module whose forward first reads it: nobody else may read these.
     def _weights(self, segment_H: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -79,6 +79,51 @@ def test_a_group_too_large_for_the_share_is_for_training():
         assert set(splits[:30]) == {"train"} and 5 <= splits.count("validation") <= 7
 
 
+def rows_of(columns: dict[str, list[str]], splits: list[str], name: str) -> set[str]:
+    return {identity for identity, split in zip(columns["id"], splits, strict=True) if split == name}
+
+
+@pytest.mark.parametrize(("count", "families"), [(4000, 500), (56, 8), (20, 2)])
+def test_a_test_split_takes_from_training_alone(count, families):
+    columns = columns_of(count, families=families)
+    for seed in range(5):
+        plain, splits = (hold_out(columns, 0.1, seed, ALL, test) for test in (0.0, 0.2))
+        assert plain == hold_out(columns, 0.1, seed, ALL) and set(plain) == {"train", "validation"}
+        assert held(columns, plain) == held(columns, splits)
+        assert abs(splits.count("test") - 0.2 * count) <= max(0.5, 0.05 * count)
+        for first in range(0, 3 * families, 3):
+            assert len(set(splits[first : first + 3])) == 1
+        other = in_other_order(columns)
+        assert rows_of(other, hold_out(other, 0.1, seed, ALL, 0.2), "test") == rows_of(columns, splits, "test")
+    assert rows_of(columns, hold_out(columns, 0.0, 0, ALL, 0.2), "test") == rows_of(
+        columns, hold_out(columns, 0.1, 0, ALL, 0.2), "test"
+    )
+
+
+def test_validation_and_test_share_no_row_however_much_is_asked():
+    """The two ends of the hashes meet: what validation has, test leaves."""
+    for seed in range(20):
+        columns = columns_of(30, families=4)
+        splits = hold_out(columns, 0.5, seed, ALL, 0.45)
+        assert 12 <= splits.count("validation") <= 18 and 9 <= splits.count("test") <= 18
+        assert splits.count("validation") == hold_out(columns, 0.5, seed, ALL).count("validation")
+
+
+def test_more_products_leave_the_test_split_where_it_was():
+    fewer, more = columns_of(1000), columns_of(4000)
+    of_more = rows_of(more, hold_out(more, 0.1, 0, ALL, 0.1), "test")
+    assert rows_of(fewer, hold_out(fewer, 0.1, 0, ALL, 0.1), "test") == {i for i in of_more if int(i) < 1000}
+    top = {i for i in more["id"] if int(hashlib.sha256(f"0 {i}".encode()).hexdigest()[:16], 16) >= 0.9 * 2**64}
+    assert of_more == top  # the hash is part of what stores and docs promise
+
+
+def test_a_test_split_far_from_what_was_asked_is_warned_of():
+    columns = columns_of(200) | {"split": ["validation"] * 20 + ["test"] * 40 + ["train"] * 140}
+    (warning,) = split_warnings(columns, 0.1, ALL, 0.1)
+    assert warning.startswith("40 of 200 products are held out (20.0%) where --test asked for 10.0%")
+    assert split_warnings(columns, 0.1, ALL, 0.2) == []
+
+
 def test_only_what_is_named_binds():
     columns = columns_of(3000, families=1000)
     alone = hold_out(columns, 0.5, 0, ("group", "photo"))

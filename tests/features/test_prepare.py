@@ -19,11 +19,13 @@ from PIL import Image
 from fashionbert_fast.cli import main
 from fashionbert_fast.commands.prepare import parse_columns
 from fashionbert_fast.errors import InputError
+from fashionbert_fast.features.compare import compare
 from fashionbert_fast.features.encoding import ordered
 from fashionbert_fast.features.patch_encoder import PatchEncoder, load_encoder
 from fashionbert_fast.features.photo import read_image
 from fashionbert_fast.features.prepare import prepare
-from fashionbert_fast.features.store import FeatureStore
+from fashionbert_fast.features.store import FeatureStore, Manifest
+from fashionbert_fast.processor import FashionBertProcessor
 
 HEADER = "id,masterCategory,subCategory,productDisplayName"
 QUICK = {"encoder": "random", "grid": 2, "patch_pixels": 32, "device": "cpu"}
@@ -81,6 +83,25 @@ def test_neither_batches_nor_workers_matter(catalogue, tmp_path):
     assert torch.equal(b_NPD, c_NPD)
     assert (a_NPD - b_NPD).abs().max() <= 0.02 * a_NPD.abs().max()
     assert a.manifest.fingerprint == b.manifest.fingerprint
+
+
+def test_a_store_of_maps_and_its_processor(catalogue, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    words = ["prepare", str(catalogue), "--out", str(tmp_path / "s"), "--patching", "map", "--dtype", "float32"]
+    assert main([*words, *QUICK_WORDS]) == 0
+    store = FeatureStore.open(tmp_path / "s")
+    assert store.manifest.patching == "map" and store.manifest.resize["image_pixels"] == 16
+    photos = [catalogue / "images" / f"{100 + row}.jpg" for row in range(9)]
+    encoder = load_encoder("random", grid=2, patching="map", device="cpu")
+    expected = encoder.encode(torch.stack([torch.from_numpy(read_image(photo, 16).copy()) for photo in photos]))
+    assert (store.features(store.rows()) - expected).abs().max() <= 0.02 * expected.abs().max()
+    processor = FashionBertProcessor(None, Manifest.from_dict(store.manifest.to_dict()), device="cpu")
+    assert (processor.patch_features(photos) - expected).abs().max() <= 0.02 * expected.abs().max()
+    prepare(catalogue, tmp_path / "patches", **QUICK | {"patch_pixels": 8})
+    with pytest.raises(InputError, match=r"differ in patching \(map against separate\)"):
+        compare(store, FeatureStore.open(tmp_path / "patches"))
+    assert main(["inspect", str(tmp_path / "s"), "--verify"]) == 0
+    assert "random:0:256 (NOT TRAINED)'s feature map" in capsys.readouterr().out
 
 
 def test_threads_are_given_back(catalogue, tmp_path):
@@ -201,6 +222,26 @@ def test_twins_are_held_out_together(tmp_path):
     assert FeatureStore.open(tmp_path / "s0").splits != FeatureStore.open(tmp_path / "s1").splits
 
 
+def test_a_test_split_of_the_command_line(tmp_path, capsys):
+    """As `evaluate --split test` reads it; twins of validation and test do not meet either."""
+    folder = write_catalogue(tmp_path / "shop", count=40)
+    lines = [f"{100 + i},T{i % 30}" for i in range(40)]
+    (folder / "styles.csv").write_text("id,title\n" + "\n".join(lines) + "\n")
+    words = ["prepare", str(folder), "--out", str(tmp_path / "s"), *QUICK_WORDS]
+    assert main([*words, "--holdout", "0.2", "--test", "0.3"]) == 0
+    assert "leaks: none" in capsys.readouterr().out
+    store = FeatureStore.open(tmp_path / "s")
+    assert (store.manifest.holdout, store.manifest.test) == (0.2, 0.3)
+    assert store.manifest.splits == {name: len(store.rows(name)) for name in ("train", "validation", "test")}
+    assert 10 <= len(store.rows("test")) <= 14 and 6 <= len(store.rows("validation")) <= 10
+    assert all(store.splits[i] == store.splits[i + 30] for i in range(10))
+    nothing = {"products": 0, "title": 0, "photo": 0, "group": 0}
+    assert store.manifest.leaks == {"test": nothing, "validation": nothing}
+    assert main([*words, "--holdout", "0.2", "--overwrite"]) == 0
+    without = FeatureStore.open(tmp_path / "s")
+    assert without.rows("validation").tolist() == store.rows("validation").tolist()
+
+
 def test_a_catalogues_own_split_is_respected_and_its_leaks_are_told(tmp_path, capsys):
     folder = write_catalogue(tmp_path / "shop", count=4)
     rows = ["100,Red hat,train", "101,RED  hat!,validation", "102,Cap,test", "103,Scarf,"]
@@ -280,7 +321,10 @@ def test_a_spreadsheets_export_by_the_command_line(catalogue, tmp_path):
     [
         (["nowhere"], "nowhere: no such file or directory; give a catalogue"),
         (["{shop}", "--holdout", "1.5"], r"--holdout 1.5: must lie in [0, 1)"),
+        (["{shop}", "--test", "-0.1"], "--test -0.1: must lie in [0, 1)"),
+        (["{shop}", "--holdout", "0.5", "--test", "0.5"], "--test 0.5: with --holdout 0.5 nothing is left to train on"),
         (["{shop}", "--dtype", "int8"], "--dtype int8: must be bfloat16, float16 or float32"),
+        (["{shop}", "--patching", "whole"], "--patching whole: must be separate or map"),
         (["{shop}", "--batch-size", "0"], "--batch-size 0: must be 1 or more"),
         (["{shop}", "--split-by", "colour"], "--split-by colour: 'colour' is unknown; write none, or some of"),
         (["{shop}", "--workers", "-1"], "--workers -1: must be 1 or more"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -116,6 +117,7 @@ CHANGES = {
     "resize.interpolation": {"resize": a_manifest().resize | {"interpolation": "nearest"}},
     "encoder.architecture": {"encoder": a_manifest().encoder | {"architecture": "another"}},
     "encoder.pooling": {"encoder": a_manifest().encoder | {"pooling": "cls"}},
+    "patching": {"patching": "map"},
 }
 
 
@@ -134,10 +136,32 @@ def test_what_may_differ():
     assert a_manifest().fingerprint == other.fingerprint
 
 
+def test_a_manifest_from_before_there_was_patching_is_of_separate_patches():
+    """By its fingerprint of then, so that old stores and checkpoints still open and match."""
+    old = a_manifest().to_dict()
+    del old["patching"]
+    fields = {name: part for name, part in old.items() if name in ("grid", "resize", "encoder", "normalisation")}
+    of_encoder = ("architecture", "feature_size", "pooling", "weights_sha256")
+    parts = {"grid": 2} | {
+        f"{section}.{name}": part
+        for section in ("resize", "encoder", "normalisation")
+        for name, part in fields[section].items()
+        if section != "encoder" or name in of_encoder
+    }
+    assert old["fingerprint"] == hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    read = Manifest.from_dict(old)
+    assert read.patching == "separate" and read.fingerprint == old["fingerprint"]
+    require_same_features(old, a_manifest(), "run and store")
+    with pytest.raises(InputError, match=r"their patch features differ in patching \(separate against map\)"):
+        require_same_features(old, a_manifest(patching="map"), "run and store")
+    with pytest.raises(ValueError, match="patching 'maps' is unknown"):
+        Manifest.from_dict(old | {"patching": "maps"})
+
+
 def without_hashes(store: Path) -> Path:
     """``store`` as it was written before there were hashes, groups and photos' hashes."""
     manifest = json.loads((store / "manifest.json").read_text())
-    for name in ("manifest_sha256", "content_sha256", "files", "leaks", "split_by"):
+    for name in ("manifest_sha256", "content_sha256", "files", "leaks", "split_by", "patching", "views", "statistics"):
         del manifest[name]
     (store / "manifest.json").write_text(json.dumps(manifest))
     table = pq.read_table(store / "products.parquet")
