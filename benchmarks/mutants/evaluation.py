@@ -99,8 +99,8 @@ MUTANTS = (
     Mutant(
         "scores-come-back-in-batch-order",
         EVALUATION + "scorer.py",
-        'np.empty(0), "scoring pairs")[place_K]',
-        'np.empty(0), "scoring pairs")[np.sort(place_K)]',
+        "[kind](text_U, image_U)[place_K]",
+        "[kind](text_U, image_U)[np.sort(place_K)]",
         SCORER,
     ),
     Mutant(
@@ -175,9 +175,9 @@ MUTANTS = (
     ),
     Mutant(
         "equal-photos-do-not-tie",
-        EVALUATION + "scorer.py",
-        "_first_rows(known or row for row, known in enumerate(store.image_hashes))",
-        "np.arange(len(store))",
+        EVALUATION + "canonical.py",
+        "known or row for row, known in enumerate(store.image_hashes)",
+        "row for row, known in enumerate(store.image_hashes)",
         SCORER,
     ),
     Mutant(

@@ -171,6 +171,11 @@ class FashionBert(nn.Module):
         return mean_vectors(self.encode(sequences), sequences.cu_seqlens_S1)
 
     @property
+    def vector_size(self) -> int:
+        """How many numbers one of the `vectors` has."""
+        return self.config.hidden_size
+
+    @property
     def query_segment(self) -> int:
         """The segment of a query's tokens: its own, or that of titles in a model that has two."""
         return QUERY_SEGMENT if self.config.type_vocab_size > QUERY_SEGMENT else TEXT_SEGMENT
