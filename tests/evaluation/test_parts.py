@@ -141,7 +141,7 @@ def test_a_part_that_is_damaged_is_done_again(tmp_path):
 
 
 def test_an_interrupt_says_how_to_go_on(words, monkeypatch):
-    def interrupted(self, text, image):
+    def interrupted(self, text, image, kind):
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(PairScorer, "score", interrupted)
