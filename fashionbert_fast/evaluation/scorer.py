@@ -77,7 +77,7 @@ class PairScorer:
     kept until all is; the pairs of a batch, and so every bit of their scores, do not depend on the number of ranks.
     """
 
-    scores = KINDS
+    scores: tuple[str, ...] = KINDS
 
     def __init__(
         self,
