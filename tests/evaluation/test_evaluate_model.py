@@ -170,7 +170,8 @@ def test_without_held_out_rows_there_is_nothing_to_learn_on(model_dir, make_prod
 
 
 def test_a_model_of_another_kind_is_evaluated_by_its_own_loader(model_dir, store):
-    """One that knows similarity alone."""
+    """One that knows similarity alone; its threshold is learnt on validation rows, which the reported ones are not."""
+    asked: list[set[str]] = []
 
     class Knows:
         scores, work = ("similarity",), Work()
@@ -180,13 +181,15 @@ def test_a_model_of_another_kind_is_evaluated_by_its_own_loader(model_dir, store
 
         def score(self, text_rows, image_rows, kind="match"):
             assert kind == "similarity"
+            asked.append({store.splits[row] for row in (*text_rows, *image_rows)})
             return 7 + 4.0 * (text_rows == image_rows)
 
     def loaded(checkpoint, store, data, batch_size, device, precision, keep):
         assert (checkpoint, data, batch_size, precision) == (model_dir, store.path, 9, "fp32")
         return Knows(store), checkpoint
 
-    found = evaluate_checkpoint(model_dir, store.path, load=loaded, batch_size=9, protocol="full")
+    found = evaluate_checkpoint(model_dir, store.path, load=loaded, batch_size=9, protocol="full", split="train")
+    assert asked == [{"train"}, {"validation"}]
     assert found["score"] == "similarity" and found["calibration"] == {"similarity": {"threshold": 9.0}}
     assert found["image_to_text"]["R@1"] == found["text_to_image"]["R@1"] == found["alignment_accuracy"] == 1
     assert "recognition" not in found
