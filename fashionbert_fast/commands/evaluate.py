@@ -10,13 +10,18 @@ from fashionbert_fast.errors import InputError
 from fashionbert_fast.evaluation.protocols import DEFAULT_CANDIDATES, DEFAULT_QUERIES, GROUPINGS, PROTOCOLS
 from fashionbert_fast.evaluation.ranking import RELEASED_BATCH_SIZE
 from fashionbert_fast.evaluation.recognition import METHODS
-from fashionbert_fast.files import check_writable, write_json
+from fashionbert_fast.files import check_writable, read_json, write_json
+from fashionbert_fast.run_directory import resolve_model_dir
 
 if TYPE_CHECKING:
     from fashionbert_fast.evaluation.checkpoint import Evaluation
+    from fashionbert_fast.evaluation.scorer import Scorer
+    from fashionbert_fast.features.store import FeatureStore
 
 QUERIES = "queries"  # the protocol of evaluation/queries.py
 SPLITS = ("validation", "test", "train", "all")
+SCORES = ("match", "similarity", "sum", "shortlist", "all")  # evaluation/choice.py has what they are
+MODELS = ("fashionbert", "bert")  # model types of config.json: a saved model, an export
 # What draws the candidate lists, unless they are read from a file. Not argparse's defaults, which hide what was asked.
 DRAWN = {"split": "validation", "protocol": "fashionbert", "queries": None, "candidates": DEFAULT_CANDIDATES, "seed": 0}
 EXAMPLES = """examples:
@@ -25,6 +30,9 @@ EXAMPLES = """examples:
   fashionbert evaluate --checkpoint runs/first --data stores/shop --grouping released-faulty --json as_published.json
   fashionbert evaluate --checkpoint runs/queries --data stores/shop --protocol queries --json queries.json
   torchrun --nproc-per-node 8 -m fashionbert_fast evaluate --checkpoint runs/first --data stores/shop --protocol full
+
+by the cosine of title and photo, by both added up, and the ten most similar in the order of their match:
+  fashionbert evaluate --checkpoint runs/first --data stores/shop --score all --shortlist 10 --json scores.json
 
 two models on the same lists, and which is better:
   fashionbert evaluate --checkpoint runs/a --data stores/shop --save-candidates lists.json --scores a.parquet
@@ -70,6 +78,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="lists that were saved, in place of --protocol, --split, --queries, --candidates and --seed")
     add("--scores", type=Path, metavar="FILE",
         help="write the rank and score of every query here (Parquet), for `fashionbert compare`")
+    add("--score", choices=SCORES,
+        help="what pairs are ranked by: the probability that they match, the cosine of their vectors, the sum of both, "
+        "or each (all), of which the best on validation rows is reported first (default: match)")
+    add("--shortlist", type=int, metavar="K", help="also report: the K most similar in the order of their match")
     add("--gallery", type=Path, metavar="FILE", help="write queries and what was found for them as one HTML page")
     add("--gallery-queries", type=int, metavar="N", default=30, help="of each direction on it (default: %(default)s)")
     add("--recognition", choices=METHODS,
@@ -140,10 +152,24 @@ def _run_pairs(args: argparse.Namespace, drawn: dict[str, Any], keep: Path | Non
     evaluation = checkpoint.run_evaluation(
         args.checkpoint, args.data, **drawn, candidates_from=args.candidates_from, grouping=args.grouping,
         released_batch_size=args.released_batch_size, recognise=args.recognition, finetuning=finetuning,
-        batch_size=args.batch_size, device=args.device, precision=args.precision, keep=keep,
+        batch_size=args.batch_size, device=args.device, precision=args.precision, keep=keep, score=args.score,
+        shortlist=args.shortlist, load=load_scorer,
     )  # fmt: skip
     if is_main():
         _write(args, evaluation)
+
+
+def load_scorer(checkpoint: Path, store: FeatureStore, *how: Any) -> tuple[Scorer, Path]:
+    """The scorer of whatever model lies there, by the ``model_type`` of its config.json. how: the further arguments of
+    `evaluation.checkpoint.load_scorer`. InputError where the type is none that can be evaluated."""
+    from fashionbert_fast.evaluation import checkpoint as fashionbert
+
+    model_dir = resolve_model_dir(checkpoint)
+    kind = read_json(model_dir / "config.json", "give a directory save_pretrained wrote").get("model_type")
+    if kind in MODELS:
+        return fashionbert.load_scorer(model_dir, store, *how)
+    raise InputError(f"{model_dir / 'config.json'}: model_type {kind!r:.50} cannot be evaluated; give one of "
+                     f"{', '.join(MODELS)}")  # fmt: skip
 
 
 def _write(args: argparse.Namespace, evaluation: Evaluation) -> None:
@@ -159,20 +185,26 @@ def _write(args: argparse.Namespace, evaluation: Evaluation) -> None:
     if args.save_candidates is not None:
         write_lists(args.save_candidates, evaluation.lists)
     if args.scores is not None:
-        write_scores(args.scores, store, scored, lists=result["lists"], run=result["checkpoint"])
+        write_scores(args.scores, store, scored, lists=result["lists"], run=run_name(result))
     if args.gallery is not None:
         title = f"{result['checkpoint']} on {result['data']}, {result['split']}"
-        photos = write_gallery(args.gallery, store, scored, queries=args.gallery_queries, title=title)
+        photos = write_gallery(args.gallery, store, scored, queries=args.gallery_queries, title=title,
+                               score=result["score"])  # fmt: skip
         if photos["missing"]:
             print(f"{args.gallery}: {photos['missing']} photos are not where the store says they lie")
     if args.json is not None:
         write_json(args.json, result)
 
 
+def run_name(result: dict[str, Any]) -> str:
+    """What `compare` calls it: two scores of one model are told apart."""
+    return result["checkpoint"] + ("" if result["score"] == "match" else f" by {result['score']}")
+
+
 def _run_queries(args: argparse.Namespace, drawn: dict[str, Any], keep: Path | None) -> None:
     if args.grouping != "correct":
         raise InputError(f"--grouping {args.grouping}: exists only under protocol 'fashionbert'; leave it out")
-    for name in ("candidates", "save_candidates", "scores", "gallery", "recognition"):
+    for name in ("candidates", "save_candidates", "scores", "gallery", "recognition", "score", "shortlist"):
         if getattr(args, name) is not None:
             raise InputError(f"--{name.replace('_', '-')}: goes with protocols that rank pairs; leave it out")
     from rich.console import Console

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.data.tokenizer import load_tokenizer
 from fashionbert_fast.distributed import is_main, pick_device
 from fashionbert_fast.errors import InputError
+from fashionbert_fast.evaluation.candidates import CandidateLists
+from fashionbert_fast.evaluation.choice import Ranked, asked_scores, rank
 from fashionbert_fast.evaluation.finetuning import Finetuning, finetune
 from fashionbert_fast.evaluation.lists import Drawn, describe, read_lists
 from fashionbert_fast.evaluation.parts import Parts
@@ -28,22 +30,28 @@ from fashionbert_fast.evaluation.protocols import (
     candidate_lists,
     check_grouping,
     released_faulty,
-    score_lists,
     summarise,
 )
 from fashionbert_fast.evaluation.ranking import RELEASED_BATCH_SIZE
 from fashionbert_fast.evaluation.recognition import finetuned_recognition, recognition, recognition_rows
-from fashionbert_fast.evaluation.scorer import DEFAULT_BATCH_SIZE, PairScorer
+from fashionbert_fast.evaluation.scorer import DEFAULT_BATCH_SIZE, PairScorer, Scorer
 from fashionbert_fast.features.store import FeatureStore, require_same_features
 from fashionbert_fast.files import SEAL
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 from fashionbert_fast.processor import max_text_tokens
 from fashionbert_fast.run_directory import resolve_model_dir, sha256
 
+CALIBRATED_ON = "validation"  # the split that thresholds and weights are learnt on
+# What "scores" holds of each score.
+FIGURES = ("alignment_accuracy", "image_to_text", "text_to_image", "median_rank", "mrr", "intervals", "random_ties",
+           "queries_with_ties")  # fmt: skip
+Load = Callable[..., tuple[Scorer, Path]]  # as `load_scorer`, of a model of any kind
+
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found. result: what `fashionbert evaluate --json` writes. lists: what `describe` gives."""
+    """What an evaluation found. result: what `fashionbert evaluate --json` writes. scored: the lists by the score that
+    is reported first. lists: what `describe` gives."""
 
     result: dict[str, Any]
     store: FeatureStore
@@ -74,17 +82,23 @@ def run_evaluation(
     device: str | None = None,
     precision: str = "fp32",
     keep: Path | None = None,
+    score: str | None = None,
+    shortlist: int | None = None,
+    load: Load | None = None,
 ) -> Evaluation:
     """Open the store and the checkpoint, check that their features are the same, and evaluate. Under a launcher every
     process calls this, and has all of it but recognition, which is the first one's.
 
     candidates_from: lists that were saved, in place of split, protocol, queries, candidates and seed. recognise: one of
     `METHODS`; None: the probe under protocol "full". keep: a folder for what is scored until all is, so that an
-    interrupted evaluation goes on; `evaluation.parts.forget` takes it away.
+    interrupted evaluation goes on; `evaluation.parts.forget` takes it away. score, shortlist: as of `asked_scores`.
+    load: gives the scorer and its directory, of the arguments of `load_scorer`, which it is by default.
 
     The result says where it comes from ("precision", "split", "checkpoint", "data", and "lists", the hash of the
     candidate lists), how fast it was had ("throughput"), and in "leaks" how many products of a held-out split share a
-    title, a photo or a group with training.
+    title, a photo or a group with training. "score" names what was ranked by, of several the one that ranks validation
+    lists best; "scores" then has the figures of each. "calibration" is what was learnt of them on the split
+    "calibrated_on", of which "calibration_products_reported" were evaluated as well.
     """
     store = FeatureStore.open(data)
     if candidates_from is not None:
@@ -96,19 +110,77 @@ def run_evaluation(
         )  # fmt: skip
         drawn = Drawn(lists, rows, protocol, split, seed)
     check_grouping(grouping, drawn.protocol, released_batch_size)
-    scorer, model_dir = load_scorer(checkpoint, store, data, batch_size, device, precision, keep)
+    scorer, model_dir = (load or load_scorer)(checkpoint, store, data, batch_size, device, precision, keep)
+    if recognise not in (None, "none") and not isinstance(scorer, PairScorer):
+        raise InputError(f"--recognition {recognise}: {model_dir} has no [CLS], which it reads; leave it out")
     described = describe(store, drawn)
-    scored = score_lists(drawn.lists, drawn.rows_N, scorer.score)
-    result = summarise(store, scored, protocol=drawn.protocol, seed=drawn.seed)
+    names = asked_scores(score, shortlist, scorer.scores)
+    validation = _Validation(store, drawn, data)
+    ranked = rank(
+        scorer, drawn.lists, drawn.rows_N, names, score=score, shortlist=shortlist, validation=validation.lists
+    )  # fmt: skip
+    scored = ranked.scored[ranked.best]
+    result = _figures(store, drawn, ranked, validation)
     if grouping == "released-faulty":
         result = released_faulty(store, scored, result, released_batch_size)
     result |= {"precision": precision, "split": drawn.split, "checkpoint": str(model_dir), "data": str(data)}
-    result |= {"lists": described[SEAL], "throughput": scorer.work.throughput("pairs")}
+    work = "pairs" if names == ["match"] else "sequences"  # pairs, and titles and photos alone
+    result |= {"lists": described[SEAL], "throughput": scorer.work.throughput(work)}
     if drawn.split not in ("train", "all") and drawn.split in (found := leaks(store)):
         result["leaks"] = found[drawn.split]
     how = ("probe" if drawn.protocol == "full" else "none") if recognise is None else recognise
-    result |= _recognised(how, scorer, model_dir, drawn.rows_N, finetuning or Finetuning())
+    if isinstance(scorer, PairScorer):
+        result |= _recognised(how, scorer, model_dir, drawn.rows_N, finetuning or Finetuning())
+    elif recognise not in (None, "none"):
+        raise InputError(
+            f"--recognition {recognise}: reads FashionBERT's [CLS], which {model_dir} has not; leave it out"
+        )
     return Evaluation(result, store, scored, described)
+
+
+class _Validation:
+    """The candidate lists that thresholds and weights are learnt on: of the validation rows of the store, drawn as
+    those that are evaluated; or these themselves, where they are of nothing else."""
+
+    def __init__(self, store: FeatureStore, drawn: Drawn, data: Path) -> None:
+        self.store, self.drawn, self.data = store, drawn, data
+        splits = np.array([store.splits[row] == CALIBRATED_ON for row in drawn.rows_N.tolist()])
+        self.reported, self.same = int(splits.sum()), bool(splits.all())
+
+    def lists(self) -> tuple[CandidateLists, np.ndarray]:
+        """And their rows. InputError where the store has too few."""
+        store, drawn = self.store, self.drawn
+        if self.same:
+            return drawn.lists, drawn.rows_N
+        rows_N = store.rows(CALIBRATED_ON)
+        if len(rows_N) < 2:
+            raise InputError(f"{self.data}: {len(rows_N)} products of split {CALIBRATED_ON!r}, on which the thresholds "
+                             "and weights of scores are learnt; hold some out by `fashionbert prepare --holdout`, or "
+                             "give --score match")  # fmt: skip
+        queries, candidates = drawn.lists.candidates_QC.shape
+        how = {"protocol": drawn.protocol, "queries": queries, "candidates": candidates, "seed": drawn.seed}
+        return candidate_lists(store, rows_N, **how), rows_N
+
+
+def _figures(store: FeatureStore, drawn: Drawn, ranked: Ranked, validation: _Validation) -> dict[str, Any]:
+    """Those of the best score, of the others in "scores", and what was learnt."""
+    by_score = {
+        name: summarise(store, scored, protocol=drawn.protocol, seed=drawn.seed)
+        for name, scored in ranked.scored.items()
+    }
+    result = by_score[ranked.best] | {"score": ranked.best}
+    if len(by_score) > 1:
+        scores = {name: {key: of[key] for key in FIGURES} for name, of in by_score.items()}
+        for name, found in ranked.validation.items():
+            scores[name]["validation"] = found
+        result["scores"] = scores
+    if ranked.calibrations or ranked.validation:
+        known = {name: asdict(of) for name, of in ranked.calibrations.items()}
+        result |= {"calibrated_on": CALIBRATED_ON, "calibration_products_reported": validation.reported}
+        result["calibration"] = {
+            name: {key: value for key, value in of.items() if value is not None} for name, of in known.items()
+        }
+    return result
 
 
 def _recognised(

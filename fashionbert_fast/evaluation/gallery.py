@@ -19,6 +19,12 @@ from fashionbert_fast.files import write_text
 TOP = 8
 SIDE = 112  # pixels of a photo
 QUALITY = 80  # of its JPEG
+WORDS = {  # of a score, by name
+    "match": "the probability of a match",
+    "similarity": "the similarity of title and photo",
+    "sum": "the sum of match and similarity",
+    "shortlist": "the probability of a match, of those that are similar enough to have one",
+}
 STYLE = """body{font:14px/1.4 system-ui,sans-serif;margin:2rem auto;max-width:80rem;padding:0 1rem;color:#222}
 h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2.5rem}.note{color:#666}
 .row{display:flex;gap:.4rem;padding:.8rem 0;border-bottom:1px solid #ddd;align-items:flex-start;overflow-x:auto}
@@ -30,11 +36,14 @@ img,.gone{display:block;width:112px;height:112px;object-fit:cover}
 .found{color:#2a9d4a}.missed{color:#d1495b}"""
 
 
-def write_gallery(path: Path, store: FeatureStore, scored: Scored, *, queries: int, title: str) -> dict[str, int]:
+def write_gallery(
+    path: Path, store: FeatureStore, scored: Scored, *, queries: int, title: str, score: str = "match"
+) -> dict[str, int]:
     """Write the page: the first ``queries`` queries of each direction, by id, with their best candidates.
 
     The true one is framed, and stands at the end where it is not among them. Photos are read from where the store's
-    rows say that they lie. Returns how many were "shown" and how many are "missing": not there, or not to be read.
+    rows say that they lie. score: what was ranked by. Returns how many were "shown" and how many are "missing": not
+    there, or not to be read.
     InputError where the file cannot be written.
     """
     photos = _Photos(store)
@@ -53,7 +62,7 @@ def write_gallery(path: Path, store: FeatureStore, scored: Scored, *, queries: i
 <style>{STYLE}</style></head><body>
 <h1>{html.escape(title)}</h1>
 <p class="note">{len(places)} of {len(rows_Q)} queries, by id, with the {TOP} candidates that score best of
-{scored.lists.candidates_QC.shape[1]}; below each the probability of a match. The true one is framed green.{gone}</p>
+{scored.lists.candidates_QC.shape[1]}; below each {WORDS[score]}. The true one is framed green.{gone}</p>
 {"".join(sections)}
 </body></html>
 """

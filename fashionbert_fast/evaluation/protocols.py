@@ -62,13 +62,15 @@ class Scored:
 
     rows_N: the store rows that the positions in ``lists`` stand for. text_to_image_QC: title of the query with the
     images of its candidates. image_to_text_QC: image of the query with the titles of its candidates. What the
-    lists leave out scores -inf: behind every candidate, tied with none.
+    lists leave out scores -inf: behind every candidate, tied with none. right_Q: of scores that are no probabilities,
+    what is right about alignment; None: what their being above 0.5 says.
     """
 
     rows_N: np.ndarray
     lists: CandidateLists
     text_to_image_QC: np.ndarray
     image_to_text_QC: np.ndarray
+    right_Q: np.ndarray | None = None
 
     def scores_QC(self, direction: str) -> np.ndarray:
         """The scores of one of `DIRECTIONS`."""
@@ -157,18 +159,27 @@ def _score_pairs(text: np.ndarray, image: np.ndarray, score: Score, pairs_per_ca
     return scores.reshape(text.shape)
 
 
-def alignment_right(scored: Scored) -> np.ndarray:
-    """Share of right answers to "does this image belong to this title?" of each query: 0, 0.5, 1; NaN where not asked.
-
-    Each query gives two pairs: its own title and image, and its title with the image of one other product of the same
-    sub-category (the next tier where it is alone in it) and no twin, as in training. "Match" means a probability above
-    0.5, so a scorer that always says the same gets exactly 0.5. Queries that have only twins beside them are not asked.
-    """
+def alignment_scores(scored: Scored) -> tuple[np.ndarray, np.ndarray]:
+    """Two pairs of each query, [Q] each: its own title and image, and its title with the image of one other product of
+    the same sub-category (the next tier where it is alone in it) and no twin, as in training. NaN in place of the
+    second where there are only twins: such a query is not asked."""
     lists, scores_QC = scored.lists, scored.text_to_image_QC
     query_Q = np.arange(len(lists.queries_Q))
-    positives_Q = scores_QC[query_Q, lists.truth_Q] > 0.5
-    negatives_Q = scores_QC[query_Q, lists.negatives_Q] > 0.5
-    return np.where(lists.negatives_Q >= 0, (positives_Q + (~negatives_Q).astype(float)) / 2, np.nan)
+    other_Q = np.where(lists.negatives_Q >= 0, scores_QC[query_Q, lists.negatives_Q], np.nan)
+    return scores_QC[query_Q, lists.truth_Q], other_Q
+
+
+def alignment_right(scored: Scored, threshold: float = 0.5) -> np.ndarray:
+    """Share of right answers to "does this image belong to this title?" of each query: 0, 0.5, 1; NaN where not asked.
+
+    Both `alignment_scores` of a query are asked. "Match" means a score above the threshold, so a scorer that always
+    says the same gets exactly 0.5.
+    """
+    if scored.right_Q is not None:
+        return scored.right_Q
+    own_Q, other_Q = alignment_scores(scored)
+    positives_Q, negatives_Q = own_Q > threshold, other_Q > threshold
+    return np.where(np.isnan(other_Q), np.nan, (positives_Q + (~negatives_Q).astype(float)) / 2)
 
 
 def evaluate(

@@ -64,7 +64,7 @@ def query_vectors(scorer: PairScorer, queries: Queries, query_Q: np.ndarray) -> 
         texts = collate_texts(queries.texts, query_Q[span], manifest.patches, manifest.feature_size)
         return texts.in_segment(queries.segment)
 
-    like = np.empty((0, scorer.model.config.hidden_size), dtype=np.float32)
+    like = np.empty((0, scorer.model.vector_size), dtype=np.float32)
     return scorer.run(len(query_Q), collate, scorer.model.vectors, query_Q.tobytes(), like, "embedding what was asked")
 
 

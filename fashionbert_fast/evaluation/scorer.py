@@ -1,16 +1,17 @@
 """From a model and a feature store to the scores the protocols ask for.
 
-Shapes: K pairs, U distinct pairs, B pairs of a batch, H hidden.
+Shapes: K pairs, U distinct pairs, n rows, B pairs of a batch, H hidden.
 """
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,19 +21,16 @@ from fashionbert_fast.data.pairs import collate_pairs
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.distributed import all_reduce_sum, world_size
 from fashionbert_fast.errors import InputError
+from fashionbert_fast.evaluation.canonical import Canonical
 from fashionbert_fast.evaluation.parts import Parts
+from fashionbert_fast.evaluation.vectors import KeptVectors, cosines, store_vectors
 from fashionbert_fast.features.encoding import ordered
 from fashionbert_fast.features.store import FeatureStore
 
 DEFAULT_BATCH_SIZE = 128
 PART_BATCHES = 8  # of a part that is dealt to a rank, and kept when it is done
 PRECISIONS = ("fp32", "bf16")
-
-
-def _first_rows(values: Iterable[Hashable]) -> np.ndarray:
-    """For each row the first with its value, int64 (N,)."""
-    first: dict[Hashable, int] = {}
-    return np.array([first.setdefault(value, row) for row, value in enumerate(values)], dtype=np.int64)
+KINDS = ("match", "similarity")  # of scores that a model may have
 
 
 @dataclass
@@ -51,15 +49,35 @@ class Work:
         return {of: self.sequences, "tokens": self.tokens, "seconds": self.seconds, **rates, "ranks": world_size()}
 
 
-class PairScorer:
-    """Scores (title, image) pairs of one store with one model: the probability that they belong together.
+class Scorer(Protocol):
+    """What evaluation asks of a model on a store, whatever model it is.
 
-    model: has ``alignment_logits(batch) -> logits_B2`` (class 1 = match) and ``pooled(batch) -> pooled_BH``.
+    scores: which of `KINDS` it has, the one it is known for first. "match": the probability that title and photo belong
+    together; "similarity": any number, the larger the nearer. Equal titles, and equal photos, tie (`Canonical`).
+    """
+
+    scores: tuple[str, ...]
+    store: FeatureStore
+    work: Work
+
+    def score(self, text_rows: np.ndarray, image_rows: np.ndarray, kind: str = ...) -> np.ndarray:
+        """float64 [K], of pairs of store rows. A collective: every rank asks for the same."""
+        ...
+
+
+class PairScorer:
+    """Scores (title, image) pairs of one store with one model: the probability that they belong together ("match"), or
+    the cosine of the vectors of the title alone and the photo alone ("similarity").
+
+    model: has ``alignment_logits(batch) -> logits_B2`` (class 1 = match), ``pooled(batch) -> pooled_BH`` and
+    ``vectors(sequences)``, unit vectors of ``vector_size`` numbers.
     titles: all titles of the store, tokenised once. batch_size: pairs of a forward pass; it moves scores by float
     noise only. precision: "bf16" runs a bfloat16 copy of the model: about twice as fast on processors that
     have it, and close pairs may change places. Batches go to the device of the model. parts: where what is scored is
     kept until all is; the pairs of a batch, and so every bit of their scores, do not depend on the number of ranks.
     """
+
+    scores: tuple[str, ...] = KINDS
 
     def __init__(
         self,
@@ -81,30 +99,28 @@ class PairScorer:
         self.precision = precision
         self.parts, self.work = parts or Parts(), Work()
         self.device = next(model.parameters()).device
-        # Equal titles are one text and equal photos one image, whatever their rows: they must tie exactly, not be told
-        # apart by the float noise of two batches, here or where their features were made.
-        self.text_N = _first_rows(store.titles)
-        self.image_N = _first_rows(known or row for row, known in enumerate(store.image_hashes))
+        self.canonical = Canonical.of(store)
+        self._texts, self._images = KeptVectors(len(store)), KeptVectors(len(store))
 
-    def __call__(self, text_rows: np.ndarray, image_rows: np.ndarray) -> np.ndarray:
-        """Same as ``score``."""
-        return self.score(text_rows, image_rows)
-
-    def score(self, text_rows: np.ndarray, image_rows: np.ndarray) -> np.ndarray:
-        """Probability of a match for each pair of store rows, float64 [K].
+    def score(self, text_rows: np.ndarray, image_rows: np.ndarray, kind: str = "match") -> np.ndarray:
+        """The score of each pair of store rows, float64 [K]: the probability of a match, or the similarity.
 
         float64 because a confident model's probabilities lie closer to 1 than float32 can tell apart, and ranks are
-        read from them.
+        read from them. A title's vector, and a photo's, is computed the first time it is needed and kept.
         """
-        keys_K = self.text_N[text_rows] * len(self.store) + self.image_N[image_rows]
-        keys_U, place_K = np.unique(keys_K, return_inverse=True)
-        text_U, image_U = np.divmod(keys_U, len(self.store))
+        text_U, image_U, place_K = self.canonical.pairs(text_rows, image_rows)
+        return {"match": self._match, "similarity": self._similarity}[kind](text_U, image_U)[place_K]
 
+    def _match(self, text_U: np.ndarray, image_U: np.ndarray) -> np.ndarray:
         def probability(batch: PackedPairs) -> torch.Tensor:
             logits_B2 = self.model.alignment_logits(batch).double()
             return torch.sigmoid(logits_B2[:, 1] - logits_B2[:, 0])
 
-        return self._forward(text_U, image_U, probability, np.empty(0), "scoring pairs")[place_K]
+        return self._forward(text_U, image_U, probability, np.empty(0), "scoring pairs")
+
+    def _similarity(self, text_U: np.ndarray, image_U: np.ndarray) -> np.ndarray:
+        texts = self._texts.of(text_U, partial(store_vectors, self, of="text"))
+        return cosines(*texts, *self._images.of(image_U, partial(store_vectors, self, of="image")))
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """[CLS] vectors (pooled: dense + tanh) of products, own title with own image, float32 [n, H]."""
@@ -114,7 +130,8 @@ class PairScorer:
         def pooled(batch: PackedPairs) -> torch.Tensor:
             return self.model.pooled(batch).float()
 
-        return self._forward(self.text_N[rows], self.image_N[rows], pooled, like, "reading [CLS] vectors")
+        text_n, image_n = self.canonical.text_N[rows], self.canonical.image_N[rows]
+        return self._forward(text_n, image_n, pooled, like, "reading [CLS] vectors")
 
     def _forward(
         self, text: np.ndarray, image: np.ndarray, read: Callable[[PackedPairs], torch.Tensor], like: np.ndarray,

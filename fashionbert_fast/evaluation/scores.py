@@ -1,9 +1,10 @@
 """What a model said of each query, as a Parquet file: what two models are compared by, and what a reader may look into.
 
-A row a query and direction: ``lists`` (the hash of the candidate lists), ``run`` (the checkpoint), ``direction``,
-``query`` (its id), ``rank`` (of the truth, 1 at the top, behind those it ties with), ``tied`` (candidates that score
-the same), ``candidates`` (how many it was ranked among, itself included), ``score`` (of the truth: the probability of a
-match), ``right`` (share of right answers about alignment, of text_to_image; null where not asked).
+A row a query and direction: ``lists`` (the hash of the candidate lists), ``run`` (the checkpoint, and by which score if
+not by match), ``direction``, ``query`` (its id), ``rank`` (of the truth, 1 at the top, behind those it ties with),
+``tied`` (candidates that score the same), ``candidates`` (how many it was ranked among, itself included), ``score`` (of
+the truth, by default the probability of a match), ``right`` (share of right answers about alignment, of text_to_image;
+null where not asked).
 
 Shapes: Q queries, in the order of their ids.
 """

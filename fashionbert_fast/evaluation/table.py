@@ -19,13 +19,30 @@ TWINS = {
 def table(result: dict[str, Any]) -> Table:
     """The figures as a table of percentages, 95% intervals below them, with what a guesser would get."""
     title = f"protocol {result['protocol']}: {result['queries']} queries, {result['candidates']} candidates each"
+    title += "" if (score := result.get("score", "match")) == "match" else f", by {score}"
     faulty = result["grouping"] == "released-faulty"
     shown = Table(title=title + (" (released, FAULTY grouping)" if faulty else ""), caption=_caption(result))
     shown.add_column("")
-    names = list(result["image_to_text"])
-    for name in (*names, "MRR", "median rank"):
+    for name in (*result["image_to_text"], "MRR", "median rank"):
         shown.add_column(name, justify="right")
-    ends = result.get("intervals")
+    _add_directions(shown, result)
+    if not faulty:
+        C = result["candidates"]
+        chance = [f"{100 * min(1.0, k / C):.2f}" for k in RECALLS]
+        mrr = sum(1 / rank for rank in range(1, C + 1)) / C
+        shown.add_row("chance", *chance, f"{100 * mrr:.2f}", f"{(C + 1) / 2:g}", style="dim")
+        others = {name: found for name, found in result.get("scores", {}).items() if name != score}
+        for name, found in others.items():
+            shown.add_section()
+            shown.add_row(f"by {name}\naccuracy {100 * found['alignment_accuracy']:.2f}", style="dim")
+            _add_directions(shown, found)
+        _add_lists(shown, result)
+    return shown
+
+
+def _add_directions(shown: Table, result: dict[str, Any]) -> None:
+    """A row for each direction, intervals below where there are any."""
+    ends, names = result.get("intervals"), list(result["image_to_text"])
     for direction in DIRECTIONS:
         mrr, middle = 100 * result["mrr"][direction], result["median_rank"][direction]
         cells = [*_recalls(result, direction), f"{mrr:.2f}", f"{middle:g}"]
@@ -34,13 +51,6 @@ def table(result: dict[str, Any]) -> Table:
             below += [_ends(ends["mrr"][direction]), "{:g}-{:g}".format(*ends["median_rank"][direction])]
             cells = [f"{cell}\n[dim]{end}[/dim]" for cell, end in zip(cells, below, strict=True)]
         shown.add_row(_arrow(direction), *cells)
-    if not faulty:
-        C = result["candidates"]
-        chance = [f"{100 * min(1.0, k / C):.2f}" for k in RECALLS]
-        mrr = sum(1 / rank for rank in range(1, C + 1)) / C
-        shown.add_row("chance", *chance, f"{100 * mrr:.2f}", f"{(C + 1) / 2:g}", style="dim")
-        _add_lists(shown, result)
-    return shown
 
 
 def _arrow(direction: str) -> str:
@@ -73,6 +83,8 @@ def _caption(result: dict[str, Any]) -> str:
     lines = [f"alignment accuracy {100 * result['alignment_accuracy']:.2f}{within} (chance 50.00)"]
     if ends:
         lines[0] += "; 95% intervals by bootstrap over the queries"
+    if "calibrated_on" in result:
+        lines += _learnt(result)
     if "random_ties" in result and any(result["queries_with_ties"].values()):
         parts = (
             f"{_arrow(name)} of {result['queries_with_ties'][name]}, R@1 {100 * found['R@1']:.2f} at random"
@@ -107,8 +119,23 @@ def _caption(result: dict[str, Any]) -> str:
                 )
     if work := result.get("throughput"):
         ranks = f" on {work['ranks']} processes" if work["ranks"] > 1 else ""
+        of = "pairs" if "pairs" in work else "sequences"
+        what = "pairs scored" if of == "pairs" else "pairs, titles and photos computed"
         lines.append(
-            f"{work['pairs']:,} distinct pairs scored in {work['seconds']:,.1f} s{ranks}: "
-            f"{work['pairs_per_s']:,.0f} pairs/s, {work['tokens_per_s']:,.0f} tokens/s"
+            f"{work[of]:,} distinct {what} in {work['seconds']:,.1f} s{ranks}: "
+            f"{work[f'{of}_per_s']:,.0f} {of}/s, {work['tokens_per_s']:,.0f} tokens/s"
         )
     return "\n".join(lines)
+
+
+def _learnt(result: dict[str, Any]) -> list[str]:
+    """What was learnt of the scores, on which rows, and whether those are the reported ones."""
+    on, lines = f"split {result['calibrated_on']}", []
+    for name, learnt in result["calibration"].items():
+        weight = f", similarity weighted {learnt['weight']:g}" if "weight" in learnt else ""
+        lines.append(f"{name}: threshold {learnt['threshold']:.4g}{weight}, learnt on {on}")
+    if any("validation" in found for found in result.get("scores", {}).values()):
+        lines.append(f"{result['score']} ranks best of all on {on}")
+    if same := result["calibration_products_reported"]:
+        lines.append(f"thresholds, weight and choice are learnt on the rows reported ({same} products): they flatter")
+    return lines

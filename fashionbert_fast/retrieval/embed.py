@@ -160,7 +160,7 @@ class Embedder:
     @torch.inference_mode()
     def _vectors(self, texts: Sequence[str], features_IPD: torch.Tensor, segment: int) -> np.ndarray:
         """(B, H) of texts, photos, or text b with photo b."""
-        parts = [np.empty((0, self.model.config.hidden_size), np.float32)]
+        parts = [np.empty((0, self.model.vector_size), np.float32)]
         for start in range(0, max(len(texts), len(features_IPD)), DEFAULT_BATCH_SIZE):
             span = slice(start, start + DEFAULT_BATCH_SIZE)
             features_BPD = features_IPD[span]

@@ -76,7 +76,7 @@ class Searcher:
             raise InputError(f"{path}: its vectors are of another model than {model_dir}; give --checkpoint that of "
                              f"{known['path']}, or embed and index the store with this one")  # fmt: skip
         embedder = Embedder.from_pretrained(model_dir, encoder=encoder, device=device, precision=precision)
-        dims, makes = index.manifest["dims"], embedder.model.config.hidden_size
+        dims, makes = index.manifest["dims"], embedder.model.vector_size
         if dims != makes:  # of a manifest that somebody made up
             raise InputError(f"{path}: vectors of {dims} numbers, but {model_dir} makes {makes}; index them again")
         return cls(index, embedder, data)

@@ -17,7 +17,9 @@ from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.data.tokenizer import load_tokenizer, train_wordpiece
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.evaluation.checkpoint import evaluate_checkpoint, load_scorer
-from fashionbert_fast.evaluation.scorer import PairScorer
+from fashionbert_fast.evaluation.comparison import compare
+from fashionbert_fast.evaluation.scorer import PairScorer, Work
+from fashionbert_fast.evaluation.scores import read_scores
 from fashionbert_fast.features.store import FeatureStore, Manifest, StoreWriter
 from fashionbert_fast.model.config import FashionBertConfig
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
@@ -114,6 +116,96 @@ def test_the_command_from_checkpoint_to_json(model_dir, store, tmp_path, protoco
     assert ("recognition" in result) == (protocol == "full")
     if protocol == "full":
         assert result["recognition"]["category"]["classes"] == 2
+
+
+def test_by_all_scores_from_checkpoint_to_files_that_compare(model_dir, store, tmp_path, capsys):
+    """On training rows: thresholds, weight and choice are of the held-out ones."""
+    path, scores = tmp_path / "all.json", [tmp_path / f"{name}.parquet" for name in ("match", "similarity")]
+    how = ("--split", "train", "--candidates", "6")
+    words = ("--score", "all", "--shortlist", "2", "--json", str(path), "--gallery", str(tmp_path / "page.html"))
+    assert command.run(options(model_dir, store, *how, *words)) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    result = json.loads(path.read_text())
+    assert set(result["scores"]) == {"match", "similarity", "sum", "shortlist"}
+    best = max(result["scores"], key=lambda name: result["scores"][name]["validation"])
+    assert result["score"] == best and f"{best} ranks best of all on split validation" in shown
+    for key in ("alignment_accuracy", "image_to_text", "text_to_image", "intervals"):
+        assert result[key] == result["scores"][best][key]
+    assert (result["calibrated_on"], result["calibration_products_reported"]) == ("validation", 0)
+    assert set(result["calibration"]) == {"similarity", "sum"} and "flatter" not in shown
+    learnt = result["calibration"]["similarity"]["threshold"]
+    assert f"similarity: threshold {learnt:.4g}, learnt on split validation" in shown
+
+    for name, file in zip(("match", "similarity"), scores, strict=True):
+        alone = tmp_path / f"{name}.json"
+        assert (
+            command.run(options(model_dir, store, *how, "--score", name, "--scores", str(file), "--json", str(alone)))
+            == 0
+        )
+        one = json.loads(alone.read_text())
+        assert one["score"] == name and ("calibration" in one) == (name == "similarity") and "scores" not in one
+        for key in ("alignment_accuracy", "image_to_text", "text_to_image", "intervals", "mrr"):
+            assert one[key] == result["scores"][name][key]
+        assert one["lists"] == result["lists"]
+    compared = compare(*map(read_scores, scores))
+    assert (compared["a"], compared["b"]) == (str(model_dir), f"{model_dir} by similarity")
+    assert any(row["difference"] for row in compared["rows"])
+
+
+def test_what_is_learnt_on_the_reported_rows_says_so(model_dir, store, capsys):
+    for split, products in (("validation", 12), ("all", 12)):
+        found = evaluate_checkpoint(model_dir, store.path, split=split, score="similarity", device="cpu")
+        assert (found["calibrated_on"], found["calibration_products_reported"]) == ("validation", products)
+        assert command.run(options(model_dir, store, "--split", split, "--score", "similarity")) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert f"learnt on the rows reported ({products} products): they flatter" in shown
+
+
+def test_without_held_out_rows_there_is_nothing_to_learn_on(model_dir, make_products, tmp_path):
+    changes = {f"row_{row}": {"split": "train"} for row in range(24)}
+    store = write_shop(tmp_path / "train", make_products, **changes)
+    with pytest.raises(InputError, match=r"train: 0 products of split 'validation'.*--score match"):
+        command.run(options(model_dir, store, "--split", "train", "--score", "sum"))
+    assert command.run(options(model_dir, store, "--split", "train")) == 0
+
+
+def test_a_model_of_another_kind_is_evaluated_by_its_own_loader(model_dir, store):
+    """One that knows similarity alone; its threshold is learnt on validation rows, which the reported ones are not."""
+    asked: list[set[str]] = []
+
+    class Knows:
+        scores, work = ("similarity",), Work()
+
+        def __init__(self, store):
+            self.store = store
+
+        def score(self, text_rows, image_rows, kind="match"):
+            assert kind == "similarity"
+            asked.append({store.splits[row] for row in (*text_rows, *image_rows)})
+            return 7 + 4.0 * (text_rows == image_rows)
+
+    def loaded(checkpoint, store, data, batch_size, device, precision, keep):
+        assert (checkpoint, data, batch_size, precision) == (model_dir, store.path, 9, "fp32")
+        return Knows(store), checkpoint
+
+    found = evaluate_checkpoint(model_dir, store.path, load=loaded, batch_size=9, protocol="full", split="train")
+    assert asked == [{"train"}, {"validation"}]
+    assert found["score"] == "similarity" and found["calibration"] == {"similarity": {"threshold": 9.0}}
+    assert found["image_to_text"]["R@1"] == found["text_to_image"]["R@1"] == found["alignment_accuracy"] == 1
+    assert "recognition" not in found
+    for how, words in (({"score": "match"}, "--score match: the model has no match; give --score similarity"),
+                       ({"recognise": "probe"}, "--recognition probe")):  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            evaluate_checkpoint(model_dir, store.path, load=loaded, batch_size=9, **how)
+
+
+def test_a_model_type_that_nobody_loads_is_named(model_dir, store):
+    config = json.loads((model_dir / "config.json").read_text())
+    (model_dir / "config.json").write_text(json.dumps(config | {"model_type": "clip"}))
+    with pytest.raises(
+        InputError, match=r"config.json: model_type 'clip' cannot be evaluated; give one of fashionbert"
+    ):
+        command.run(options(model_dir, store))
 
 
 def test_leaks_of_a_held_out_split_are_told(model_dir, store, make_products, tmp_path):

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from training import fashionbert, on_two_processes
 
+from fashionbert_fast.evaluation.choice import NAMES
 from fashionbert_fast.evaluation.parts import Parts, forget
 from fashionbert_fast.evaluation.scorer import PairScorer
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
@@ -39,15 +40,15 @@ def found(folder):
 
 
 def test_two_ranks_give_the_same_bits_as_one_and_the_first_writes(words, tmp_path):
+    words += ["--score", "all", "--shortlist", "4"]
     done = fashionbert(*words)
     assert done.returncode == 0, done.stderr
     one, scores, work = found(tmp_path)
-    assert (work["pairs"], work["ranks"]) == (144, 1) and work["pairs_per_s"] > 0
-    lengths = work["tokens"] / 144  # 4 patches and a title of 4 to 6 tokens
-    assert 8 <= lengths <= 10 and work["tokens_per_s"] == pytest.approx(work["pairs_per_s"] * lengths)
+    # 12 titles and 12 photos alone beside the pairs, and the 16 pairs of the 4 held out
+    assert (work["sequences"], work["ranks"]) == (144 + 24 + 16, 1) and set(one["scores"]) == set(NAMES)
     done = on_two_processes(*words)
     two, again, work = found(tmp_path)
-    assert (work["pairs"], work["ranks"]) == (144, 2)
+    assert (work["sequences"], work["ranks"]) == (184, 2)
     assert done.stdout.count("protocol full") == 1
     assert two == one and again.equals(scores)
 
@@ -56,23 +57,25 @@ class Killed(BaseException):
     """Ends the process where it stands."""
 
 
-def kill_after(monkeypatch, batches):
+def kill_after(monkeypatch, batches, forward="alignment_logits"):
     """Let the model be cut off after so many forward passes; how many it has done."""
-    asked, logits = [], FashionBertForPreTraining.alignment_logits
+    asked, passed = [], getattr(FashionBertForPreTraining, forward)
 
-    def counted(self, pairs):
+    def counted(self, sequences):
         if len(asked) == batches:
             raise Killed
-        asked.append(len(pairs.cls_row_B))
-        return logits(self, pairs)
+        asked.append(len(sequences.cu_seqlens_S1) - 1)
+        return passed(self, sequences)
 
-    monkeypatch.setattr(FashionBertForPreTraining, "alignment_logits", counted)
+    monkeypatch.setattr(FashionBertForPreTraining, forward, counted)
     return asked
 
 
 def test_a_killed_evaluation_goes_on_and_finds_the_same(words, tmp_path, monkeypatch):
     assert fashionbert(*words).returncode == 0
-    whole, scores, _ = found(tmp_path)
+    whole, scores, work = found(tmp_path)
+    lengths = work["tokens"] / work["pairs"]  # 4 patches and a title of 4 to 6 tokens
+    assert 8 <= lengths <= 10 and work["tokens_per_s"] == pytest.approx(work["pairs_per_s"] * lengths)
     for path in tmp_path.iterdir():
         path.unlink()
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -83,6 +86,22 @@ def test_a_killed_evaluation_goes_on_and_finds_the_same(words, tmp_path, monkeyp
     assert fashionbert(*words).returncode == 0
     again, same, work = found(tmp_path)
     assert sum(asked) == work["pairs"] == 24
+    assert again == whole and same.equals(scores)
+
+
+def test_killed_while_it_embeds_it_goes_on_and_finds_the_same(words, tmp_path, monkeypatch):
+    words += ["--score", "similarity", "--batch-size", "1", "--recognition", "none"]
+    assert fashionbert(*words).returncode == 0
+    whole, scores, _ = found(tmp_path)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        kill_after(patch, 10, "vectors")  # a part of 8 titles, and half of the other
+        fashionbert(*words)
+    asked = kill_after(monkeypatch, 1000, "vectors")
+    assert fashionbert(*words).returncode == 0
+    again, same, work = found(tmp_path)
+    assert sum(asked) == work["sequences"] == 4 + 12
     assert again == whole and same.equals(scores)
 
 
@@ -141,7 +160,7 @@ def test_a_part_that_is_damaged_is_done_again(tmp_path):
 
 
 def test_an_interrupt_says_how_to_go_on(words, monkeypatch):
-    def interrupted(self, text, image):
+    def interrupted(self, text, image, kind):
         signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(PairScorer, "score", interrupted)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from fashionbert_fast.evaluation import evaluate, scorer
+from fashionbert_fast.evaluation import evaluate, scorer, vectors
+from fashionbert_fast.evaluation.canonical import Canonical
 from fashionbert_fast.evaluation.scorer import PairScorer
 
 
@@ -125,3 +128,90 @@ def test_vectors_come_back_in_the_order_asked(make_products):
     rows = np.array([5, 0, 8, 3])
     found = PairScorer(KnowsAll(), store, Words(store), batch_size=2).vectors(rows)
     np.testing.assert_array_equal(found, np.stack([rows, rows], axis=1))
+
+
+class Vectors(torch.nn.Module):
+    """Vectors of three numbers, which is not the width of its hidden states."""
+
+    vector_size = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.config = SimpleNamespace(hidden_size=2)
+        self.seen: list[tuple[str, int]] = []
+
+    def vectors(self, batch):
+        self.seen += [(batch.kind, row) for row in batch.rows.tolist()]
+        angle_S = torch.from_numpy(batch.rows) * 0.7 + (batch.kind == "image")
+        return torch.stack([angle_S.sin(), angle_S.cos() * 0.6, angle_S.cos() * 0.8], dim=1).float()
+
+
+class Alone(Batch):
+    def __init__(self, kind, rows):
+        super().__init__(None, None, np.ones(len(rows)))
+        self.kind, self.rows = kind, rows
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    monkeypatch.setattr(vectors, "collate_texts", lambda titles, rows, *_: Alone("text", rows))
+    monkeypatch.setattr(vectors, "collate_images", lambda store, rows: Alone("image", rows))
+
+
+def embedding(make_products, count=12, batch_size=5):
+    store = make_products({("a", "b"): count})
+    store.manifest = SimpleNamespace(patches=4, feature_size=6)
+    return PairScorer(Vectors(), store, Words(store), batch_size=batch_size)
+
+
+def test_similarity_is_the_naive_product_in_float64(alone, make_products):
+    pairs = embedding(make_products)
+    text, image = (side.ravel() for side in np.meshgrid(np.arange(12), np.arange(12)))
+    found = pairs.score(text, image, kind="similarity")
+    one = {kind: pairs.model.vectors(Alone(kind, np.arange(12))).numpy() for kind in ("text", "image")}
+    for score, t, i in zip(found.tolist(), text, image, strict=True):
+        products = [float(a) * float(b) for a, b in zip(one["text"][t], one["image"][i], strict=True)]
+        assert score == pytest.approx(math.fsum(products), abs=1e-15)
+    assert found.dtype == np.float64 and len(set(found.tolist())) == 144
+
+
+def test_each_title_and_photo_is_embedded_once_however_often_it_is_asked_for(alone, make_products):
+    pairs = embedding(make_products)
+    store = pairs.store
+    store.titles[7], store.image_hashes[2], store.image_hashes[9] = store.titles[3], "1f", "1f"
+    pairs = PairScorer(pairs.model, store, pairs.titles, batch_size=5)
+    text, image = (side.ravel() for side in np.meshgrid(np.arange(12), np.arange(12)))
+    first = pairs.score(text[:60], image[:60], kind="similarity")  # 5 photos with all titles
+    again = pairs.score(text, image, kind="similarity")
+    np.testing.assert_array_equal(again[:60], first)
+    seen = Counter(pairs.model.seen)
+    assert max(seen.values()) == 1 and Counter(kind for kind, _ in seen) == {"text": 11, "image": 11}
+    by_pair = again.reshape(12, 12)  # of image i, text t
+    assert (by_pair[:, 7] == by_pair[:, 3]).all() and (by_pair[2] == by_pair[9]).all()
+    assert pairs.work.sequences == 22
+
+
+def test_bits_of_a_similarity_do_not_depend_on_what_else_is_asked(monkeypatch):
+    generator = np.random.default_rng(0)
+    left_UH, right_VH = (generator.standard_normal((40, 384)).astype(np.float32) for _ in range(2))
+    left_K, right_K = generator.integers(40, size=(2, 5000))
+    whole = vectors.cosines(left_UH, left_K, right_VH, right_K)
+    np.testing.assert_allclose(whole, (left_UH.astype(np.float64) @ right_VH.T)[left_K, right_K], rtol=1e-10)
+    order = generator.permutation(5000)[:777]
+    np.testing.assert_array_equal(vectors.cosines(left_UH, left_K[order], right_VH, right_K[order]), whole[order])
+    monkeypatch.setattr(vectors, "PAIRS_AT_ONCE", 13)
+    np.testing.assert_array_equal(vectors.cosines(left_UH, left_K, right_VH, right_K), whole)
+
+
+def test_what_is_equal_is_one_row(make_products):
+    store = make_products({("a", "b"): 5})
+    store.titles[4], store.image_hashes = store.titles[1], ["1f", "", "2e", "1f", ""]
+    canonical = Canonical.of(store)
+    assert canonical.text_N.tolist() == [0, 1, 2, 3, 1] and canonical.image_N.tolist() == [0, 1, 2, 0, 4]
+    text_U, image_U, place_K = canonical.pairs(np.array([4, 1, 2, 1]), np.array([3, 0, 2, 4]))
+    assert (text_U.tolist(), image_U.tolist(), place_K.tolist()) == ([1, 1, 2], [0, 4, 2], [0, 0, 2, 1])
+    row_U, place_n = canonical.images(np.array([3, 4, 0]))
+    assert (row_U.tolist(), place_n.tolist()) == ([0, 4], [0, 1, 0])
+    row_U, place_n = canonical.texts(np.array([4, 3]))
+    assert row_U[place_n].tolist() == [1, 3]

@@ -77,7 +77,8 @@ def test_queries_are_in_a_segment_of_their_own_where_the_model_has_one(scorer, e
 
 
 def test_equal_photos_are_embedded_once_and_tie_exactly(scorer, monkeypatch):
-    monkeypatch.setattr(scorer, "image_N", np.where(np.arange(12) % 2 == 1, 1, scorer.image_N))
+    image_N = np.where(np.arange(12) % 2 == 1, 1, scorer.canonical.image_N)
+    monkeypatch.setattr(scorer, "canonical", dataclasses.replace(scorer.canonical, image_N=image_N))
     seen = []
     vectors = scorer.model.vectors
     monkeypatch.setattr(scorer.model, "vectors", lambda batch: seen.append(len(batch.cls_row_B)) or vectors(batch))
