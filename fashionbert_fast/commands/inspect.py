@@ -110,7 +110,7 @@ def table(report: Mapping[str, Any]) -> Table:
 def _lines(report: Mapping[str, Any]) -> list[tuple[str, str]]:
     encoder, features, twins = report["encoder"], report["features"], report["twins"]
     trained = "" if encoder.get("trained", True) else " (NOT TRAINED)"
-    of_map = "'s feature map" if report["patching"] == "map" else ""
+    of_map = {"map": "'s feature map", "hypercolumns": "'s feature maps"}.get(report["patching"], "")
     sizes = ", ".join(f"{count} of {size}" for size, count in twins["sizes"].items())
     shares = ", ".join(f"{count} a {kind}" for kind, count in twins["products_that_share"].items())
     lines = [

@@ -61,7 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--grid", type=int, default=8, metavar="N", help="cut photos into N x N patches (default: %(default)s)")
     add("--patching", default="separate", metavar="HOW",
         help="separate: each patch is a photo of its own for the encoder, as in the paper; map: the encoder, a CNN, "
-        "sees the photo once, and the places of its last feature map are the patches: faster (default: %(default)s)")
+        "sees the photo once, and the places of its last feature map are the patches: faster; hypercolumns: those of "
+        "every stage's map and the colours, side by side: more to learn from (default: %(default)s)")
     add("--patch-pixels", type=int, metavar="N",
         help="side of a patch as the encoder sees it (default: 64 for a CNN, a transformer's own input size, 28 for "
         "random; at 32 nearly all features of efficientnet-lite0 are zero); with --patching map the encoder's stride")

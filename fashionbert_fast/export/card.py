@@ -163,8 +163,9 @@ def _data(m: Manifest | None) -> str:
     patches = (
         f"cut into {m.grid} x {m.grid} patches, each scaled to {resize['patch_pixels']} x {resize['patch_pixels']}"
     )
-    if m.patching == "map":
-        patches = f"whole, with the {m.grid} x {m.grid} places of the encoder's last feature map as patches"
+    if m.patching != "separate":
+        maps = "last feature map" if m.patching == "map" else "feature maps, of all stages, and of the colours"
+        patches = f"whole, with {m.grid} x {m.grid} means of the encoder's {maps} as patches"
     rows = {
         "catalogue": m.source,
         "products": f"{m.products:,}" + (f" ({splits})" if splits else ""),

@@ -1,6 +1,7 @@
 """Vision backbones: an image classifier's trunk as a module [B, 3, h, w] -> [B, D], with what a manifest needs.
 
-Its `feature_map` is what that vector is pooled from, [B, D, height, width] of a CNN: see `feature_map`.
+Its `feature_map` is what that vector is pooled from, [B, D, height, width] of a CNN: see `feature_map`. Its `stages` are
+the maps before it, finest first, as many as the CNN has sizes, and that one.
 
 Any vision model of transformers (a local directory or a hub id), EfficientNet-Lite0 from ordinary packages, or a
 seeded random ResNet. Weights are read from safetensors or as plain tensors, never unpickled.
@@ -42,7 +43,7 @@ OFFLINE = "give --encoder a local directory, efficientnet-lite0 or random"
 class Backbone:
     """A trunk in eval mode, float32, on the CPU, and what identifies its features."""
 
-    module: nn.Module  # [B, 3, h, w] -> [B, D]; its feature_map: -> [B, D, height, width]
+    module: nn.Module  # [B, 3, h, w] -> [B, D]; its feature_map: -> [B, D, height, width]; its stages: several such
     name: str  # as people know it: a hub id, a directory's name, efficientnet-lite0, random:SEED:WIDTH
     architecture: str
     pooling: str  # mean | pooler | cls
@@ -100,6 +101,9 @@ class _MeanOfMap(nn.Module):
     def feature_map(self, pixels_B3hw: torch.Tensor) -> torch.Tensor:
         return self.trunk(pixels_B3hw)
 
+    def stages(self, pixels_B3hw: torch.Tensor) -> list[torch.Tensor]:
+        return self.trunk.stages(pixels_B3hw)  # pyright: ignore[reportCallIssue]  # not a tensor
+
     def forward(self, pixels_B3hw: torch.Tensor) -> torch.Tensor:
         return self.feature_map(pixels_B3hw).mean((2, 3))
 
@@ -114,6 +118,17 @@ class _EfficientNetTrunk(nn.Module):
 
     def forward(self, pixels_B3hw: torch.Tensor) -> torch.Tensor:
         return self.net.extract_features(pixels_B3hw)  # pyright: ignore[reportCallIssue]  # not a tensor
+
+    def stages(self, pixels_B3hw: torch.Tensor) -> list[torch.Tensor]:
+        """What each run of blocks of one size ends with, and the last map."""
+        net, found = self.net, []
+        x = net._swish(net._bn0(net._conv_stem(pixels_B3hw)))  # pyright: ignore[reportCallIssue]
+        for block in net._blocks:  # pyright: ignore[reportGeneralTypeIssues]
+            after = block(x)
+            if after.shape[2] != x.shape[2]:
+                found.append(x)
+            x = after
+        return [*found, x, net._swish(net._bn1(net._conv_head(x)))]  # pyright: ignore[reportCallIssue]
 
 
 def _efficientnet_lite0() -> Backbone:
@@ -165,6 +180,9 @@ class _Standardised(nn.Module):
     def feature_map(self, pixels_B3hw: torch.Tensor) -> torch.Tensor:
         map_BhwD = self.trunk.feature_map(pixels_B3hw).permute(0, 2, 3, 1)
         return ((map_BhwD - self.mean_D) * self.scale_D).permute(0, 3, 1, 2)
+
+    def stages(self, pixels_B3hw: torch.Tensor) -> list[torch.Tensor]:
+        return [*self.trunk.stages(pixels_B3hw)[:-1], self.feature_map(pixels_B3hw)]
 
     def forward(self, pixels_B3hw: torch.Tensor) -> torch.Tensor:
         return (self.trunk(pixels_B3hw) - self.mean_D) * self.scale_D
@@ -223,6 +241,10 @@ class _HuggingFaceTrunk(nn.Module):
     def feature_map(self, pixels_B3hw: torch.Tensor) -> torch.Tensor:
         """[B, D, height, width] of a CNN; a transformer's tokens [B, T, D]."""
         return self.model(pixel_values=pixels_B3hw, **self.options).last_hidden_state
+
+    def stages(self, pixels_B3hw: torch.Tensor) -> list[torch.Tensor]:
+        output = self.model(pixel_values=pixels_B3hw, output_hidden_states=True, **self.options)
+        return [*output.hidden_states[:-1], output.last_hidden_state]
 
 
 def _transformers_model(name: str) -> Backbone:

@@ -15,7 +15,7 @@ from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.probe import probe_difference
 
 FORMAT_VERSION = 1
-PATCHINGS = ("separate", "map")  # see `patch_encoder`
+PATCHINGS = ("separate", "map", "hypercolumns")  # see `patch_encoder`
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 # What must agree before two stores' features may meet: the parts of the manifest that the fingerprint covers.
 # `encoder.name` is left out: the same weights may come from a hub or from a directory of any name.
@@ -38,7 +38,7 @@ class Manifest:
     resize: dict[str, Any]  # image_pixels, patch_pixels, interpolation
     encoder: dict[str, Any]  # name, architecture, pooling, weights_sha256, feature_size, trained
     normalisation: dict[str, Any]  # mean, std of the channels, in units of 1 = white
-    patching: str = "separate"  # separate | map: see `patch_encoder`
+    patching: str = "separate"  # separate | map | hypercolumns: see `patch_encoder`
     views: int = 1  # of each photo that are stored: as it is, then parts of it, see `views`
     statistics: dict[str, list[float]] = field(default_factory=dict)  # mean, std of each dimension: see `moments`
     dtype: str = "bfloat16"  # of features.bin: bfloat16 | float16 | float32

@@ -1,7 +1,8 @@
-"""From square photos to patch features, in one of two ways (`--patching`):
+"""From square photos to patch features, in one of three ways (`--patching`):
 
-    separate  cut into a grid, each patch a photo of its own for the backbone: one pooled vector each, as in the paper
-    map       the backbone sees the photo once, and its last feature map is the patches (`feature_map`)
+    separate      cut into a grid, each patch a photo of its own for the backbone: one pooled vector each, as in the paper
+    map           the backbone sees the photo once, and its last feature map is the patches (`feature_map`)
+    hypercolumns  the same, with the colours and the maps of all earlier stages beside it
 
 The photo is resized once, to grid * patch_pixels: each patch arrives at the backbone's input size, or has its stride.
 
@@ -22,7 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from fashionbert_fast.distributed import pick_device
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.backbones import Backbone, load_backbone
-from fashionbert_fast.features.feature_map import LARGEST_IMAGE, FeatureMap, stride_and_width
+from fashionbert_fast.features.feature_map import LARGEST_IMAGE, FeatureMap, patch_side_and_width
 from fashionbert_fast.features.manifest import Manifest
 from fashionbert_fast.features.photo import read_image
 from fashionbert_fast.features.probe import probe_of, probe_photo
@@ -43,19 +44,20 @@ class PatchEncoder:
     ) -> None:  # fmt: skip
         self.backbone, self.grid, self.patching = backbone, grid, patching
         self.patch_pixels, self.feature_size = patch_pixels or backbone.patch_pixels, backbone.feature_size
-        if patching == "map":
-            self.patch_pixels, self.feature_size = stride_and_width(backbone, grid)
-            if patch_pixels not in (None, self.patch_pixels):
-                raise InputError(f"--patch-pixels {patch_pixels}: with --patching map a patch has the pixels of "
-                                 f"{backbone.name}'s stride, {self.patch_pixels}; leave it out")  # fmt: skip
+        self.whole = patching != "separate"  # whether the backbone sees the photo as a whole
+        if self.whole:
+            self.patch_pixels, self.feature_size = patch_side_and_width(
+                backbone, grid, patch_pixels, patching == "hypercolumns"
+            )
         self.image_pixels = grid * self.patch_pixels
         self.device = torch.device(device)
         self.batch_size = batch_size or self._default_batch_size()
         self.dtype = compute_dtype(self.device)
-        h = self.image_pixels if patching == "map" else self.patch_pixels
+        h = self.image_pixels if self.whole else self.patch_pixels
         example_B3hw = torch.rand(2, 3, h, h, generator=torch.Generator().manual_seed(0))
         self._probe(example_B3hw[:1])
-        module = fold_batch_norm(FeatureMap(backbone.module) if patching == "map" else backbone.module, example_B3hw)
+        module = FeatureMap(backbone.module, grid, patching == "hypercolumns") if self.whole else backbone.module
+        module = fold_batch_norm(module, example_B3hw)
         self.module = module.to(self.device, self.dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         # (x / 255 - mean) / std as one multiply and add
         std = torch.tensor(backbone.std, device=self.device)
@@ -87,7 +89,7 @@ class PatchEncoder:
 
     def _encode(self, images_ISS3: torch.Tensor) -> torch.Tensor:
         images_ISS3 = images_ISS3.to(self.device, non_blocking=True)
-        patches_Bhh3 = images_ISS3 if self.patching == "map" else cut_patches(images_ISS3, self.grid)
+        patches_Bhh3 = images_ISS3 if self.whole else cut_patches(images_ISS3, self.grid)
         pixels_Bhh3 = torch.addcmul(self.shift_3, patches_Bhh3.float(), self.scale_3).to(self.dtype)
         features = self.module(pixels_Bhh3.permute(0, 3, 1, 2))  # a view: channels_last
         return features.reshape(len(images_ISS3), self.grid**2, -1)
@@ -107,7 +109,7 @@ class PatchEncoder:
             encoder={
                 "name": b.name,
                 "architecture": b.architecture,
-                "pooling": "none" if self.patching == "map" else b.pooling,
+                "pooling": ("mean" if self.whole else b.pooling),
                 "weights_sha256": b.weights_sha256,
                 "feature_size": self.feature_size,
                 "trained": b.trained,

@@ -137,8 +137,8 @@ def check_options(
         raise InputError(f"--test {test}: with --holdout {holdout} nothing is left to train on; lower one of them")
     if dtype not in ("bfloat16", "float16", "float32"):
         raise InputError(f"--dtype {dtype}: must be bfloat16, float16 or float32")
-    if patching not in ("separate", "map"):
-        raise InputError(f"--patching {patching}: must be separate or map")
+    if patching not in ("separate", "map", "hypercolumns"):
+        raise InputError(f"--patching {patching}: must be separate, map or hypercolumns")
     if most_pixels < 1:
         raise InputError(f"--max-megapixels {most_pixels / 1e6:g}: must be above 0")
     for option, value in (("--views", views), ("--batch-size", batch_size), ("--workers", workers)):

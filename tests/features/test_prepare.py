@@ -324,7 +324,7 @@ def test_a_spreadsheets_export_by_the_command_line(catalogue, tmp_path):
         (["{shop}", "--test", "-0.1"], "--test -0.1: must lie in [0, 1)"),
         (["{shop}", "--holdout", "0.5", "--test", "0.5"], "--test 0.5: with --holdout 0.5 nothing is left to train on"),
         (["{shop}", "--dtype", "int8"], "--dtype int8: must be bfloat16, float16 or float32"),
-        (["{shop}", "--patching", "whole"], "--patching whole: must be separate or map"),
+        (["{shop}", "--patching", "whole"], "--patching whole: must be separate, map or hypercolumns"),
         (["{shop}", "--batch-size", "0"], "--batch-size 0: must be 1 or more"),
         (["{shop}", "--split-by", "colour"], "--split-by colour: 'colour' is unknown; write none, or some of"),
         (["{shop}", "--workers", "-1"], "--workers -1: must be 1 or more"),
