@@ -67,8 +67,8 @@ class ModelConfig:
     # begin with features of mean 0 and deviation 1, by the store's statistics; not where core is a run of ours
     standardise_features: bool = False
     layer_norm: str = "fused"  # the encoder's: fused (with bias, dropout and residual, one operator) | apex
-    # What the alignment head reads: cls ([CLS], as in the article) | pooled (and the means of both sides); null: what that
-    # of a run of ours reads, else cls.
+    # What the alignment head reads: cls ([CLS], as in the article) | pooled (and the means of both sides); null: what
+    # that of a run of ours reads, else cls.
     alignment_head: str | None = None
 
     def __post_init__(self) -> None:
@@ -160,7 +160,8 @@ class ValidationConfig:
 
     every: int = 500  # steps; the last step is validated as well; 0: never
     pairs: int = 1024  # at most so many of the store's validation split, half of them mismatches; the same every time
-    # keep the best checkpoint by: alignment_accuracy | itc_accuracy | query_accuracy | loss | mlm | tia | mpm; null: off
+    # keep the best checkpoint by: alignment_accuracy | itc_accuracy | query_accuracy | loss | mlm | tia | mpm; null:
+    # off
     keep_best: str | None = None
     patience: int = 0  # validations without a better keep_best before the run stops early; 0: never
 

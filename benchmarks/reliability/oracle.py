@@ -1,5 +1,5 @@
-"""FashionBERT's pre-training step, with queries and a contrastive loss or without, written once more, plainly, in float64: no packing tricks,
-no operator of ours, one process with the whole global batch, plain gradient descent.
+"""FashionBERT's pre-training step, with queries and a contrastive loss or without, written once more, plainly, in
+float64: no packing tricks, no operator of ours, one process with the whole global batch, plain gradient descent.
 
 Shapes: as in objectives/pretraining.py; S sequences (pairs and queries), L rows of one, N heads, E = H / N.
 """

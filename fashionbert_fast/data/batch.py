@@ -45,9 +45,9 @@ class PackedPairs(_OfTensors):
     title's tokens, then its P patches. Rows after the last pair, [PAD] tokens, fill up to a token budget (`Budget`).
 
     A sequence may be a text alone, which then has no place in the fields of B that speak of images, or patches alone.
-    In pre-training with queries C sequences follow the pairs, each a query or empty (`QueryTargets`); with a contrastive
-    loss C titles alone and C photos alone come last, each of a product or empty (`ContrastiveTargets`). Such a photo has
-    its place in the fields of B behind those of the pairs.
+    In pre-training with queries C sequences follow the pairs, each a query or empty (`QueryTargets`); with a
+    contrastive loss C titles alone and C photos alone come last, each of a product or empty (`ContrastiveTargets`).
+    Such a photo has its place in the fields of B behind those of the pairs.
     """
 
     input_id_N: torch.Tensor  # int64, masked; the fill last
@@ -100,8 +100,8 @@ class QueryTargets(_OfTensors):
 
 @dataclass
 class ContrastiveTargets(_OfTensors):
-    """What the contrastive loss reads. Slot c of a micro-batch is a product or empty; its title alone is the c-th of the
-    last 2 C sequences, its photo alone the (C + c)-th. As many slots on every rank, so that shapes agree."""
+    """What the contrastive loss reads. Slot c of a micro-batch is a product or empty; its title alone is the c-th of
+    the last 2 C sequences, its photo alone the (C + c)-th. As many slots on every rank, so that shapes agree."""
 
     live_C: torch.Tensor  # bool: the slot has a product
     wrong_CG: torch.Tensor  # bool: slot c of rank r, column r C + c, has a product, and no duplicate of this slot's
@@ -119,8 +119,8 @@ class Batch(_OfTensors):
 
 class StepCounts(NamedTuple):
     """What an optimizer step holds, summed over its pairs. The first three normalise the tasks' losses, in the order of
-    `model.config.TASKS`, the last two those of queries and of the contrastive loss; the others, and the masked ones, say
-    how much useful work it is (engine/flops.py)."""
+    `model.config.TASKS`, the last two those of queries and of the contrastive loss; the others, and the masked ones,
+    say how much useful work it is (engine/flops.py)."""
 
     masked_tokens: float
     pairs: float

@@ -62,8 +62,8 @@ class PairDataset(Dataset):
     depends on the number of ranks, and training resumes at any step. An epoch's incomplete last batch is dropped.
 
     queries: of the store; None: batches without. A match whose product has any brings one of them.
-    contrastive: the first ``first_steps`` steps hold products alone, no pairs, each a title and a photo; the pairs' steps
-    begin after them, and bring their products alone as well where the loss stands beside the three tasks.
+    contrastive: the first ``first_steps`` steps hold products alone, no pairs, each a title and a photo; the pairs'
+    steps begin after them, and bring their products alone as well where the loss stands beside the three tasks.
     """
 
     def __init__(
@@ -107,8 +107,8 @@ class PairDataset(Dataset):
         return self._plan[1]
 
     def global_rows(self, step: int, ranks: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Store rows of the titles and of the images that those ranks have of a step's global batch, int64: of its pairs,
-        or of the products of one of the contrastive loss alone."""
+        """Store rows of the titles and of the images that those ranks have of a step's global batch, int64: of its
+        pairs, or of the products of one of the contrastive loss alone."""
         if step < self.contrastive.first_steps:
             products = [rows for micro in self._products(step)[1] for rows in (micro[rank] for rank in ranks)]
             return (np.concatenate(products),) * 2
@@ -169,8 +169,8 @@ class PairDataset(Dataset):
     def _collate(
         self, plan: EpochPlan, spans: Sequence[slice], epoch: int, products: Sequence[np.ndarray] | None = None
     ) -> Batch:
-        """This rank's part of a micro-batch; ``spans``: each rank's, of the plan. products: store rows of each rank's, of
-        the contrastive loss; None: those of the pairs' titles, where it stands beside the three tasks."""
+        """This rank's part of a micro-batch; ``spans``: each rank's, of the plan. products: store rows of each rank's,
+        of the contrastive loss; None: those of the pairs' titles, where it stands beside the three tasks."""
         if products is None and self.contrastive.weight:
             products = [np.unique(plan.text_rows[span]) for span in spans]
         c, P, draw = self.config, self.store.manifest.patches, {"seed": self.seed, "epoch": epoch}
@@ -261,8 +261,8 @@ class PairDataset(Dataset):
         """Titles of ``rows``, one after another, with some of their words masked.
 
         Returns:
-            Tokens (N,); the length of each title; and of each masked token (M,) what it was, the number of its title, its
-            place there.
+            Tokens (N,); the length of each title; and of each masked token (M,) what it was, the number of its title,
+            its place there.
         """
         draw = {"seed": self.seed, "epoch": epoch}
         id_N, word_N, offsets_S1 = self.titles.gather(rows)

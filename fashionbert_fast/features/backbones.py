@@ -1,7 +1,7 @@
 """Vision backbones: an image classifier's trunk as a module [B, 3, h, w] -> [B, D], with what a manifest needs.
 
-Its `feature_map` is what that vector is pooled from, [B, D, height, width] of a CNN: see `feature_map`. Its `stages` are
-the maps before it, finest first, as many as the CNN has sizes, and that one.
+Its `feature_map` is what that vector is pooled from, [B, D, height, width] of a CNN: see `feature_map`. Its `stages`
+are the maps before it, finest first, as many as the CNN has sizes, and that one.
 
 Any vision model of transformers (a local directory or a hub id), EfficientNet-Lite0 from ordinary packages, or a
 seeded random ResNet. Weights are read from safetensors or as plain tensors, never unpickled.

@@ -1,6 +1,6 @@
 """From square photos to patch features, in one of three ways (`--patching`):
 
-    separate      cut into a grid, each patch a photo of its own for the backbone: one pooled vector each, as in the paper
+    separate      cut into a grid, each patch a photo of its own for the backbone: one vector each, as in the paper
     map           the backbone sees the photo once, and its last feature map is the patches (`feature_map`)
     hypercolumns  the same, with the colours and the maps of all earlier stages beside it
 

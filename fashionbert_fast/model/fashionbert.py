@@ -1,7 +1,7 @@
 """FashionBert: the core, from titles and patches to joint hidden states; what an objective puts heads on.
 
-Shapes: B pairs, S sequences, N title tokens of all pairs, P patches, T rows of the packed axis, H hidden, E numbers of a
-vector, I images in the batch, D patch feature.
+Shapes: B pairs, S sequences, N title tokens of all pairs, P patches, T rows of the packed axis, H hidden, E numbers of
+a vector, I images in the batch, D patch feature.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class FashionBert(nn.Module):
 
         Args:
             layers: keep the first so many; None: all. overrides: `FashionBertConfig` fields that hold no weights
-                (dropout, layer_norm, weighting), or those of heads (alignment_head, contrastive_size), which are freshly
-                drawn where they change.
+                (dropout, layer_norm, weighting), or those of heads (alignment_head, contrastive_size), which are
+                freshly drawn where they change.
 
         Raises:
             InputError: no such directory, or more layers than it has.

@@ -35,7 +35,8 @@ def contrastive_sums(
     than to any wrong one, a half each.
 
     Args:
-        vectors_SE: of all sequences, of which the last 2 C are titles alone and photos alone. logit_scale: s, one number.
+        vectors_SE: of all sequences, of which the last 2 C are titles alone and photos alone. logit_scale: s, one
+        number.
     """
     C = len(targets.live_C)
     title_CE, photo_CE = vectors_SE[len(vectors_SE) - 2 * C :].split(C)

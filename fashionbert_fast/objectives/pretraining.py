@@ -1,4 +1,5 @@
-"""FashionBertForPreTraining: three tasks on the joint hidden states, and a contrastive loss where there is one: one loss.
+"""FashionBertForPreTraining: three tasks on the joint hidden states, and a contrastive loss where there is one: one
+loss.
 
 Shapes: B pairs, N title tokens of all pairs, P patches, T = N + B P rows of the packed axis, H hidden, I images in the
 batch, D patch feature, M masked tokens, K masked patches; of losses and counts, T = 3 tasks (mlm, tia, mpm).
@@ -30,8 +31,8 @@ PRODUCTS = StepCounts._fields.index("products")
 class FashionBertOutput:
     """``loss``: scalar to run backward on. ``logits_B2``: alignment logits, class 1 = title and image match, detached.
     ``report``: the task losses and the weights they got. ``query_2``: (2,) float32 global means of queries, detached:
-    their loss, and whether each is nearer to its item than to any wrong one; None: the batch has none. ``contrastive_2``:
-    the same of the titles and photos of the contrastive loss.
+    their loss, and whether each is nearer to its item than to any wrong one; None: the batch has none.
+    ``contrastive_2``: the same of the titles and photos of the contrastive loss.
     """
 
     loss: torch.Tensor
@@ -50,9 +51,9 @@ class FashionBertOutput:
 class FashionBertForPreTraining(FashionBert):
     """FashionBERT (Gao et al., SIGIR 2020) with its three pre-training heads and their adaptive weights.
 
-    Where the configuration has vectors of a size (``contrastive_size``), a batch may bring titles alone and photos alone,
-    whose loss (`objectives.contrastive`) is added, times ``contrastive_weight``, which may be set before training. A
-    batch without pairs is that loss alone.
+    Where the configuration has vectors of a size (``contrastive_size``), a batch may bring titles alone and photos
+    alone, whose loss (`objectives.contrastive`) is added, times ``contrastive_weight``, which may be set before
+    training. A batch without pairs is that loss alone.
 
     A model of any size, trained or not, scores plain tensors; `FashionBertProcessor` makes them of titles and photos:
 

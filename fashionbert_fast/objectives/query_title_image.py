@@ -9,8 +9,8 @@ al., Additive Margin Softmax for Face Verification, 2018) over the items of the 
 Items that the query is right for as well are in no sum (`data.queries`). The mean over queries, times a weight, is
 added to what the three tasks come to by their own weights.
 
-Shapes: B pairs, C slots of a rank's micro-batch, R ranks, G = R C items, S sequences, H hidden, E numbers of a vector, T
-rows of the packed axis.
+Shapes: B pairs, C slots of a rank's micro-batch, R ranks, G = R C items, S sequences, H hidden, E numbers of a vector,
+T rows of the packed axis.
 """
 
 from __future__ import annotations
