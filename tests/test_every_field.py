@@ -211,6 +211,53 @@ def loss_of_a_query(run) -> float:
     return model_of(run)._sums(vectors_SH, targets)[0].item()
 
 
+def weight_of_the_contrastive_loss(run) -> float | None:
+    """What it is multiplied by in the loss; None where there is none."""
+    output = forward(run)
+    if output.contrastive_2 is None:
+        return None
+    of_tasks = (output.report.weights_T * output.losses_T).sum()
+    return ((output.loss.detach() - of_tasks) / output.contrastive_2[0]).item()
+
+
+def alone(run, steps: int = 4) -> list[np.ndarray]:
+    """The products of each of the first steps."""
+    return [run.dataset.global_rows(step, [0])[0] for step in range(steps)]
+
+
+def subcategories(run, step: int) -> int:
+    return len({run.store.subcategories[row] for row in alone(run)[step]})
+
+
+class Several:
+    """Equal to any number above 1."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, int) and other > 1
+
+
+def masked_tokens_alone(run) -> int:
+    mask = run.dataset.titles.mask_id
+    return sum(int((run.dataset[step][0].inputs.input_id_N == mask).sum()) for step in range(4))
+
+
+def masked_patches_alone(run) -> set[int]:
+    return {int(count) for step in range(4) for count in run.dataset[step][0].inputs.patch_mask_BP.sum(1)}
+
+
+def share_of_mirrored(run) -> float:
+    """Of the photos of the first steps; each is as it is, or its 2 x 2 patches are."""
+    found = []
+    for step, rows in enumerate(alone(run)):
+        features_IPD = run.dataset[step][0].inputs.features_IPD
+        as_it_is_IPD = run.store.features(np.unique(rows))
+        for seen_PD, stored_PD in zip(features_IPD, as_it_is_IPD, strict=True):
+            mirrored = torch.equal(seen_PD, stored_PD[[1, 0, 3, 2]])
+            assert mirrored != torch.equal(seen_PD, stored_PD)
+            found.append(mirrored)
+    return sum(found) / len(found)
+
+
 def optimizer_of(run) -> torch.optim.Optimizer:
     return run.engine.basic_optimizer
 
@@ -285,6 +332,7 @@ DROPOUT = ("model.hidden_dropout=0.1", "model.attention_dropout=0.1", "model.pat
 MIN_NORM = ("weighting.method=min_norm",)
 ASKED = ("data.store=ASKED_STORE",)
 QUERIES = (*ASKED, "queries.weight=1")
+ALONE = ("contrastive.first_steps=4", "contrastive.batch_size=12")
 SCHEDULED = ("train.lr=1.0", "train.warmup_ratio=0.25")
 GOLDEN = [0.42789072, 0.28605476, 0.28605452]  # the specification's, of losses (7, 0.7, 0.05)
 
@@ -334,6 +382,8 @@ ROWS = [
     Row("model.patch_dropout", lambda run: observed_dropouts(run)["patches"][0]["feature_dropout"], ((0.3, 0.3),)),
     Row("model.standardise_features", projection_undoes_deviations, ((False, False), (True, True)),
         ("model.hidden_size=256", "model.layers=1")),
+    Row("model.alignment_head", lambda run: hasattr(model_of(run).tia_head, "dense"),
+        ((None, False), ("cls", False), ("pooled", True))),
     Row("model.layer_norm", lambda run: run, (("apex", Refused("model.layer_norm apex")),)),
     # weighting
     Row("weighting.method", weights,
@@ -351,6 +401,21 @@ ROWS = [
          ("loss", Unlike())), MIN_NORM),
     Row("weighting.floor", weights, ((0.0, close([2 / 3, 1 / 6, 1 / 6])), (0.2, close([7 / 15, 4 / 15, 4 / 15]))),
         MIN_NORM),
+    # contrastive
+    Row("contrastive.weight", weight_of_the_contrastive_loss, ((0.0, None), (0.5, close(0.5)), (2.0, close(2.0)))),
+    Row("contrastive.first_steps", lambda run: [len(run.dataset[step][0].targets.tia_label_B) for step in range(3)],
+        ((0, [12, 12, 12]), (2, [0, 0, 12])), ("contrastive.batch_size=12",)),
+    Row("contrastive.batch_size", lambda run: len(run.dataset[0][0].contrastive.live_C), ((8, 8), (20, 20)), ALONE),
+    Row("contrastive.subcategory_steps", lambda run: [subcategories(run, step) for step in range(4)],
+        ((0, [Several()] * 4), (2, [Several(), Several(), 1, 1])), (*ALONE, "contrastive.batch_size=3")),
+    Row("contrastive.size", lambda run: model_of(run).vector_size, ((24, 24), (8, 8)), ALONE),
+    Row("contrastive.temperature", lambda run: model_of(run).itc_head.scale().item(),
+        ((0.07, close(1 / 0.07)), (0.5, close(2.0))), ALONE),
+    Row("contrastive.token_rate", lambda run: masked_tokens_alone(run) > 0, ((0.0, False), (0.5, True)), ALONE),
+    Row("contrastive.patch_rate", lambda run: masked_patches_alone(run),
+        ((0.25, {1}), (0.5, {2}), (0.0, {0})), ALONE),
+    Row("contrastive.mirror_rate", share_of_mirrored,
+        ((0.0, 0.0), (1.0, 1.0), (0.5, pytest.approx(0.5, abs=0.2))), ALONE),
     # queries
     Row("queries.weight", weight_of_queries, ((0.0, None), (0.5, close(0.5)), (2.0, close(2.0))), ASKED),
     Row("queries.scale", loss_of_a_query, ((20.0, close(math.log1p(math.exp(20 * (0.2 - 0.5 + 0.1))))),

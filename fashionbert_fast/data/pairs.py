@@ -110,8 +110,8 @@ class PairDataset(Dataset):
         """Store rows of the titles and of the images that those ranks have of a step's global batch, int64: of its
         pairs, or of the products of one of the contrastive loss alone."""
         if step < self.contrastive.first_steps:
-            products = [rows for micro in self._products(step)[1] for rows in (micro[rank] for rank in ranks)]
-            return (np.concatenate(products),) * 2
+            rows = self._products(step)[1][:, ranks].ravel()
+            return rows, rows
         epoch, in_epoch = divmod(step - self.contrastive.first_steps, self.steps_per_epoch)
         plan, span = self.plan(epoch), slice(in_epoch * self.global_batch, (in_epoch + 1) * self.global_batch)
         layout = (self.micro_batches, self.world_size, self.micro_batch_size)
@@ -250,7 +250,7 @@ class PairDataset(Dataset):
             patches += [np.zeros_like(lengths_C), P * live_C]
         packed = pack(np.concatenate(ids), np.concatenate(lengths), np.concatenate(patches), pad_id, self.budget)
         packed["cls_row_B"] = packed["cls_row_B"][: len(lengths_B)]
-        if queries is not None:
+        if self.queries is not None:
             packed["segment_N"] = torch.zeros_like(packed["input_id_N"])
             packed["segment_N"][len(id_N) : len(id_N) + len(ids[1])] = self.queries.segment
         return packed, queries, contrastive

@@ -1,10 +1,10 @@
 """ONNX graphs of a model. `export/check.py` proves that they compute what it computes.
 
     scorer          input_ids, attention_mask, patch_features -> probability (B,)
-    text_vectors    input_ids, attention_mask                 -> vectors (B, H), of titles
+    text_vectors    input_ids, attention_mask                 -> vectors (B, E), of titles
     query_vectors   the same, of queries, where the model has a segment for them
-    image_vectors   patch_features                            -> vectors (B, H)
-    pair_vectors    input_ids, attention_mask, patch_features -> vectors (B, H)
+    image_vectors   patch_features                            -> vectors (B, E)
+    pair_vectors    input_ids, attention_mask, patch_features -> vectors (B, E)
 
 A graph each: it asks for what it reads, and onnxruntime refuses other sizes.
 

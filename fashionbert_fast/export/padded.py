@@ -3,7 +3,7 @@
 The modules hold the model's own weights and compute what `score` and `vectors` do on the packed axis. Nothing drops.
 
 Shapes: B sequences, L tokens of the longest text, P patches, D patch feature, S = L + P rows of a sequence, H hidden,
-N heads, E = H / N.
+N heads, E = H / N, or the numbers of a vector.
 """
 
 from __future__ import annotations
@@ -28,7 +28,12 @@ class PaddedCore(nn.Module):
         super().__init__()
         self.text, self.patches, self.encoder = model.text_embeddings, model.patch_embeddings, model.encoder
         self.activation = ACTIVATIONS[model.config.hidden_act]
-        self.segment = segment
+        self.segment, self.itc_head = segment, model.itc_head
+
+    def vectors(self, hidden_BSH: torch.Tensor, live_BS: torch.Tensor) -> torch.Tensor:
+        """What `FashionBert.pooled_vectors` gives, (B, E)."""
+        mean_BH = _mean(hidden_BSH, live_BS)
+        return F.normalize(mean_BH, dim=1) if self.itc_head is None else self.itc_head(mean_BH)
 
     def embed_text(self, input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor) -> torch.Tensor:
         """(B, L, H); padding has no place in its text, and what stands there is not read."""
@@ -80,40 +85,45 @@ class PaddedScorer(PaddedCore):
 
     def __init__(self, model: FashionBertForPreTraining) -> None:
         super().__init__(model)
-        self.pooler, self.classifier = model.tia_head.pooler, model.tia_head.classifier
+        self.head = model.tia_head
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, patch_features: torch.Tensor
     ) -> torch.Tensor:
-        hidden_BSH, _ = self.encode_pairs(input_ids, attention_mask, patch_features)
+        hidden_BSH, live_BS = self.encode_pairs(input_ids, attention_mask, patch_features)
+        L = input_ids.shape[1]
         first_BL = attention_mask * (attention_mask.cumsum(1) == 1)  # [CLS], whichever side is padded
-        cls_BH = (hidden_BSH[:, : input_ids.shape[1]] * first_BL[..., None]).sum(1)
-        return self.classifier(self.pooler(cls_BH).tanh()).softmax(1)[:, 1]
+        cls_BH = (hidden_BSH[:, :L] * first_BL[..., None]).sum(1)
+        sides = _mean(hidden_BSH[:, :L], live_BS[:, :L]), hidden_BSH[:, L:].mean(1)
+        return self.head(cls_BH, sides).softmax(1)[:, 1]
 
 
 class PaddedTextVectors(PaddedCore):
-    """`FashionBert.vectors` of texts alone, (B, H)."""
+    """`FashionBert.vectors` of texts alone, (B, E)."""
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         live_BL = attention_mask.bool()
-        return _mean_vectors(self.encode(self.embed_text(input_ids, attention_mask), live_BL), live_BL)
+        return self.vectors(self.encode(self.embed_text(input_ids, attention_mask), live_BL), live_BL)
 
 
 class PaddedImageVectors(PaddedCore):
-    """`FashionBert.vectors` of images alone, (B, H)."""
+    """`FashionBert.vectors` of images alone, (B, E)."""
 
     def forward(self, patch_features: torch.Tensor) -> torch.Tensor:
-        return F.normalize(self.encode(self.embed_patches(patch_features), None).mean(1), dim=1)
+        hidden_BPH = self.encode(self.embed_patches(patch_features), None)
+        return self.vectors(hidden_BPH, torch.ones_like(hidden_BPH[..., 0], dtype=torch.bool))
 
 
 class PaddedPairVectors(PaddedCore):
-    """`FashionBert.vectors` of titles with their images, (B, H)."""
+    """`FashionBert.vectors` of titles with their images, (B, E)."""
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, patch_features: torch.Tensor
     ) -> torch.Tensor:
-        return _mean_vectors(*self.encode_pairs(input_ids, attention_mask, patch_features))
+        return self.vectors(*self.encode_pairs(input_ids, attention_mask, patch_features))
 
 
-def _mean_vectors(hidden_BSH: torch.Tensor, live_BS: torch.Tensor) -> torch.Tensor:
-    return F.normalize((hidden_BSH * live_BS[..., None]).sum(1), dim=1)  # a division by the count would change nothing
+def _mean(hidden_BSH: torch.Tensor, live_BS: torch.Tensor) -> torch.Tensor:
+    """(B, H), over the live rows of each sequence."""
+    live_BS1 = live_BS[..., None].to(hidden_BSH.dtype)
+    return (hidden_BSH * live_BS1).sum(1) / live_BS1.sum(1)
