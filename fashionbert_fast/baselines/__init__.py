@@ -22,6 +22,8 @@ SYSTEMS = {
     "pfan-i2t": ("cross_attention.PfanImageToText", "the same, each region attends to words"),
     "dcca": ("deep_cca.DeepCca", "deep CCA of the vectors that cca has"),
     "dccae": ("deep_cca.DeepCcaAutoencoder", "the same with autoencoders"),
+    "vilbert": ("two_stream.TwoStream", "two streams with co-attention, one logit a pair"),
+    "vlbert": ("regions.SingleStream", "one stream over words, the whole photo and clusters of its patches"),
     "random": ("guessers.Random", "a number drawn for each pair"),
     "category": ("guessers.Category", "whether title and photo are of one sub-category, which the store tells it"),
     "text": ("guessers.TextAlone", "a number of the title alone"),

@@ -14,8 +14,8 @@ PFAN (Wang et al., Position Focused Attention Network for Image-Text Matching, I
 feature, a position: of the 16 x 16 blocks that the photo is cut into the 15 that the region overlaps most have a vector
 e each, and the position is their mean by the weights softmax(overlap * softmax(tanh(q . e))), q a map of the feature,
 as in the released code. Its regions are boxes of a detector; with those of a fixed grid the overlaps are constants, and
-it is little more than a learned position. The released code adds half the mean of the largest attention to a score, which
-the paper has not: option ``attention_bonus``, 0 by default.
+it is little more than a learned position. The released code adds half the mean of the largest attention to a score,
+which the paper has not: option ``attention_bonus``, 0 by default.
 
 Titles are read by a BERT rather than a GRU, photos by patches of a grid, averaged to at most 4 x 4 regions.
 Trained by VSE++'s hinge, the first epoch on the sum.

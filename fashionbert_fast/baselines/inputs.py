@@ -202,19 +202,22 @@ class TitleEncoder(nn.Module):
 
     def hidden(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         """Last hidden states (T, H) of the titles, one after another, and their int32 offsets (S1,)."""
+        hidden_TH, cu_seqlens_S1 = self._frozen(rows)
+        seed = draw_seed(self.device) if self.training else None
+        packing = Packing(cu_seqlens_S1, int(self.titles.lengths(rows).max()), seed)
+        for layer in self.bert.encoder.layers[len(self.bert.encoder.layers) - self.trained :]:
+            hidden_TH = layer(hidden_TH, packing)
+        return hidden_TH, cu_seqlens_S1
+
+    def _frozen(self, rows: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """`hidden` as the frozen layers leave them."""
         lengths_n = self.titles.lengths(rows)
         cu_seqlens_S1 = torch.from_numpy(np.append(0, np.cumsum(lengths_n)).astype(np.int32)).to(self.device)
         if self._held is not None and (place_n := self._held[0][rows]).min() >= 0:
             first_n = self._held[1][place_n]
             row_T = np.arange(lengths_n.sum()) + np.repeat(first_n - np.cumsum(lengths_n) + lengths_n, lengths_n)
-            hidden_TH = self._held[2][torch.from_numpy(row_T)].to(self.device)
-        else:
-            hidden_TH = self._lower(rows)
-        seed = draw_seed(self.device) if self.training else None
-        packing = Packing(cu_seqlens_S1, int(lengths_n.max()), seed)
-        for layer in self.bert.encoder.layers[len(self.bert.encoder.layers) - self.trained :]:
-            hidden_TH = layer(hidden_TH, packing)
-        return hidden_TH, cu_seqlens_S1
+            return self._held[2][torch.from_numpy(row_T)].to(self.device), cu_seqlens_S1
+        return self._lower(rows), cu_seqlens_S1
 
     def means(self, rows: np.ndarray) -> torch.Tensor:
         """(n, H) of length 1: the mean of each title's tokens."""
@@ -223,7 +226,16 @@ class TitleEncoder(nn.Module):
     def words(self, rows: np.ndarray, most: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states (n, L, H), 0 at padding, and where there are tokens, bool (n, L). most: L, where it is not to
         be that of the longest title."""
-        hidden_TH, cu_seqlens_S1 = self.hidden(rows)
+        return self.padded(*self.hidden(rows), most)
+
+    def lower_words(self, rows: np.ndarray, most: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """`words` as the frozen layers leave them."""
+        return self.padded(*self._frozen(rows), most)
+
+    def padded(
+        self, hidden_TH: torch.Tensor, cu_seqlens_S1: torch.Tensor, most: int | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """States (T, H) of titles, one after another, as `words` has them."""
         lengths_n = cu_seqlens_S1.diff()
         live_nL = torch.arange(most or int(lengths_n.max()), device=self.device) < lengths_n[:, None]
         padded_nLH = hidden_TH.new_zeros(*live_nL.shape, hidden_TH.shape[1])

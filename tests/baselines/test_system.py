@@ -123,9 +123,11 @@ def test_a_store_without_a_validation_split_is_refused(planted, core):
         fit("cca", planted, core=core)
 
 
-def test_other_features_are_refused(run, planted):
+def test_other_features_are_refused(run, store_path):
+    store = FeatureStore.open(store_path)
+    store.manifest.encoder["weights_sha256"] = "1" * 64
     with pytest.raises(InputError, match="cannot be mixed"):
-        load(run, planted)
+        load(run, store)
 
 
 @pytest.mark.parametrize("edit, says", [
