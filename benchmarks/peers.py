@@ -63,9 +63,11 @@ def pad(batch: Batch, to: int | None = None) -> PaddedBatch:
     position_M = pair_M * L + rows_M - cu_seqlens_S1[pair_M]
     labels_BL = torch.full((B, L), IGNORED)
     labels_BL.view(-1)[position_M] = label_M
+    pair_K = torch.bucketize(targets.mpm_row_K, cu_seqlens_S1[1:], right=True)  # not every masked patch is predicted
+    position_K = pair_K * P + targets.mpm_row_K - cu_seqlens_S1[pair_K] - lengths_B[pair_K]
     return PaddedBatch(
         input_ids_BL, mask_BS, inputs.features_IPD[inputs.image_index_B], inputs.patch_mask_BP, labels_BL, position_M,
-        label_M, inputs.patch_mask_BP.flatten().nonzero()[:, 0], targets.tia_label_B,
+        label_M, position_K, targets.tia_label_B,
     )  # fmt: skip
 
 
@@ -83,6 +85,7 @@ class PaddedFashionBert(nn.Module):
         bert = BertForPreTraining(BertConfig(**core, attn_implementation="sdpa"))
         self.bert, self.cls = bert.bert, bert.cls  # embeddings, encoder, pooler; MLM and two-class heads
         self.config, self.dense_heads = config, dense_heads
+        self.register_buffer("preference_T", torch.tensor(config.weighting.preference), persistent=False)
         self.feature_dropout = nn.Dropout(config.patch_dropout_prob)
         self.projection = nn.Linear(config.patch_feature_size, config.hidden_size, bias=False)
         self.position = nn.Embedding(config.patches, config.hidden_size)
@@ -143,4 +146,4 @@ class PaddedFashionBert(nn.Module):
             mlm = F.cross_entropy(logits_MV.float(), batch.mlm_label_M)
             predicted_KD = self.mpm(patches_BPH.flatten(0, 1)[batch.mpm_position_K])
         losses_T = torch.stack([mlm, tia, patch_kld_reference(predicted_KD, target_KD)])
-        return adaptive_loss_reference(losses_T, alpha=self.config.weighting.alpha)[0], losses_T.detach()
+        return adaptive_loss_reference(losses_T * self.preference_T, alpha=self.config.weighting.alpha)[0], losses_T.detach()

@@ -35,11 +35,13 @@ def manifest_of(grid: int, feature_size: int):
 
 
 def write_store(
-    path: Path, products: int = 96, feature_size: int = 24, grid: int = 2, seed: int = 0, queries: bool = False
-) -> Path:
+    path: Path, products: int = 96, feature_size: int = 24, grid: int = 2, seed: int = 0, queries: bool = False,
+    test: bool = False,
+) -> Path:  # fmt: skip
     """A feature store whose patches carry the garment and the colour that the title names, plus noise.
 
-    queries: two of three products have some, of their colour and garment, or of the garment alone.
+    queries: two of three products have some, of their colour and garment, or of the garment alone. test: a fourth of
+    them is of that split.
     """
     from fashionbert_fast.catalogue.product import Product
     from fashionbert_fast.features.store import StoreWriter
@@ -53,7 +55,7 @@ def write_store(
         colour = int(torch.randint(len(COLOURS), (), generator=generator))
         category, garment = kinds[i % len(kinds)]
         title = f"{COLOURS[colour]} {garment} model {i % 10}" + (" with a long name" if i % 3 == 0 else "")
-        split = "validation" if i % 8 == 7 else "train"
+        split = "validation" if i % 8 == 7 else "test" if test and i % 4 == 1 else "train"
         asked = ("", f"{COLOURS[colour]} {garment}\n{garment} in {COLOURS[colour]}\n{garment}", f"nice {garment}")
         asked = asked[(i + i // 30) % 3] if queries else ""
         listed.append(Product(str(1000 + i), title, category, garment, Path(f"{i}.jpg"), split,

@@ -50,13 +50,18 @@ Load = Callable[..., tuple[Scorer, Path]]  # as `load_scorer`, of a model of any
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found. result: what `fashionbert evaluate --json` writes. scored: the lists by the score that
-    is reported first. lists: what `describe` gives."""
+    """What an evaluation found. result: what `fashionbert evaluate --json` writes. ranked: the lists by every score
+    asked for. lists: what `describe` gives."""
 
     result: dict[str, Any]
     store: FeatureStore
-    scored: Scored
+    ranked: Ranked
     lists: dict[str, Any]
+
+    @property
+    def scored(self) -> Scored:
+        """The lists by the score that is reported first."""
+        return self.ranked.scored[self.ranked.best]
 
 
 def evaluate_checkpoint(checkpoint: Path, data: Path, **options: Any) -> dict[str, Any]:
@@ -119,10 +124,9 @@ def run_evaluation(
     ranked = rank(
         scorer, drawn.lists, drawn.rows_N, names, score=score, shortlist=shortlist, validation=validation.lists
     )  # fmt: skip
-    scored = ranked.scored[ranked.best]
     result = _figures(store, drawn, ranked, validation)
     if grouping == "released-faulty":
-        result = released_faulty(store, scored, result, released_batch_size)
+        result = released_faulty(store, ranked.scored[ranked.best], result, released_batch_size)
     result |= {"precision": precision, "split": drawn.split, "checkpoint": str(model_dir), "data": str(data)}
     work = "pairs" if names == ["match"] else "sequences"  # pairs, and titles and photos alone
     result |= {"lists": described[SEAL], "throughput": scorer.work.throughput(work)}
@@ -135,7 +139,7 @@ def run_evaluation(
         raise InputError(
             f"--recognition {recognise}: reads FashionBERT's [CLS], which {model_dir} has not; leave it out"
         )
-    return Evaluation(result, store, scored, described)
+    return Evaluation(result, store, ranked, described)
 
 
 class _Validation:

@@ -31,24 +31,31 @@ def compare(a: QueryScores, b: QueryScores, *, seed: int = 0) -> dict[str, Any]:
     Raises:
         InputError: the two did not answer the same questions.
     """
+    check_same_questions(a, b)
+    rows = []
+    for direction in DIRECTIONS:
+        values_a, values_b = a.ranks[direction].values_QM(), b.ranks[direction].values_QM()
+        for i, metric in enumerate([*(f"R@{k}" for k in RECALLS), "MRR"]):
+            rows.append({"direction": direction, "metric": metric} | paired(values_a[:, i], values_b[:, i], seed))
+    asked_Q = ~np.isnan(a.right_Q) & ~np.isnan(b.right_Q)
+    if asked_Q.any():
+        accuracy = paired(a.right_Q[asked_Q], b.right_Q[asked_Q], seed)
+        rows.append({"direction": "both", "metric": "alignment accuracy"} | accuracy)
+    return {"a": a.run, "b": b.run, "lists": a.lists, "queries": len(a.queries), "seed": seed, "rows": rows}
+
+
+def check_same_questions(a: QueryScores, b: QueryScores) -> None:
+    """InputError unless both answered the same."""
     if (a.lists, a.queries) != (b.lists, b.queries):
         raise InputError(
             f"{b.path}: other candidate lists than {a.path} ({b.lists[:12]}, {a.lists[:12]}); evaluate both with "
             "--candidates-from one file"
         )
-    rows = []
-    for direction in DIRECTIONS:
-        values_a, values_b = a.ranks[direction].values_QM(), b.ranks[direction].values_QM()
-        for i, metric in enumerate([*(f"R@{k}" for k in RECALLS), "MRR"]):
-            rows.append({"direction": direction, "metric": metric} | _row(values_a[:, i], values_b[:, i], seed))
-    asked_Q = ~np.isnan(a.right_Q) & ~np.isnan(b.right_Q)
-    if asked_Q.any():
-        accuracy = _row(a.right_Q[asked_Q], b.right_Q[asked_Q], seed)
-        rows.append({"direction": "both", "metric": "alignment accuracy"} | accuracy)
-    return {"a": a.run, "b": b.run, "lists": a.lists, "queries": len(a.queries), "seed": seed, "rows": rows}
 
 
-def _row(a_Q: np.ndarray, b_Q: np.ndarray, seed: int) -> dict[str, Any]:
+def paired(a_Q: np.ndarray, b_Q: np.ndarray, seed: int) -> dict[str, Any]:
+    """A figure that is the mean over queries of what ``a_Q`` and ``b_Q`` say of each: its difference b - a with its 95%
+    interval and p-value, and on how many queries b is better and worse."""
     difference_Q = b_Q - a_Q
     exact = set(np.unique(difference_Q).tolist()) <= {-1.0, 0.0, 1.0}
     ((low, high),) = interval(means(difference_Q[:, None]), len(difference_Q), seed=seed).tolist()

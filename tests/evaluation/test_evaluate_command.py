@@ -15,6 +15,7 @@ from fashionbert_fast.distributed import pick_device
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.evaluation import checkpoint, evaluate
 from fashionbert_fast.evaluation.checkpoint import split_rows
+from fashionbert_fast.evaluation.choice import Ranked
 from fashionbert_fast.evaluation.protocols import candidate_lists, score_lists, summarise
 from fashionbert_fast.evaluation.table import table
 
@@ -89,7 +90,8 @@ def test_run_prints_the_table_and_writes_the_file(tmp_path, monkeypatch, make_pr
         rows, how = store.rows(split), {"protocol": protocol, "seed": seed}
         lists = candidate_lists(store, rows, queries=queries, candidates=candidates, **how)
         scored = score_lists(lists, rows, perfect)
-        return checkpoint.Evaluation(summarise(store, scored, **how), store, scored, {})
+        ranked = Ranked({"match": scored}, "match", {}, {})
+        return checkpoint.Evaluation(summarise(store, scored, **how), store, ranked, {})
 
     monkeypatch.setattr(checkpoint, "run_evaluation", evaluated)
     path = tmp_path / "evaluation.json"
