@@ -96,6 +96,7 @@ class FashionBertConfig:
     layer_norm: str = "fused"  # of the encoder: fused (with bias, dropout and residual, one operator) | apex; not saved
     alignment_head: str = "cls"  # what the alignment head reads: cls ([CLS]) | pooled (and the means of both sides)
     contrastive_size: int = 0  # numbers of a vector that the contrastive loss has learned; 0: no projection
+    contrastive_dropout_prob: float = 0.3  # within the towers of its head
     weighting: TaskWeighting = field(default_factory=TaskWeighting)
 
     def __post_init__(self) -> None:
@@ -133,7 +134,8 @@ class FashionBertConfig:
             )
         if self.type_vocab_size < 2:
             raise ValueError("model.type_vocab_size must be at least 2: one segment for text, one for images")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "patch_dropout_prob"):
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "patch_dropout_prob",
+                     "contrastive_dropout_prob"):  # fmt: skip
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must lie in [0, 1), got {getattr(self, name)}")
 
