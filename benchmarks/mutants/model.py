@@ -265,8 +265,8 @@ MUTANTS = (
     Mutant(
         "alpha-left-out-of-the-gradient-method",
         "fashionbert_fast/objectives/weighting.py",
-        "alpha = self.weighting.alpha * len(TASKS) / len(norms_n)",
-        "alpha = len(TASKS) / len(norms_n)",
+        "alpha = self.weighting.alpha * len(self.tasks) / len(norms_n)",
+        "alpha = len(self.tasks) / len(norms_n)",
         (*FIELDS, *WEIGHTING),
     ),
     Mutant(
