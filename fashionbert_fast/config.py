@@ -174,6 +174,11 @@ class Config:
     def __post_init__(self) -> None:
         if self.validation.keep_best == "query_accuracy" and not self.queries.weight:
             raise ValueError("validation.keep_best query_accuracy needs queries.weight above 0")
+        if len(self.weighting.preference) > len(TASKS):
+            given = len(self.weighting.preference)
+            raise ValueError(
+                f"weighting.preference has {given} factors, the tasks are {', '.join(TASKS)}: one for each"
+            )
 
     def to_yaml(self) -> str:
         """The resolved configuration, every field written out."""

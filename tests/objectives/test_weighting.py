@@ -300,7 +300,7 @@ def test_dwa_weighs_by_how_fast_the_losses_of_two_windows_fell():
         windows = [losses[i : i + 3].double().mean(0) for i in range(0, step - step % 3, 3)]
         if len(windows) > 1:
             windows[1] = losses[[3, 5]].double().mean(0)
-            r = [1.0 if before == 0 else (last / before).item() for last, before in zip(windows[-1], windows[-2])]
+            r = [1.0 if before == 0 else (last / before).item() for last, before in zip(*windows[:-3:-1], strict=True)]
             powers = [math.exp(value / 0.5) for value in r]
             expected = [p * 3 * power / sum(powers) for p, power in zip((1.0, 2.0, 0.5), powers, strict=True)]
         else:
