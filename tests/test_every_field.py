@@ -353,7 +353,7 @@ ROWS = [
     Row("weighting.temperature", weights_of_the_fourth_batch, ((1e9, close([1.0, 1.0, 1.0])), (2.0, close(FALLING))),
         (*DWA, "weighting.window=1")),
     Row("weighting.asymmetry", weights_of_the_fourth_batch,  # norms of 1, 2 and 2, an eighth of the first loss left
-        ((0.0, close([0.5, 0.25, 0.25])), (1.0, close([1 / 17, 8 / 17, 8 / 17]))), ("weighting.method=gradnorm",)),
+        ((0.0, close([0.5, 0.25, 0.25])), (1.0, close([1 / 9, 4 / 9, 4 / 9]))), ("weighting.method=gradnorm",)),
     # queries
     Row("queries.weight", weight_of_queries, ((0.0, None), (0.5, close(0.5)), (2.0, close(2.0))), ASKED),
     Row("queries.scale", loss_of_a_query, ((20.0, close(math.log1p(math.exp(20 * (0.2 - 0.5 + 0.1))))),
