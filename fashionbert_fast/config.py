@@ -200,6 +200,11 @@ class Config:
                 f"contrastive.first_steps {self.contrastive.first_steps} are among the train.steps, "
                 f"{self.train.steps}; lower them"
             )
+        if len(self.weighting.preference) > len(TASKS):
+            given = len(self.weighting.preference)
+            raise ValueError(
+                f"weighting.preference has {given} factors, the tasks are {', '.join(TASKS)}: one for each"
+            )
 
     def to_yaml(self) -> str:
         """The resolved configuration, every field written out."""

@@ -301,15 +301,22 @@ def _filled(model, state: dict[str, torch.Tensor], path: Path, fresh: tuple[str,
     """``model`` with the weights ``state``, but those of heads it has not, and the feature manifest of ``path``. Those
     whose names begin with one of ``fresh`` stay as they were drawn.
 
-    Segments that ``state`` has not begin as that of titles: a query is a text.
+    What a weighting learned is taken by the same weighting only. Segments that ``state`` has not begin as that of
+    titles: a query is a text.
     """
     try:
         ours = _joined(model, state) if _is_exported(path) else state
-        held = {name: part for name, part in ours.items() if not name.startswith(fresh) and _has_place(model, name)}
-        held |= {name: part for name, part in model.state_dict().items() if name.startswith(fresh)}
+        own = {name: part for name, part in model.state_dict().items() if name.startswith(("weighter.", *fresh))}
+        held = {
+            name: part
+            for name, part in ours.items()
+            if not name.startswith(fresh)
+            and _has_place(model, name)
+            and (not name.startswith("weighter.") or (name in own and own[name].shape == part.shape))
+        }
         segment_KH = held[SEGMENTS]
         more = max(0, model.config.type_vocab_size - len(segment_KH))
-        model.load_state_dict(held | {SEGMENTS: torch.cat([segment_KH, segment_KH[:1].expand(more, -1)])})
+        model.load_state_dict(own | held | {SEGMENTS: torch.cat([segment_KH, segment_KH[:1].expand(more, -1)])})
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path / 'model.safetensors'}: does not fit config.json ({reason})") from error
