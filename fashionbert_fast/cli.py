@@ -17,6 +17,7 @@ COMMANDS = {
     "prepare": ("fashionbert_fast.commands.prepare", "a catalogue of titles and photos to a feature store"),
     "inspect": ("fashionbert_fast.commands.inspect", "what is in a feature store, and whether it is whole"),
     "pretrain": ("fashionbert_fast.commands.pretrain", "pre-train under DeepSpeed, in one process or many"),
+    "baseline": ("fashionbert_fast.commands.baseline", "another system on the same store, to compare with"),
     "evaluate": ("fashionbert_fast.commands.evaluate", "rank titles and images of a held-out set"),
     "compare": ("fashionbert_fast.commands.compare", "two evaluations on the same queries: which model is better"),
     "embed": ("fashionbert_fast.commands.embed", "vectors of a store's titles, photos or both"),

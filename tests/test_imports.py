@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "fashionbert_fast"
 FLOORS = (
     "cpu", "errors", "checks", "operators", "files", "progress", "distributed", "run_directory", "kernels",
     "catalogue", "features", "data", "model", "objectives", "config", "processor", "profiling", "engine",
-    "evaluation", "retrieval", "export", "demo", "commands", "cli",
+    "evaluation", "baselines", "retrieval", "export", "demo", "commands", "cli",
 )  # fmt: skip
 TOP = {"__init__", "__main__"}  # what people import, and `python -m`: above everything
 MODULES = sorted(PACKAGE.rglob("*.py"))

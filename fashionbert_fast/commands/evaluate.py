@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=Path,
         metavar="DIR",
-        help="a saved model, or a run directory (its newest checkpoint)",
+        help="a saved model, a run directory (its newest checkpoint), or a baseline",
     )
     add("--data", required=True, type=Path, metavar="STORE", help="feature store written by `fashionbert prepare`")
     add(
@@ -162,14 +162,17 @@ def _run_pairs(args: argparse.Namespace, drawn: dict[str, Any], keep: Path | Non
 def load_scorer(checkpoint: Path, store: FeatureStore, *how: Any) -> tuple[Scorer, Path]:
     """The scorer of whatever model lies there, by the ``model_type`` of its config.json. how: the further arguments of
     `evaluation.checkpoint.load_scorer`. InputError where the type is none that can be evaluated."""
+    from fashionbert_fast.baselines import MODEL_TYPE, systems
     from fashionbert_fast.evaluation import checkpoint as fashionbert
 
     model_dir = resolve_model_dir(checkpoint)
     kind = read_json(model_dir / "config.json", "give a directory save_pretrained wrote").get("model_type")
     if kind in MODELS:
         return fashionbert.load_scorer(model_dir, store, *how)
+    if kind == MODEL_TYPE:
+        return systems.load_scorer(model_dir, store, *how)
     raise InputError(f"{model_dir / 'config.json'}: model_type {kind!r:.50} cannot be evaluated; give one of "
-                     f"{', '.join(MODELS)}")  # fmt: skip
+                     f"{', '.join((*MODELS, MODEL_TYPE))}")  # fmt: skip
 
 
 def _write(args: argparse.Namespace, evaluation: Evaluation) -> None:
