@@ -2,12 +2,12 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(fashionbert_fast, m) {
-  // The smallest point of the convex hull of at most 3 task gradients: csrc/common/min_norm_weights.h.
+  // The smallest point of the convex hull of at most 4 task gradients: csrc/common/min_norm_weights.h.
   m.def("min_norm_weights(Tensor gram) -> Tensor");
 
-  // The gate's two passes over the three task gradients: csrc/common/task_gradients.h.
-  m.def("task_gram(Tensor a, Tensor b, Tensor c) -> Tensor");
-  m.def("task_mix(Tensor a, Tensor b, Tensor c, Tensor weights) -> Tensor");
+  // The gate's two passes over three task gradients, or four: csrc/common/task_gradients.h.
+  m.def("task_gram(Tensor a, Tensor b, Tensor c, Tensor? d=None) -> Tensor");
+  m.def("task_mix(Tensor a, Tensor b, Tensor c, Tensor weights, Tensor? d=None) -> Tensor");
 
   // Closed-form adaptive weights over T task losses: csrc/common/adaptive_loss.h has the formula.
   m.def("adaptive_loss(Tensor losses, float alpha, bool detach_weights) -> (Tensor loss, Tensor weights)");

@@ -100,6 +100,7 @@ class TrainConfig:
     optimizer: str = "adamw"  # adamw | lamb
     optimizer_backend: str = "auto"  # auto | torch | deepspeed | apex | pytorch_optimizer
     lr: float = 1e-4  # peak learning rate
+    fresh_lr_factor: float = 1.0  # times lr: that of weights which the core's checkpoint has not, patches' and heads'
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
     weight_decay: float = 0.0  # not on biases and LayerNorm
@@ -133,7 +134,7 @@ class TrainConfig:
         at_least("train.max_skipped_steps", self.max_skipped_steps, 1)
         for name in ("checkpoint_every", "step_timeout"):
             at_least(f"train.{name}", getattr(self, name), 0)
-        for name in ("lr", "eps"):
+        for name in ("lr", "fresh_lr_factor", "eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"train.{name} must be positive, got {getattr(self, name)}")
         for name in ("weight_decay", "gradient_clipping", "keep_hours"):
@@ -198,6 +199,11 @@ class Config:
             raise ValueError(
                 f"contrastive.first_steps {self.contrastive.first_steps} are among the train.steps, "
                 f"{self.train.steps}; lower them"
+            )
+        if len(self.weighting.preference) > len(TASKS):
+            given = len(self.weighting.preference)
+            raise ValueError(
+                f"weighting.preference has {given} factors, the tasks are {', '.join(TASKS)}: one for each"
             )
 
     def to_yaml(self) -> str:

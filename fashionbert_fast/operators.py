@@ -47,7 +47,7 @@ OPERATORS = (
     Operator("patch_kld", ("patch_kld", "patch_kld_backward"), "CUDA C++",
              "mean KL(softmax(target) || softmax(logits)) of rows"),
     Operator("task_gradients", ("task_gram", "task_mix"), "CUDA C++",
-             "Gram matrix and weighted sum of the three task gradients"),
+             "Gram matrix and weighted sum of three or four task gradients"),
 )  # fmt: skip
 
 

@@ -184,6 +184,11 @@ def weights(run) -> list[float]:
     return weigh(run).weights
 
 
+def weights_of_the_fourth_batch(run) -> list[float]:
+    """Of losses of which the first halves from batch to batch, while the others stay."""
+    return [weigh(run, losses=(7.0 / 2**i, 0.7, 0.05)).weights for i in range(4)][3]
+
+
 def closed_form(signals, alpha: float = 1.0) -> list[float]:
     exponentials = [math.exp(signal - max(signals)) for signal in signals]
     inverse = [1 / (3 * alpha - (e / sum(exponentials)) ** 2) for e in exponentials]
@@ -330,6 +335,8 @@ def close(value) -> object:
 
 DROPOUT = ("model.hidden_dropout=0.1", "model.attention_dropout=0.1", "model.patch_dropout=0.1")
 MIN_NORM = ("weighting.method=min_norm",)
+DWA = ("weighting.method=dwa",)
+FALLING = [3 * math.exp(r / 2) / (math.exp(0.25) + 2 * math.exp(0.5)) for r in (0.5, 1.0, 1.0)]
 ASKED = ("data.store=ASKED_STORE",)
 QUERIES = (*ASKED, "queries.weight=1")
 ALONE = ("contrastive.first_steps=4", "contrastive.batch_size=12")
@@ -388,7 +395,8 @@ ROWS = [
     # weighting
     Row("weighting.method", weights,
         (("loss", close(GOLDEN)), ("fixed", [1.0, 1.0, 1.0]), ("gradient", close(closed_form((1.0, 2.0, 2.0)))),
-         ("min_norm", close([2 / 3, 1 / 6, 1 / 6])))),
+         ("min_norm", close([2 / 3, 1 / 6, 1 / 6])), ("uncertainty", [1.0, 1.0, 1.0]), ("dwa", close([1.0, 1.0, 1.0])),
+         *((method, close([0.5, 0.25, 0.25])) for method in ("imtl", "nash", "gradnorm")))),
     Row("weighting.alpha", weights, ((1.0, close(GOLDEN)), (0.5, close(closed_form((7.0, 0.7, 0.05), 0.5))))),
     Row("weighting.alpha", weights, ((0.5, close(closed_form((1.0, 2.0, 2.0), 0.5))),), ("weighting.method=gradient",)),
     Row("weighting.detach_weights", gradient_flows_through_weights, ((False, True), (True, False))),
@@ -409,6 +417,7 @@ ROWS = [
     Row("contrastive.subcategory_steps", lambda run: [subcategories(run, step) for step in range(4)],
         ((0, [Several()] * 4), (2, [Several(), Several(), 1, 1])), (*ALONE, "contrastive.batch_size=3")),
     Row("contrastive.size", lambda run: model_of(run).vector_size, ((24, 24), (8, 8)), ALONE),
+    Row("contrastive.dropout", lambda run: model_of(run).itc_head.patch_tower[2].p, ((0.3, 0.3), (0.0, 0.0)), ALONE),
     Row("contrastive.temperature", lambda run: model_of(run).itc_head.scale().item(),
         ((0.07, close(1 / 0.07)), (0.5, close(2.0))), ALONE),
     Row("contrastive.token_rate", lambda run: masked_tokens_alone(run) > 0, ((0.0, False), (0.5, True)), ALONE),
@@ -416,6 +425,11 @@ ROWS = [
         ((0.25, {1}), (0.5, {2}), (0.0, {0})), ALONE),
     Row("contrastive.mirror_rate", share_of_mirrored,
         ((0.0, 0.0), (1.0, 1.0), (0.5, pytest.approx(0.5, abs=0.2))), ALONE),
+    Row("weighting.window", weights_of_the_fourth_batch, ((100, close([1.0, 1.0, 1.0])), (1, close(FALLING))), DWA),
+    Row("weighting.temperature", weights_of_the_fourth_batch, ((1e9, close([1.0, 1.0, 1.0])), (2.0, close(FALLING))),
+        (*DWA, "weighting.window=1")),
+    Row("weighting.asymmetry", weights_of_the_fourth_batch,  # norms of 1, 2 and 2, an eighth of the first loss left
+        ((0.0, close([0.5, 0.25, 0.25])), (1.0, close([1 / 9, 4 / 9, 4 / 9]))), ("weighting.method=gradnorm",)),
     # queries
     Row("queries.weight", weight_of_queries, ((0.0, None), (0.5, close(0.5)), (2.0, close(2.0))), ASKED),
     Row("queries.scale", loss_of_a_query, ((20.0, close(math.log1p(math.exp(20 * (0.2 - 0.5 + 0.1))))),
@@ -436,6 +450,9 @@ ROWS = [
         (("auto", "torch"), ("torch", "torch"), ("apex", Refused("train.optimizer_backend apex")),
          ("pytorch_optimizer", Refused("train.optimizer_backend pytorch_optimizer has no adamw")))),
     Row("train.lr", lr_curve(2), ((1e-4, close([1e-4])), (5e-3, close([5e-3]))), ("train.warmup_ratio=0.25",)),
+    Row("train.fresh_lr_factor", lambda run: {group["lr"] for group in optimizer_of(run).param_groups},
+        ((1.0, {0.5}), (4.0, {0.5, 2.0})), ("model.core=CORE", "train.lr=0.5", "train.schedule=constant",
+                                            "train.warmup_ratio=0")),
     Row("train.betas", of_groups("betas"), (([0.9, 0.999], {(0.9, 0.999)}), ([0.8, 0.95], {(0.8, 0.95)}))),
     Row("train.eps", of_groups("eps"), ((1e-8, {1e-8}), (1e-6, {1e-6}))),
     Row("train.weight_decay", weight_decay, ((0.0, ({0.0}, {0.0})), (0.01, ({0.0}, {0.01})))),

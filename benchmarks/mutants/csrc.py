@@ -59,6 +59,27 @@ MUTANTS = (
         MIN_NORM,
     ),
     Mutant(
+        "min-norm-without-the-tetrahedron",
+        "csrc/common/min_norm_weights.h",
+        "if (!tetrahedron_weights(G, k, w)) return;",
+        "return;",
+        MIN_NORM,
+    ),
+    Mutant(
+        "min-norm-of-four-forgets-a-triangle",
+        "csrc/common/min_norm_weights.h",
+        "    if (candidate < 4) {",
+        "    if (candidate < 3) {",
+        MIN_NORM,
+    ),
+    Mutant(
+        "task-mix-leaves-the-fourth-out",
+        "csrc/common/task_gradients.h",
+        "int i = 1; i < kTasks;",
+        "int i = 1; i < 3;",
+        TASKS,
+    ),
+    Mutant(
         "min-norm-edge-share-of-the-other-task",
         "csrc/common/min_norm_weights.h",
         "(m.G[j][j] - m.G[i][j]) / curvature",
@@ -68,15 +89,15 @@ MUTANTS = (
     Mutant(
         "task-gram-drops-what-is-less-than-a-vector",
         "csrc/cpu/task_gradients.cpp",
-        "  for (; i < count; ++i) total.add(",
-        "  for (; i < count - 1; ++i) total.add(",
+        "  for (; i < end; ++i) total.add(",
+        "  for (; i < end - 1; ++i) total.add(",
         TASKS,
     ),
     Mutant(
         "task-gram-two-products-change-places",
         "csrc/common/task_gradients.h",
-        "    sums[3] += b * b;\n    sums[4] += b * c;",
-        "    sums[4] += b * b;\n    sums[3] += b * c;",
+        "column -= kTasks - ++row;",
+        "column -= kTasks - row++;",
         TASKS,
     ),
     Mutant(

@@ -53,8 +53,8 @@ MUTANTS = (
     Mutant(
         "floor-with-a-method-that-has-none",
         "fashionbert_fast/model/config.py",
-        'if self.method in ("loss", "fixed") and (self.normalise != "none" or self.floor):',
-        'if self.method in ("loss", "fixed") and self.normalise != "none":',
+        "if self.floor and self.method not in FLOORED:",
+        'if self.floor and self.method == "fixed":',
         ("tests/objectives/test_weighting.py::test_nonsense_names_the_field", *TESTS),
     ),
     Mutant(

@@ -91,10 +91,26 @@ def _both_sides(w: Weights, pooled_H: torch.Tensor, pair_LH: torch.Tensor, patch
 
 def _vectors(w: Weights, hidden_TH: torch.Tensor, batch: Batch) -> list[torch.Tensor]:
     """Of each sequence; NaN, or what nobody reads, where it is empty."""
-    means = [hidden_TH[first:last].mean(0) for first, last in pairwise(batch.inputs.cu_seqlens_S1.tolist())]
-    if "itc_head.projection.weight" in w:
-        means = [_linear(mean_H, w, "itc_head.projection") for mean_H in means]
-    return [F.normalize(mean_H, dim=0) for mean_H in means]
+    inputs, ends = batch.inputs, list(pairwise(batch.inputs.cu_seqlens_S1.tolist()))
+    means = [hidden_TH[first:last].mean(0) for first, last in ends]
+    if "itc_head.projection.weight" not in w:
+        return [F.normalize(mean_H, dim=0) for mean_H in means]
+    words_NH = w["text_embeddings.word.weight"].detach()[inputs.input_id_N]
+    found = []
+    for mean_H, (first, last) in zip(means, ends, strict=True):
+        vector_E = _linear(mean_H, w, "itc_head.projection")
+        own_N = (inputs.text_row_N >= first) & (inputs.text_row_N < last)
+        if own_N.any():
+            word_H = _norm(words_NH[own_N].mean(0), w, "itc_head.word_tower.0", 1e-5)
+            word_F = F.gelu(_linear(word_H, w, "itc_head.word_tower.1"))
+            vector_E = vector_E + _linear(word_F, w, "itc_head.word_tower.4")
+        for photo in ((inputs.patch_row_B >= first) & (inputs.patch_row_B < last)).nonzero().flatten().tolist():
+            patches_PD = inputs.features_IPD.double()[inputs.image_index_B[photo]]
+            patch_D = patches_PD[~inputs.patch_mask_BP[photo]].mean(0)
+            patch_F = F.gelu(_linear(patch_D, w, "itc_head.patch_tower.0"))
+            vector_E = vector_E + _linear(patch_F, w, "itc_head.patch_tower.3")
+        found.append(F.normalize(vector_E, dim=0))
+    return found
 
 
 def contrastive_sum(w: Weights, hidden_TH: torch.Tensor, batch: Batch) -> torch.Tensor:

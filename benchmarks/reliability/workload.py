@@ -34,7 +34,7 @@ TITLES = ("red", "blue", "green", "black"), ("shirt", "jacket", "boot", "sandal"
 TINY = ("model.hidden_size=128", "model.heads=2", "model.layers=1", "model.intermediate_size=128",
         "model.vocab_size=120", "train.lr=1e-3", "train.log_every=1", "train.micro_batch_size=4", "train.steps=16",
         "train.checkpoint_every=3")  # fmt: skip
-NO_DROPOUT = ("model.hidden_dropout=0", "model.attention_dropout=0", "model.patch_dropout=0")
+NO_DROPOUT = ("model.hidden_dropout=0", "model.attention_dropout=0", "model.patch_dropout=0", "contrastive.dropout=0")
 STAGES, PRECISIONS = (0, 1, 2, 3), ("fp32", "bf16")
 PROCESSES = 2  # of a run, where a proof does not say how many; `--processes`
 PATIENCE = 120.0  # seconds: what takes longer hangs

@@ -1,10 +1,10 @@
-// The smallest point of the convex hull of at most three gradients, from their Gram matrix G; host and device.
+// The smallest point of the convex hull of at most four gradients, from their Gram matrix G; host and device.
 //
 //   argmin_w w' G w  subject to  w >= 0, sum_i w_i = 1          (MGDA: Desideri 2012; Sener & Koltun 2018)
 //
-// The minimiser lies inside one face of the simplex (a vertex, an edge or the triangle) and is stationary there, so
-// trying every face is exact. All of it is double: the differences of near-equal gradients cancel. One thread does it;
-// indices are constants once inlined, so that everything lives in registers.
+// The minimiser lies inside one face of the simplex (a vertex, an edge, a triangle or the tetrahedron) and is
+// stationary there, so trying every face is exact. All of it is double: the differences of near-equal gradients cancel.
+// One thread does it; of at most three tasks indices are constants once inlined: everything lives in registers.
 #pragma once
 
 #include <cmath>
@@ -13,12 +13,12 @@
 
 namespace fashionbert {
 
-constexpr int kMaxMinNormTasks = 3;
+constexpr int kMaxMinNormTasks = 4, kTriangle = 3;
 
 struct MinNorm {
-  double G[kMaxMinNormTasks][kMaxMinNormTasks];
-  double w[kMaxMinNormTasks];  // the best face so far
-  double value;                // its w' G w
+  double G[kTriangle][kTriangle];
+  double w[kTriangle];  // the best face so far
+  double value;         // its w' G w
 };
 
 // Keeps the candidate if it is better. The comparison is false for NaN, so a singular face never wins.
@@ -66,15 +66,14 @@ FB_HOST_DEVICE void offer_triangle(MinNorm& m) {
   }
 }
 
-// weights of the row-major tasks x tasks matrix `gram` (entry i, j at i * row + j * column), 1 <= tasks <= 3. Equal
-// weights win ties, so gradients that are all zero or all equal give 1 / tasks. Anything not finite gives NaN.
+// `min_norm_weights` below of at most three tasks.
 template <typename Storage>
-FB_HOST_DEVICE void min_norm_weights(const Storage* gram, long row, long column, int tasks, double* weights) {
+FB_HOST_DEVICE void min_norm_of_three(const Storage* gram, long row, long column, int tasks, double* weights) {
   MinNorm m;
   double largest = 0;
   bool finite = true;
-  FB_UNROLL for (int i = 0; i < kMaxMinNormTasks; ++i) {
-    FB_UNROLL for (int j = 0; j < kMaxMinNormTasks; ++j) {
+  FB_UNROLL for (int i = 0; i < kTriangle; ++i) {
+    FB_UNROLL for (int j = 0; j < kTriangle; ++j) {
       m.G[i][j] = 0;
       if (i >= tasks || j >= tasks) continue;
       m.G[i][j] =
@@ -85,8 +84,8 @@ FB_HOST_DEVICE void min_norm_weights(const Storage* gram, long row, long column,
     }
   }
   if (largest > 0) {
-    FB_UNROLL for (int i = 0; i < kMaxMinNormTasks; ++i) {
-      FB_UNROLL for (int j = 0; j < kMaxMinNormTasks; ++j)
+    FB_UNROLL for (int i = 0; i < kTriangle; ++i) {
+      FB_UNROLL for (int j = 0; j < kTriangle; ++j)
         m.G[i][j] /= largest;
     }
   }
@@ -103,9 +102,107 @@ FB_HOST_DEVICE void min_norm_weights(const Storage* gram, long row, long column,
     offer(m, 0, of_1, 1 - of_1);
     offer_triangle(m);
   }
-  FB_UNROLL for (int i = 0; i < kMaxMinNormTasks; ++i) {
+  FB_UNROLL for (int i = 0; i < kTriangle; ++i) {
     if (i < tasks) weights[i] = finite ? m.w[i] : NAN;
   }
+}
+
+// The point inside the tetrahedron where |g_k + sum_i s_i (g_i - g_k)|^2 is stationary, i over the three others of k,
+// by a Cholesky factorisation (which takes no harm from rows of very different size) without its roots; false where
+// that point lies outside or is not unique: then a triangle is at least as good.
+FB_HOST_DEVICE bool tetrahedron_weights(const double (&G)[4][4], int k, double (&w)[4]) {
+  int others[kTriangle];
+  for (int i = 0, n = 0; i < 4; ++i)
+    if (i != k) others[n++] = i;
+  double L[kTriangle][kTriangle], pivot[kTriangle], s[kTriangle];
+  FB_UNROLL for (int a = 0; a < kTriangle; ++a) {
+    const int i = others[a];
+    s[a] = G[k][k] - G[i][k];
+    FB_UNROLL for (int b = 0; b <= a; ++b) {
+      const int j = others[b];
+      double entry = G[i][j] - G[i][k] - G[j][k] + G[k][k];
+      for (int c = 0; c < b; ++c) entry -= L[a][c] * L[b][c] * pivot[c];
+      if (a == b)
+        pivot[a] = entry;
+      else
+        L[a][b] = entry / pivot[b];
+    }
+    if (!(pivot[a] > 0)) return false;
+    for (int b = 0; b < a; ++b) s[a] -= L[a][b] * s[b];
+  }
+  double rest = 1;
+  bool inside = true;
+  FB_UNROLL for (int a = kTriangle - 1; a >= 0; --a) {
+    s[a] /= pivot[a];
+    for (int b = a + 1; b < kTriangle; ++b) s[a] -= L[b][a] * s[b];
+    w[others[a]] = s[a];
+    rest -= s[a];
+    inside = inside && s[a] >= 0;
+  }
+  w[k] = rest;
+  return inside && rest >= 0;
+}
+
+FB_HOST_DEVICE double squared_norm(const double (&G)[4][4], const double (&w)[4]) {
+  double value = 0;
+  FB_UNROLL for (int i = 0; i < 4; ++i) {
+    FB_UNROLL for (int j = 0; j < 4; ++j)
+      value += w[i] * w[j] * G[i][j];
+  }
+  return value;
+}
+
+// The same of four: equal weights, the best point of each of the four triangles (their edges and vertices included),
+// and the tetrahedron's.
+FB_HOST_DEVICE void min_norm_of_four(const double (&G)[4][4], double (&best)[4]) {
+  FB_UNROLL for (int i = 0; i < 4; ++i)
+    best[i] = 0.25;
+  double least = squared_norm(G, best);
+  for (int candidate = 0; candidate < 5; ++candidate) {
+    double w[4] = {};
+    if (candidate < 4) {  // the triangle opposite to this vertex
+      double face[kTriangle][kTriangle], shares[kTriangle];
+      FB_UNROLL for (int a = 0; a < kTriangle; ++a) {
+        FB_UNROLL for (int b = 0; b < kTriangle; ++b)
+          face[a][b] = G[a + (a >= candidate)][b + (b >= candidate)];
+      }
+      min_norm_of_three(&face[0][0], kTriangle, 1, kTriangle, shares);
+      FB_UNROLL for (int a = 0; a < kTriangle; ++a)
+        w[a + (a >= candidate)] = shares[a];
+    } else {
+      int k = 0;  // the smallest gradient, as of `offer_triangle`
+      for (int i = 1; i < 4; ++i) k = G[i][i] < G[k][k] ? i : k;
+      if (!tetrahedron_weights(G, k, w)) return;
+    }
+    const double value = squared_norm(G, w);
+    if (!(value < least)) continue;
+    least = value;
+    FB_UNROLL for (int i = 0; i < 4; ++i)
+      best[i] = w[i];
+  }
+}
+
+// weights of the row-major tasks x tasks matrix `gram` (entry i, j at i * row + j * column), 1 <= tasks <= 4. Equal
+// weights win ties, so gradients that are all zero or all equal give 1 / tasks. Anything not finite gives NaN.
+template <typename Storage>
+FB_HOST_DEVICE void min_norm_weights(const Storage* gram, long row, long column, int tasks, double* weights) {
+  if (tasks <= kTriangle) return min_norm_of_three(gram, row, column, tasks, weights);
+  double G[4][4], best[4], largest = 0;
+  bool finite = true;
+  for (int i = 0; i < 4; ++i) {
+    for (int j = 0; j < 4; ++j) {
+      G[i][j] =
+          0.5 * (static_cast<double>(gram[i * row + j * column]) + static_cast<double>(gram[j * row + i * column]));
+      const double size = std::fabs(G[i][j]);
+      finite = finite && size <= 1.7976931348623157e308;
+      largest = size > largest ? size : largest;
+    }
+  }
+  for (int i = 0; largest > 0 && i < 4; ++i) {
+    for (int j = 0; j < 4; ++j) G[i][j] /= largest;
+  }
+  min_norm_of_four(G, best);
+  for (int i = 0; i < 4; ++i) weights[i] = finite ? best[i] : NAN;
 }
 
 }  // namespace fashionbert

@@ -1,40 +1,50 @@
-// The two passes of the task-gradient gate over the three task gradients a, b, c at the shared hidden states; host and
-// device. The first takes their six dot products, the second their weighted sum.
+// The two passes of the task-gradient gate over the task gradients at the shared hidden states; host and device. The
+// first takes the products of every two, the second their weighted sum.
 #pragma once
 
 #include "common/macros.h"
 
 namespace fashionbert {
 
-constexpr int kGateTasks = 3;
-constexpr int kProducts = 6;  // the upper triangle of the Gram matrix: aa ab ac bb bc cc
+constexpr int kLeastGateTasks = 3, kMostGateTasks = 4;
+template <int kTasks>
+constexpr int kProducts = kTasks * (kTasks + 1) / 2;  // the upper triangle of the Gram matrix, row by row
 
-// Running sums of the six products. Value is a number, or a vector of numbers (a vector extension type on CPU).
-template <typename Value>
+// One number (or vector of numbers, a vector extension type on CPU) of each task's gradient; or its address.
+template <typename Value, int kTasks>
+struct OfTasks {
+  Value of[kTasks];
+};
+
+// Running sums of the products of every two tasks' numbers.
+template <typename Value, int kTasks>
 struct Products {
-  Value sums[kProducts];
+  Value sums[kProducts<kTasks>];
 
-  FB_HOST_DEVICE void add(Value a, Value b, Value c) {
-    sums[0] += a * a;
-    sums[1] += a * b;
-    sums[2] += a * c;
-    sums[3] += b * b;
-    sums[4] += b * c;
-    sums[5] += c * c;
+  FB_HOST_DEVICE void add(const OfTasks<Value, kTasks>& values) {
+    int product = 0;
+    FB_UNROLL for (int i = 0; i < kTasks; ++i) {
+      FB_UNROLL for (int j = i; j < kTasks; ++j)
+        sums[product++] += values.of[i] * values.of[j];
+    }
   }
 };
 
-// Writes one of the six products to its one or two places in the row-major 3 x 3 Gram matrix.
+// Writes one of the products to its one or two places in the row-major Gram matrix.
+template <int kTasks>
 FB_HOST_DEVICE void store_product(int product, double sum, float* gram) {
-  const int row = product < 3 ? 0 : (product < 5 ? 1 : 2);
-  const int column = product < 3 ? product : (product < 5 ? product - 2 : 2);
-  gram[row * kGateTasks + column] = static_cast<float>(sum);
-  gram[column * kGateTasks + row] = static_cast<float>(sum);
+  int row = 0, column = product;
+  while (column >= kTasks) column -= kTasks - ++row;
+  gram[row * kTasks + column] = static_cast<float>(sum);
+  gram[column * kTasks + row] = static_cast<float>(sum);
 }
 
-template <typename Value, typename Weight>
-FB_HOST_DEVICE Value mixed(Value a, Value b, Value c, Weight w_a, Weight w_b, Weight w_c) {
-  return w_a * a + w_b * b + w_c * c;
+template <typename Value, typename Weight, int kTasks>
+FB_HOST_DEVICE Value mixed(const OfTasks<Value, kTasks>& values, const OfTasks<Weight, kTasks>& weights) {
+  Value sum = weights.of[0] * values.of[0];
+  FB_UNROLL for (int i = 1; i < kTasks; ++i)
+    sum = sum + weights.of[i] * values.of[i];
+  return sum;
 }
 
 }  // namespace fashionbert

@@ -61,22 +61,6 @@ inline int checked_gram_size(const Tensor& gram, int most) {
   return static_cast<int>(gram.size(0));
 }
 
-// Elements of each of three contiguous task gradients of one shape and dtype.
-inline int64_t checked_gradient_size(const Tensor& a, const Tensor& b, const Tensor& c) {
-  for (const Tensor* other : {&a, &b, &c}) {
-    STD_TORCH_CHECK(other->numel() == a.numel() && other->scalar_type() == a.scalar_type() && other->is_contiguous(),
-                    "task gradients must be contiguous, of one shape and dtype");
-  }
-  return a.numel();
-}
-
-// The three float32 weights of the task gradients.
-inline const float* checked_weights(const Tensor& weights) {
-  STD_TORCH_CHECK(weights.numel() == 3 && weights.scalar_type() == ScalarType::Float && weights.is_contiguous(),
-                  "weights must be 3 contiguous float32 numbers");
-  return static_cast<const float*>(weights.const_data_ptr());
-}
-
 // Calls body.template operator()<Storage>() for the tensor's floating dtype.
 template <typename Body>
 void dispatch_floating(ScalarType dtype, const char* op, Body&& body) {

@@ -1,4 +1,4 @@
-// min_norm_weights on CPU: nine numbers, one thread.
+// min_norm_weights on CPU: at most sixteen numbers, one thread.
 #include "common/min_norm_weights.h"
 
 #include <torch/csrc/stable/library.h>

@@ -12,8 +12,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <vector>
 
+#include "common/gate_tensors.h"
 #include "common/tensor.h"
 
 namespace fashionbert {
@@ -72,75 +74,96 @@ void store(vector_t<float> value, c10::BFloat16* to) {
   std::memcpy(to, &halves, sizeof(halves));
 }
 
-template <typename Storage>
-Products<double> block_products(const Storage* a, const Storage* b, const Storage* c, int64_t count) {
+template <typename Storage, int kTasks>
+using Gradients = OfTasks<const Storage*, kTasks>;
+
+template <typename Storage, int kTasks>
+OfTasks<vector_t<compute_t<Storage>>, kTasks> load_at(const Gradients<Storage, kTasks>& gradients, int64_t i) {
+  OfTasks<vector_t<compute_t<Storage>>, kTasks> result;
+  FB_UNROLL for (int task = 0; task < kTasks; ++task)
+    result.of[task] = load(gradients.of[task] + i);
+  return result;
+}
+
+template <typename Real, typename Storage, int kTasks>
+OfTasks<Real, kTasks> number_at(const Gradients<Storage, kTasks>& gradients, int64_t i) {
+  OfTasks<Real, kTasks> result;
+  FB_UNROLL for (int task = 0; task < kTasks; ++task)
+    result.of[task] = static_cast<Real>(gradients.of[task][i]);
+  return result;
+}
+
+// The products of the elements from `i` to before `end`.
+template <typename Storage, int kTasks>
+Products<double, kTasks> range_products(const Gradients<Storage, kTasks>& gradients, int64_t i, int64_t end) {
   using Real = compute_t<Storage>;
-  Products<wide_t<Real>> lanes = {};
-  int64_t i = 0;
-  while (i + kLanes<Real> <= count) {
-    const int64_t vectors = std::min(kStrip, (count - i) / kLanes<Real>), end = i + vectors * kLanes<Real>;
-    Products<vector_t<Real>> strip = {};
-    for (; i < end; i += kLanes<Real>) strip.add(load(a + i), load(b + i), load(c + i));
-    for (int product = 0; product < kProducts; ++product)
+  Products<wide_t<Real>, kTasks> lanes = {};
+  while (i + kLanes<Real> <= end) {
+    const int64_t strip_end = i + std::min(kStrip, (end - i) / kLanes<Real>) * kLanes<Real>;
+    Products<vector_t<Real>, kTasks> strip = {};
+    for (; i < strip_end; i += kLanes<Real>) strip.add(load_at(gradients, i));
+    for (int product = 0; product < kProducts<kTasks>; ++product)
       lanes.sums[product] += __builtin_convertvector(strip.sums[product], wide_t<Real>);
   }
-  Products<double> total = {};
-  for (int product = 0; product < kProducts; ++product)
+  Products<double, kTasks> total = {};
+  for (int product = 0; product < kProducts<kTasks>; ++product)
     for (int64_t lane = 0; lane < kLanes<Real>; ++lane) total.sums[product] += lanes.sums[product][lane];
-  for (; i < count; ++i) total.add(static_cast<double>(a[i]), static_cast<double>(b[i]), static_cast<double>(c[i]));
+  for (; i < end; ++i) total.add(number_at<double>(gradients, i));
   return total;
 }
 
-Tensor gram(Tensor a, Tensor b, Tensor c) {
-  const int64_t count = checked_gradient_size(a, b, c), blocks = (count + kBlock - 1) / kBlock;
-  std::vector<Products<double>> partial(blocks);
-  dispatch_floating(a.scalar_type(), "task_gram", [&]<typename Storage>() {
-    const auto* of_a = static_cast<const Storage*>(a.const_data_ptr());
-    const auto* of_b = static_cast<const Storage*>(b.const_data_ptr());
-    const auto* of_c = static_cast<const Storage*>(c.const_data_ptr());
+template <int kTasks>
+Tensor gram_of(const GateTensors& tensors) {
+  const int64_t count = tensors.count(), blocks = (count + kBlock - 1) / kBlock;
+  std::vector<Products<double, kTasks>> partial(blocks);
+  dispatch_floating(tensors.a.scalar_type(), "task_gram", [&]<typename Storage>() {
+    const auto gradients = tensors.pointers<Storage, kTasks>();
     torch::stable::parallel_for(0, blocks, kGrain, [&](int64_t begin, int64_t end) {
-      for (int64_t block = begin; block < end; ++block) {
-        const int64_t from = block * kBlock;
-        partial[block] = block_products(of_a + from, of_b + from, of_c + from, std::min(kBlock, count - from));
-      }
+      for (int64_t block = begin; block < end; ++block)
+        partial[block] = range_products(gradients, block * kBlock, std::min((block + 1) * kBlock, count));
     });
   });
-  Tensor result = torch::stable::new_empty(a, {kGateTasks, kGateTasks}, ScalarType::Float);
-  for (int product = 0; product < kProducts; ++product) {
+  Tensor result = torch::stable::new_empty(tensors.a, {kTasks, kTasks}, ScalarType::Float);
+  for (int product = 0; product < kProducts<kTasks>; ++product) {
     double sum = 0;
     for (const auto& block : partial) sum += block.sums[product];
-    store_product(product, sum, static_cast<float*>(result.mutable_data_ptr()));
+    store_product<kTasks>(product, sum, static_cast<float*>(result.mutable_data_ptr()));
   }
   return result;
 }
 
-template <typename Storage, typename Real = compute_t<Storage>>
-void mix_range(const Storage* a, const Storage* b, const Storage* c, const float* weights, int64_t count,
-               Storage* out) {
-  const Real w_a = weights[0], w_b = weights[1], w_c = weights[2];
-  int64_t i = 0;
-  for (; i + kLanes<Real> <= count; i += kLanes<Real>)
-    store(mixed(load(a + i), load(b + i), load(c + i), w_a, w_b, w_c), out + i);
-  for (; i < count; ++i)
-    out[i] = static_cast<Storage>(
-        mixed(static_cast<Real>(a[i]), static_cast<Real>(b[i]), static_cast<Real>(c[i]), w_a, w_b, w_c));
+template <typename Storage, int kTasks, typename Real = compute_t<Storage>>
+void mix_range(const Gradients<Storage, kTasks>& gradients, const OfTasks<Real, kTasks>& weights, int64_t i,
+               int64_t end, Storage* out) {
+  for (; i + kLanes<Real> <= end; i += kLanes<Real>) store(mixed(load_at(gradients, i), weights), out + i);
+  for (; i < end; ++i) out[i] = static_cast<Storage>(mixed(number_at<Real>(gradients, i), weights));
 }
 
-Tensor mix(Tensor a, Tensor b, Tensor c, Tensor weights) {
-  const int64_t count = checked_gradient_size(a, b, c), blocks = (count + kBlock - 1) / kBlock;
-  const float* w = checked_weights(weights);
-  Tensor result = torch::stable::empty_like(a);
-  dispatch_floating(a.scalar_type(), "task_mix", [&]<typename Storage>() {
-    const auto* of_a = static_cast<const Storage*>(a.const_data_ptr());
-    const auto* of_b = static_cast<const Storage*>(b.const_data_ptr());
-    const auto* of_c = static_cast<const Storage*>(c.const_data_ptr());
+template <int kTasks>
+Tensor mix_of(const GateTensors& tensors, const Tensor& weights) {
+  const int64_t count = tensors.count(), blocks = (count + kBlock - 1) / kBlock;
+  const float* w = checked_weights(weights, kTasks);
+  Tensor result = torch::stable::empty_like(tensors.a);
+  dispatch_floating(tensors.a.scalar_type(), "task_mix", [&]<typename Storage>() {
+    const auto gradients = tensors.pointers<Storage, kTasks>();
+    OfTasks<compute_t<Storage>, kTasks> of_tasks;
+    for (int task = 0; task < kTasks; ++task) of_tasks.of[task] = w[task];
     auto* out = static_cast<Storage*>(result.mutable_data_ptr());
     torch::stable::parallel_for(0, blocks, kGrain, [&](int64_t begin, int64_t end) {
-      const int64_t from = begin * kBlock;
-      mix_range(of_a + from, of_b + from, of_c + from, w, std::min(end * kBlock, count) - from, out + from);
+      mix_range(gradients, of_tasks, begin * kBlock, std::min(end * kBlock, count), out);
     });
   });
   return result;
+}
+
+Tensor gram(Tensor a, Tensor b, Tensor c, std::optional<Tensor> d) {
+  const GateTensors tensors(a, b, c, d);
+  return d ? gram_of<4>(tensors) : gram_of<3>(tensors);
+}
+
+Tensor mix(Tensor a, Tensor b, Tensor c, Tensor weights, std::optional<Tensor> d) {
+  const GateTensors tensors(a, b, c, d);
+  return d ? mix_of<4>(tensors, weights) : mix_of<3>(tensors, weights);
 }
 
 }  // namespace

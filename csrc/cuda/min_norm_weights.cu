@@ -1,5 +1,5 @@
-// min_norm_weights on CUDA: one launch of one thread, everything in registers, no host synchronisation. Launch latency
-// is the whole cost, which is why this is CUDA C++ and not Triton.
+// min_norm_weights on CUDA: one launch of one thread, no host synchronisation. Launch latency is nearly the whole cost,
+// which is why this is CUDA C++ and not Triton.
 #include "common/min_norm_weights.h"
 
 #include <torch/csrc/stable/library.h>

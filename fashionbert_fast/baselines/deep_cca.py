@@ -63,6 +63,10 @@ class DeepCca(Baseline):
         self.title_network, self.photo_network = _network(title_P, width), _network(photo_Q, width)
         if self.reconstructs:
             self.title_decoder, self.photo_decoder = _network(width, title_P), _network(width, photo_Q)
+        self.title_mean_K: torch.Tensor
+        self.photo_mean_K: torch.Tensor
+        self.title_KK: torch.Tensor
+        self.photo_KK: torch.Tensor
         for side in ("title", "photo"):
             self.register_buffer(f"{side}_mean_K", torch.zeros(width))
             self.register_buffer(f"{side}_KK", torch.zeros(width, width))

@@ -123,12 +123,12 @@ class Lsa(nn.Module):
         from sklearn.preprocessing import normalize
 
         count_nV = CountVectorizer(vocabulary=self.terms).transform(texts).astype(np.float64)
-        count_nV.data = (1 + np.log(count_nV.data)) * self.idf_V.cpu().double().numpy()[count_nV.indices]
-        return normalize(count_nV)
+        count_nV.data = 1 + np.log(count_nV.data)
+        return normalize(count_nV.multiply(self.idf_V.double().numpy()).tocsr())
 
     def forward(self, texts: Sequence[str]) -> torch.Tensor:
         """float32 (n, K) on the module's device."""
-        found_nK = self.tfidf(texts) @ self.components_KV.cpu().double().numpy().T
+        found_nK = self.tfidf(texts) @ self.components_KV.double().numpy().T
         return torch.from_numpy(found_nK).to(self.idf_V)
 
 

@@ -43,15 +43,18 @@ def boxes_of_grid(grid: int) -> torch.Tensor:
 
 
 def cluster(features_nPD: torch.Tensor, grid: int) -> torch.Tensor:
-    """Which cluster each patch is of, int64 (n, P): Lloyd's rounds from patches evenly spaced over the photo. A cluster
-    may lose all of its patches."""
+    """Which cluster each patch is of, int64 (n, P): Lloyd's rounds, from the patch furthest from the mean and then ever
+    the one furthest from those chosen. A cluster may lose all of its patches."""
     P = features_nPD.shape[1]
     centre_P2 = boxes_of_grid(grid).unflatten(1, (2, 2)).mean(1).to(features_nPD)
     unit_nPD = nn.functional.normalize(features_nPD, dim=-1)
     point_nPF = torch.cat([unit_nPD, PLACE * centre_P2.expand(len(unit_nPD), P, 2)], dim=-1)
     count = min(CLUSTERS, P)
-    first_C = ((torch.arange(count) + 0.5) * P / count).long()
-    mean_nCF = point_nPF[:, first_C]
+    mean_nCF = point_nPF.mean(1, keepdim=True)
+    for chosen in range(count):
+        furthest_n = torch.cdist(point_nPF, mean_nCF).amin(-1).argmax(-1)
+        new_n1F = point_nPF[torch.arange(len(furthest_n)), furthest_n][:, None]
+        mean_nCF = torch.cat([mean_nCF, new_n1F], dim=1) if chosen else new_n1F
     for _ in range(ROUNDS):
         of_nP = torch.cdist(point_nPF, mean_nCF).argmin(-1)
         member_nCP = nn.functional.one_hot(of_nP, count).mT.to(point_nPF)
@@ -61,7 +64,7 @@ def cluster(features_nPD: torch.Tensor, grid: int) -> torch.Tensor:
 
 
 def regions(features_nPD: torch.Tensor, grid: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Features (n, R, D), boxes (n, R, 4) and which there are, bool (n, R): the whole photo first, then the clusters."""
+    """Features (n, R, D), boxes (n, R, 4) and which there are, bool (n, R): the whole photo, then the clusters."""
     of_nP, box_P4 = cluster(features_nPD, grid), boxes_of_grid(grid).to(features_nPD)
     member_nCP = nn.functional.one_hot(of_nP, min(CLUSTERS, len(box_P4))).mT.bool()
     member_nRP = torch.cat([torch.ones_like(member_nCP[:, :1]), member_nCP], dim=1)

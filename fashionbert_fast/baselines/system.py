@@ -99,7 +99,7 @@ class Scorer:
     Equal titles are one text and equal photos one image: they tie exactly (`Canonical`).
     """
 
-    scores = ("similarity",)
+    scores: tuple[str, ...] = ("similarity",)
 
     def __init__(self, system: Baseline, store: FeatureStore) -> None:
         self.system, self.store, self.canonical, self.work = system.eval(), store, Canonical.of(store), Work()

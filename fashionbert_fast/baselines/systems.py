@@ -15,7 +15,6 @@ from fashionbert_fast.baselines import DEFAULT_CORE, SYSTEMS
 from fashionbert_fast.baselines.combination import FOLDERS, Sum
 from fashionbert_fast.baselines.fitting import Budget, Validation
 from fashionbert_fast.baselines.system import Baseline, Scorer, read_config
-from fashionbert_fast.distributed import pick_device
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.store import FeatureStore, require_same_features
 from fashionbert_fast.files import read_json
@@ -38,7 +37,7 @@ def summands(name: str) -> tuple[str, str] | None:
 
 def fit(
     name: str, store: FeatureStore, *, seed: int = 0, budget: Budget | None = None, core: str | Path = DEFAULT_CORE,
-    parts: Sequence[Path] | None = None, device: str | None = None,
+    parts: Sequence[Path] | None = None,
 ) -> Baseline:  # fmt: skip
     """Fit a system on the training split, its epoch chosen on the validation split.
 
@@ -59,8 +58,7 @@ def fit(
 
     def fitted(of: str) -> Baseline:
         started = replace(budget, started=perf_counter())
-        with torch.device(pick_device(device)):
-            system = system_class(of).fit(store, rows, validation, seed=seed, budget=started, core=core)
+        system = system_class(of).fit(store, rows, validation, seed=seed, budget=started, core=core)
         system.fitted |= {"seed": seed, "products": len(rows), "store": store.manifest.content_sha256}
         return system.eval()
 
@@ -69,18 +67,18 @@ def fit(
     if parts is None:
         both = fitted(pair[0]), fitted(pair[1])
     else:
-        both = load(parts[0], store, device), load(parts[1], store, device)
+        both = load(parts[0], store), load(parts[1], store)
         for part, wanted, path in zip(both, pair, parts, strict=True):
             if part.name != wanted:
                 raise InputError(f"--parts: {path} holds {part.name}, where {name} has {wanted}; give another")
     return Sum.of(both, validation)
 
 
-def load(folder: Path, store: FeatureStore, device: str | None = None) -> Baseline:
+def load(folder: Path, store: FeatureStore) -> Baseline:
     """What `system.save` wrote, opened on ``store``. InputError where it is none, is damaged, or was fitted on other
     patch features than the store holds."""
     require_same_features(read_json(folder / "patch_features.json"), store.manifest, f"{folder} and {store.path}")
-    return _read(folder).to(pick_device(device)).open(store).eval()
+    return _read(folder).open(store).eval()
 
 
 def _read(folder: Path) -> Baseline:
@@ -100,8 +98,10 @@ def load_scorer(
     folder: Path, store: FeatureStore, data: Path, batch_size: int | None = None, device: str | None = None,
     precision: str = "fp32", keep: Path | None = None,
 ) -> tuple[Scorer, Path]:  # fmt: skip
-    """As `evaluation.checkpoint.load_scorer`, of a baseline's directory. It is in float32, and so fast that nothing is
-    kept of an interrupted evaluation."""
+    """As `evaluation.checkpoint.load_scorer`, of a baseline's directory: on the CPU, in float32, nothing kept of an
+    evaluation that is interrupted."""
     if precision != "fp32":
         raise InputError(f"--precision {precision}: baselines are scored in fp32; leave it out")
-    return Scorer(load(folder, store, device), store), folder
+    if device not in (None, "cpu"):
+        raise InputError(f"--device {device}: baselines are scored on a CPU; leave it out")
+    return Scorer(load(folder, store), store), folder

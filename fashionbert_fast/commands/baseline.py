@@ -37,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a BERT to read titles with: a checkpoint directory, a hub id or an alias (default: %(default)s)")
     add("--parts", nargs=2, type=Path, metavar=("RUN_A", "RUN_B"),
         help="of A+B: take these two, which were fitted before, rather than fit them")
-    add("--device", metavar="DEVICE", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     # fmt: on
 
 
@@ -52,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--out: {args.out} is there already; choose another, or take it away")
     budget = Budget(seconds=args.seconds, epochs=args.epochs)
     store = FeatureStore.open(args.data)
-    system = fit(args.name, store, seed=args.seed, budget=budget, core=args.core, parts=args.parts, device=args.device)
+    system = fit(args.name, store, seed=args.seed, budget=budget, core=args.core, parts=args.parts)
     save(system, args.out)
     done = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
                      for name, value in system.fitted.items() if not isinstance(value, str))  # fmt: skip

@@ -49,6 +49,7 @@ class ContrastiveConfig:
     batch_size: int = 128  # of the first steps: products a process and micro-batch
     subcategory_steps: int = 0  # the last so many of the first steps: products of one sub-category in a batch
     size: int = 256  # numbers of a vector
+    dropout: float = 0.3  # in the small towers beside the core
     temperature: float = 0.07  # what cosines are divided by at the start; it is learned, and stays 0.01 or more
     token_rate: float = 0.15  # the chance of each word of a title to be masked
     patch_rate: float = 0.25  # of the patches, masked
@@ -62,6 +63,7 @@ class ContrastiveConfig:
         within("contrastive.subcategory_steps", self.subcategory_steps, 0, self.first_steps)
         within("contrastive.size", self.size, 1, 2**16)
         within("contrastive.temperature", self.temperature, 0.01, 1.0)
+        within("contrastive.dropout", self.dropout, 0.0, 1.0, open_high=True)
         for name in ("token_rate", "patch_rate", "mirror_rate"):
             within(f"contrastive.{name}", getattr(self, name), 0.0, 1.0)
 

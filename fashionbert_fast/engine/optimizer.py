@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fashionbert_fast.config import TrainConfig
 from fashionbert_fast.errors import InputError
+from fashionbert_fast.model.fashionbert import FashionBert
 
 
 def has_apex() -> bool:
@@ -60,13 +61,24 @@ def _factory(name: str, backend: str, device: torch.device) -> Callable[..., tor
     raise InputError(f"train.optimizer_backend {backend} has no {name}; use auto")
 
 
-def build_optimizer(model: nn.Module, train: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
-    """The optimizer over two groups: matrices with weight decay, biases and LayerNorm without."""
-    matrices = [p for p in model.parameters() if p.requires_grad and p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.requires_grad and p.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+def build_optimizer(model: FashionBert, train: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
+    """The optimizer over two groups: matrices with weight decay, biases and LayerNorm without. Where fresh weights have
+    a learning rate of their own, they are two groups more."""
+    fresh = model.fresh if train.fresh_lr_factor != 1 else frozenset()
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            groups.setdefault((name in fresh, p.dim() <= 1), []).append(p)
+    listed = [
+        {
+            "params": groups[is_fresh, is_vector],
+            "weight_decay": 0.0 if is_vector else train.weight_decay,
+            "lr": train.lr * (train.fresh_lr_factor if is_fresh else 1.0),
+        }
+        for is_fresh, is_vector in sorted(groups)
+    ]
     make = _factory(train.optimizer, choose_backend(train, device), device)
-    return make(groups, lr=train.lr, betas=tuple(train.betas), eps=train.eps)
+    return make(listed, lr=train.lr, betas=tuple(train.betas), eps=train.eps)
 
 
 def build_schedule(optimizer: torch.optim.Optimizer, train: TrainConfig) -> LRScheduler:

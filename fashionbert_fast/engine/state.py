@@ -7,7 +7,8 @@ seed, the step and the rank, the learning rate one of the steps done. Imports De
 accelerator before: so it is imported where it is used.
 
     state/rank-00000.safetensors    MASTER/NAME, exp_avg/NAME, ...: (n,) of each piece; where it starts, in the metadata
-    state/training.json             steps done of the schedule, those that optimizers count, loss scale
+    state/training.json             steps done of the schedule, those that optimizers count, loss scale, what the
+                                    weighting remembers
 """
 
 from __future__ import annotations
@@ -177,6 +178,7 @@ def _training(engine) -> dict[str, Any]:
         "schedule": engine.lr_scheduler.last_epoch,
         "groups": [{"step": int(group["step"])} if "step" in group else {} for group in groups],
         "loss_scale": _loss_scale(engine.optimizer)[1],
+        "weighting": engine.module.weighter.saved_memory(),
     }
 
 
@@ -267,6 +269,7 @@ def restore(engine, directory: Path) -> None:
     scaler, fields = _loss_scale(engine.optimizer)
     for key in fields.keys() & training["loss_scale"].keys():
         setattr(scaler, key, training["loss_scale"][key])
+    engine.module.weighter.restore_memory(training.get("weighting", {}))
     _set_schedule(engine.lr_scheduler, int(training["schedule"]))
     _cast_weights(engine)
 

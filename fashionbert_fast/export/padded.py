@@ -30,10 +30,21 @@ class PaddedCore(nn.Module):
         self.activation = ACTIVATIONS[model.config.hidden_act]
         self.segment, self.itc_head = segment, model.itc_head
 
-    def vectors(self, hidden_BSH: torch.Tensor, live_BS: torch.Tensor) -> torch.Tensor:
-        """What `FashionBert.pooled_vectors` gives, (B, E)."""
+    def vectors(
+        self, hidden_BSH: torch.Tensor, live_BS: torch.Tensor, input_ids_BL: torch.Tensor | None = None,
+        patch_features_BPD: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """What `FashionBert.pooled_vectors` gives, (B, E), of sequences with a text, with patches, or with both."""
         mean_BH = _mean(hidden_BSH, live_BS)
-        return F.normalize(mean_BH, dim=1) if self.itc_head is None else self.itc_head(mean_BH)
+        if self.itc_head is None:
+            return F.normalize(mean_BH, dim=1)
+        vectors_BE = self.itc_head.projection(mean_BH)
+        if input_ids_BL is not None:
+            words_BLH, live_BL = self.text.word(input_ids_BL), live_BS[:, : input_ids_BL.shape[1]]
+            vectors_BE = vectors_BE + self.itc_head.word_tower(_mean(words_BLH, live_BL))
+        if patch_features_BPD is not None:
+            vectors_BE = vectors_BE + self.itc_head.patch_tower(patch_features_BPD.mean(1))
+        return F.normalize(vectors_BE, dim=1)
 
     def embed_text(self, input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor) -> torch.Tensor:
         """(B, L, H); padding has no place in its text, and what stands there is not read."""
@@ -103,7 +114,7 @@ class PaddedTextVectors(PaddedCore):
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         live_BL = attention_mask.bool()
-        return self.vectors(self.encode(self.embed_text(input_ids, attention_mask), live_BL), live_BL)
+        return self.vectors(self.encode(self.embed_text(input_ids, attention_mask), live_BL), live_BL, input_ids)
 
 
 class PaddedImageVectors(PaddedCore):
@@ -111,7 +122,8 @@ class PaddedImageVectors(PaddedCore):
 
     def forward(self, patch_features: torch.Tensor) -> torch.Tensor:
         hidden_BPH = self.encode(self.embed_patches(patch_features), None)
-        return self.vectors(hidden_BPH, torch.ones_like(hidden_BPH[..., 0], dtype=torch.bool))
+        live_BP = torch.ones_like(hidden_BPH[..., 0], dtype=torch.bool)
+        return self.vectors(hidden_BPH, live_BP, patch_features_BPD=patch_features)
 
 
 class PaddedPairVectors(PaddedCore):
@@ -120,7 +132,8 @@ class PaddedPairVectors(PaddedCore):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, patch_features: torch.Tensor
     ) -> torch.Tensor:
-        return self.vectors(*self.encode_pairs(input_ids, attention_mask, patch_features))
+        encoded = self.encode_pairs(input_ids, attention_mask, patch_features)
+        return self.vectors(*encoded, input_ids, patch_features)
 
 
 def _mean(hidden_BSH: torch.Tensor, live_BS: torch.Tensor) -> torch.Tensor:

@@ -1,17 +1,21 @@
 """min_norm_weights: the point of smallest norm in the convex hull of the task gradients (MGDA).
 
 Formula (Desideri 2012; Sener & Koltun 2018): argmin_w w' G w subject to w >= 0, sum w = 1, where G is the Gram matrix
-of the task gradients. Exact for T <= 3 by enumerating the faces of the simplex: the minimiser lies in the interior of
-one face (a vertex, an edge or the triangle), where it solves a linear system.
+of the task gradients. Exact for T <= 4 by enumerating the faces of the simplex: the minimiser lies in the interior of
+one face (a vertex, an edge, a triangle or the tetrahedron), where it solves a linear system.
 
 Shapes: T tasks.
 """
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import torch
 
 from fashionbert_fast.kernels._library import check_floating, reverse_mode_only
+
+MAX_TASKS = 4  # csrc/common/min_norm_weights.h
 
 
 # Reference -----------------------------------------------------------------------------------------------------------
@@ -41,6 +45,16 @@ def _triangle(G_TT: torch.Tensor) -> torch.Tensor:
     return torch.where(inside, weights_T, torch.nan)
 
 
+def _tetrahedron(G_TT: torch.Tensor) -> torch.Tensor:
+    """Stationary point of the whole tetrahedron, or NaN as of `_triangle`: where all slopes are equal, G w = mu 1."""
+    bordered = torch.nn.functional.pad(G_TT, (0, 1, 0, 1), value=1.0)
+    bordered[-1, -1] = 0
+    solution, singular = torch.linalg.solve_ex(bordered, torch.eye(5, dtype=G_TT.dtype, device=G_TT.device)[4])
+    weights_T = solution[:4] / solution[:4].sum()
+    inside = (weights_T >= 0).all() & (singular == 0)
+    return torch.where(inside, weights_T, torch.nan)
+
+
 def min_norm_weights_reference(gram_TT: torch.Tensor) -> torch.Tensor:
     """The best of all faces, in float64. Scaled to a unit largest entry first, so that scale does not matter."""
     G_TT = gram_TT.to(torch.float64)
@@ -49,8 +63,12 @@ def min_norm_weights_reference(gram_TT: torch.Tensor) -> torch.Tensor:
     G_TT = G_TT / torch.where(G_TT.abs().amax() > 0, G_TT.abs().amax(), 1.0)
     candidates = [torch.full((T,), 1 / T, dtype=G_TT.dtype, device=G_TT.device)]  # wins ties
     candidates += [_edge(G_TT, i, j) for i in range(T) for j in range(i + 1, T)]  # an edge includes its two vertices
-    if T == 3:
-        candidates.append(_triangle(G_TT))
+    for corners in map(list, combinations(range(T), 3)):
+        inner_T = torch.zeros_like(G_TT[0])
+        inner_T[corners] = _triangle(G_TT[corners][:, corners])
+        candidates.append(inner_T)
+    if T == 4:
+        candidates.append(_tetrahedron(G_TT))
     weights_CT = torch.stack(candidates)
     values_C = ((weights_CT @ G_TT) * weights_CT).sum(dim=1)
     best = torch.where(values_C.isnan(), torch.inf, values_C).argmin()
@@ -67,13 +85,13 @@ def _(gram_TT):
 # Public function -----------------------------------------------------------------------------------------------------
 @reverse_mode_only
 def min_norm_weights(gram_TT: torch.Tensor) -> torch.Tensor:
-    """argmin_w w' G w on the simplex, exact for T <= 3: one launch, no host synchronisation.
+    """argmin_w w' G w on the simplex, exact for T <= 4: one launch, no host synchronisation.
 
     Computed in float64 whatever the dtype. Not differentiable: the weights are constants of the step.
 
     Args:
         gram_TT: (T, T) float32, bfloat16, float16 or float64, the symmetric positive semi-definite Gram matrix of T
-            gradients, 1 <= T <= 3, on CPU or CUDA.
+            gradients, 1 <= T <= 4, on CPU or CUDA.
 
     Returns:
         weights_T: (T,), dtype of ``gram_TT``, non-negative, summing to 1. Equal weights where they are as good as any
@@ -87,6 +105,6 @@ def min_norm_weights(gram_TT: torch.Tensor) -> torch.Tensor:
         tensor([0.7500, 0.2500])
     """
     check_floating("gram_TT", gram_TT)
-    if gram_TT.dim() != 2 or gram_TT.shape[0] != gram_TT.shape[1] or not 1 <= gram_TT.shape[0] <= 3:
-        raise ValueError(f"gram_TT must have shape (T, T) with T <= 3, got {tuple(gram_TT.shape)}")
+    if gram_TT.dim() != 2 or gram_TT.shape[0] != gram_TT.shape[1] or not 1 <= gram_TT.shape[0] <= MAX_TASKS:
+        raise ValueError(f"gram_TT must have shape (T, T) with T <= {MAX_TASKS}, got {tuple(gram_TT.shape)}")
     return torch.ops.fashionbert_fast.min_norm_weights.default(gram_TT.detach())

@@ -137,6 +137,7 @@ def _sizes_of_ours(config: FashionBertConfig) -> Shapes:
 def _copy_core(model, theirs: dict[str, torch.Tensor], directory: Path) -> None:
     theirs = {_modern_name(name): tensor for name, tensor in theirs.items()}
     optional = ("tia_head.pooler", "mlm_head.", "text_embeddings.segment")
+    known = set()
     for ours, sources in bert_names(model).items():
         target = model.get_parameter(ours)
         missing = [source for source in sources if source not in theirs]
@@ -154,9 +155,11 @@ def _copy_core(model, theirs: dict[str, torch.Tensor], directory: Path) -> None:
             raise InputError(
                 f"{directory}: {sources[0]} has shape {tuple(value.shape)}, expected {tuple(target.shape)}"
             )
+        known.add(ours)
         target[:rows].copy_(value)
         if rows < len(target):
             target[QUERY_SEGMENT:].copy_(value[:1].expand_as(target[QUERY_SEGMENT:]))
+    model.fresh = frozenset(name for name, _ in model.named_parameters() if name not in known)
 
 
 def exported_names(ours: str) -> list[str]:
@@ -272,6 +275,7 @@ def warm_model(cls, path: Path, *, layers: int | None = None, **overrides):
         fresh += ("tia_head.dense.", "tia_head.classifier.")
     cut = tuple(f"encoder.layers.{i}." for i in range(kept, config.num_hidden_layers))
     state = {name: tensor for name, tensor in load_safetensors(path).items() if not name.startswith(cut)}
+    model.fresh = frozenset(name for name, _ in model.named_parameters() if name.startswith(fresh))
     return _filled(model, state, path, fresh)
 
 
@@ -297,15 +301,22 @@ def _filled(model, state: dict[str, torch.Tensor], path: Path, fresh: tuple[str,
     """``model`` with the weights ``state``, but those of heads it has not, and the feature manifest of ``path``. Those
     whose names begin with one of ``fresh`` stay as they were drawn.
 
-    Segments that ``state`` has not begin as that of titles: a query is a text.
+    What a weighting learned is taken by the same weighting only. Segments that ``state`` has not begin as that of
+    titles: a query is a text.
     """
     try:
         ours = _joined(model, state) if _is_exported(path) else state
-        held = {name: part for name, part in ours.items() if not name.startswith(fresh) and _has_place(model, name)}
-        held |= {name: part for name, part in model.state_dict().items() if name.startswith(fresh)}
+        own = {name: part for name, part in model.state_dict().items() if name.startswith(("weighter.", *fresh))}
+        held = {
+            name: part
+            for name, part in ours.items()
+            if not name.startswith(fresh)
+            and _has_place(model, name)
+            and (not name.startswith("weighter.") or (name in own and own[name].shape == part.shape))
+        }
         segment_KH = held[SEGMENTS]
         more = max(0, model.config.type_vocab_size - len(segment_KH))
-        model.load_state_dict(held | {SEGMENTS: torch.cat([segment_KH, segment_KH[:1].expand(more, -1)])})
+        model.load_state_dict(own | held | {SEGMENTS: torch.cat([segment_KH, segment_KH[:1].expand(more, -1)])})
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path / 'model.safetensors'}: does not fit config.json ({reason})") from error

@@ -12,7 +12,9 @@ from fashionbert_fast.errors import InputError
 from fashionbert_fast.files import read_json
 
 TASKS = ("mlm", "tia", "mpm")  # the order of every *_T tensor
-METHODS = ("loss", "gradient", "min_norm", "fixed")
+METHODS = ("loss", "gradient", "min_norm", "fixed", "uncertainty", "dwa", "imtl", "nash", "gradnorm")
+AT_GATE = ("gradient", "min_norm", "imtl", "nash", "gradnorm")  # these solve for what scales the task gradients
+NORMALISABLE, FLOORED = ("gradient", "min_norm"), ("gradient", "min_norm", "nash", "gradnorm")
 LAYER_NORMS = ("fused", "apex")
 ALIGNMENT_HEADS = ("cls", "pooled")
 MOST, MOST_LAYERS = 2**24, 1000  # of any other size, which no model comes near: products of two stay integers of torch
@@ -22,18 +24,22 @@ OWN = "fashionbert"  # of an exported directory, which is a BERT's: the section 
 
 @dataclass
 class TaskWeighting:
-    """How the three task losses become one gradient.
+    """How the task losses become one gradient.
 
     ``loss``, ``gradient`` and ``min_norm`` are the specification's three ways; ``fixed`` uses ``preference`` as it is.
+    The others are known from elsewhere: objectives/weighting.py says what each does, docs/training.md how they fared.
     """
 
-    method: str = "loss"  # loss | gradient | min_norm | fixed
+    method: str = "loss"  # loss | gradient | min_norm | fixed | uncertainty | dwa | imtl | nash | gradnorm
     alpha: float = 1.0  # regulariser of the closed form (loss, gradient); alpha * 3 > 1
     detach_weights: bool = False  # loss: stop the gradient through the weights (the released code does not)
-    # factor of the mlm, tia and mpm loss, before any solve
+    # factor of the mlm, tia and mpm loss, before any solve; a fourth is that of a fourth task, where there is one
     preference: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])
     normalise: str = "none"  # gradient, min_norm: divide each task gradient by its norm or its loss before the solve
-    floor: float = 0.0  # gradient, min_norm: no weight below this; at most 1/3
+    floor: float = 0.0  # gradient, min_norm, nash, gradnorm: no weight below this; at most 1/3
+    window: int = 100  # dwa: micro-batches whose mean losses are compared with those of as many before
+    temperature: float = 2.0  # dwa: the larger, the more alike the weights
+    asymmetry: float = 1.5  # gradnorm: by how much a task that lags behind is pulled up; 0: gradients of equal norm
 
     def __post_init__(self) -> None:
         self.preference = [float(p) for p in self.preference]
@@ -43,14 +49,23 @@ class TaskWeighting:
             raise ValueError(f"weighting.normalise must be one of {', '.join(NORMALISATIONS)}, got {self.normalise!r}")
         if not 1 < self.alpha * len(TASKS) < math.inf:
             raise ValueError(f"weighting.alpha must exceed 1/3, got {self.alpha}")
-        if len(self.preference) != 3 or not min(self.preference) >= 0 or not 0 < sum(self.preference) < math.inf:
-            raise ValueError(f"weighting.preference must be three factors >= 0, not all 0, got {self.preference}")
+        factors = self.preference
+        if len(factors) not in (3, 4) or not min(factors) >= 0 or not 0 < sum(factors) < math.inf:
+            raise ValueError(
+                f"weighting.preference must be three factors >= 0 (four of four tasks), not all 0, got {factors}"
+            )
         if not 0 <= self.floor <= 1 / 3:
             raise ValueError(f"weighting.floor must lie in [0, 1/3], got {self.floor}")
-        if self.method in ("loss", "fixed") and (self.normalise != "none" or self.floor):
-            raise ValueError(
-                f"weighting.normalise and weighting.floor need method gradient or min_norm, not {self.method}"
-            )
+        if self.normalise != "none" and self.method not in NORMALISABLE:
+            raise ValueError(f"weighting.normalise needs method {' or '.join(NORMALISABLE)}, not {self.method}")
+        if self.floor and self.method not in FLOORED:
+            raise ValueError(f"weighting.floor needs method {', '.join(FLOORED)}, not {self.method}")
+        if self.window < 1:
+            raise ValueError(f"weighting.window must be 1 or more, got {self.window}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"weighting.temperature must exceed 0, got {self.temperature}")
+        if not 0 <= self.asymmetry < math.inf:
+            raise ValueError(f"weighting.asymmetry must be 0 or more, got {self.asymmetry}")
 
 
 @dataclass
@@ -96,6 +111,7 @@ class FashionBertConfig:
     layer_norm: str = "fused"  # of the encoder: fused (with bias, dropout and residual, one operator) | apex; not saved
     alignment_head: str = "cls"  # what the alignment head reads: cls ([CLS]) | pooled (and the means of both sides)
     contrastive_size: int = 0  # numbers of a vector that the contrastive loss has learned; 0: no projection
+    contrastive_dropout_prob: float = 0.3  # within the towers of its head
     weighting: TaskWeighting = field(default_factory=TaskWeighting)
 
     def __post_init__(self) -> None:
@@ -133,7 +149,8 @@ class FashionBertConfig:
             )
         if self.type_vocab_size < 2:
             raise ValueError("model.type_vocab_size must be at least 2: one segment for text, one for images")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "patch_dropout_prob"):
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "patch_dropout_prob",
+                     "contrastive_dropout_prob"):  # fmt: skip
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"model.{name} must lie in [0, 1), got {getattr(self, name)}")
 

@@ -16,6 +16,12 @@ LEAST_DEVIATION = 0.01  # of a dimension, in units of the dimensions' root mean 
 TEXT_SEGMENT, IMAGE_SEGMENT, QUERY_SEGMENT = 0, 1, 2  # the last only where type_vocab_size is 3 or more
 
 
+def divisors(std_D: torch.Tensor) -> torch.Tensor:
+    """What standardised features are divided by: their deviations, none below LEAST_DEVIATION."""
+    typical = std_D.square().mean().sqrt()
+    return std_D.clamp_min(LEAST_DEVIATION * typical) if typical > 0 else torch.ones_like(std_D)
+
+
 class TextEmbeddings(nn.Module):
     """BERT's: word + position + segment -> LayerNorm -> dropout. Its segment table also holds the image's row."""
 
@@ -61,8 +67,7 @@ class PatchEmbeddings(nn.Module):
         -mean / std and no longer the origin: it is told from an average patch, whose standardised features are 0.
         Only the beginning is standardised: the gradients that follow are of W / std, by raw features.
         """
-        typical = std_D.square().mean().sqrt()
-        divisor_D = std_D.clamp_min(LEAST_DEVIATION * typical) if typical > 0 else torch.ones_like(std_D)
+        divisor_D = divisors(std_D)
         weight_HD = self.projection.weight.double() / divisor_D
         self.position.weight.copy_(self.position.weight.double() - weight_HD @ mean_D)
         self.projection.weight.copy_(weight_HD)

@@ -27,7 +27,7 @@ from fashionbert_fast.model.embeddings import (
     TextEmbeddings,
 )
 from fashionbert_fast.model.encoder import Encoder, Packing, dropout_sites
-from fashionbert_fast.model.heads import ContrastiveHead
+from fashionbert_fast.model.heads import ContrastiveHead, segment_sums
 
 
 class FashionBert(nn.Module):
@@ -42,6 +42,7 @@ class FashionBert(nn.Module):
         self.text_embeddings = TextEmbeddings(config)
         self.patch_embeddings = PatchEmbeddings(config, site=dropout_sites(config))
         self.encoder = Encoder(config)
+        self.fresh: frozenset[str] = frozenset()  # names of parameters that the checkpoint it began from has not
         self.feature_manifest: dict | None = None  # of the feature store it was trained on, kept in its checkpoints
         self.itc_head = ContrastiveHead(config) if config.contrastive_size else None
         self.build_heads()
@@ -175,13 +176,24 @@ class FashionBert(nn.Module):
         """
         return self.pooled_vectors(self.encode(sequences), sequences)
 
-    def pooled_vectors(self, hidden_TH: torch.Tensor, sequences: PackedPairs) -> torch.Tensor:
-        """`vectors`, of the last hidden states."""
-        cu_seqlens_S1 = sequences.cu_seqlens_S1
+    def pooled_vectors(
+        self, hidden_TH: torch.Tensor, sequences: PackedPairs, last: int | None = None
+    ) -> torch.Tensor:  # fmt: skip
+        """`vectors`, of the last hidden states; of the ``last`` so many sequences, of which none has more than a
+        photo."""
+        S = len(sequences.cu_seqlens_S1) - 1 if last is None else last
+        cu_seqlens_S1, first_photo = sequences.cu_seqlens_S1[-S - 1 :], max(0, len(sequences.patch_row_B) - S)
         sums_SH = segment_sums(hidden_TH, cu_seqlens_S1)
         if self.itc_head is None:
             return F.normalize(sums_SH, dim=1)  # which a division by the length would not change
-        return self.itc_head(sums_SH / cu_seqlens_S1.diff().clamp_min(1)[:, None])
+        token_S1 = torch.searchsorted(sequences.text_row_N, cu_seqlens_S1)  # tokens, and photos, before each sequence
+        image_S1 = torch.searchsorted(sequences.patch_row_B[first_photo:], cu_seqlens_S1)
+        words_SH = segment_sums(self.text_embeddings.word(sequences.input_id_N).detach(), token_S1)
+        tokens_S = token_S1.diff()
+        return self.itc_head(
+            sums_SH / cu_seqlens_S1.diff().clamp_min(1)[:, None], words_SH / tokens_S.clamp_min(1)[:, None],
+            tokens_S > 0, _mean_features(sequences, first_photo), image_S1,
+        )  # fmt: skip
 
     @property
     def vector_size(self) -> int:
@@ -222,7 +234,11 @@ class FashionBert(nn.Module):
         return self.encoder.forward_cls(joint_TH, Packing(pairs.cu_seqlens_S1, pairs.max_seqlen))
 
 
-def segment_sums(hidden_TH: torch.Tensor, cu_seqlens_S1: torch.Tensor) -> torch.Tensor:
-    """(S, H) float32: the sum of each segment's rows. Reads no tensor on the host, and adds up in the order of the rows
-    on any device."""
-    return torch.segment_reduce(hidden_TH.float(), "sum", offsets=cu_seqlens_S1, axis=0, unsafe=True)
+def _mean_features(sequences: PackedPairs, first: int) -> torch.Tensor:
+    """(B, D) of the features' dtype: the mean of the unmasked patches of each photo of a sequence, from the
+    ``first``."""
+    live_BP = ~sequences.patch_mask_BP[first:]
+    share_BP = live_BP / live_BP.sum(1, keepdim=True).clamp_min(1)
+    features_IPD = sequences.features_IPD
+    features_BPD = features_IPD.index_select(0, sequences.image_index_B[first:])
+    return torch.bmm(share_BP[:, None].to(features_BPD.dtype), features_BPD)[:, 0]

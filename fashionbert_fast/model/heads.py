@@ -88,16 +88,57 @@ class AlignmentHead(nn.Module):
 
 
 class ContrastiveHead(nn.Module):
-    """What the contrastive loss compares: a projection of a sequence's mean state, of length 1, and a learned scale."""
+    """What the contrastive loss compares: a vector of length 1 of each sequence, and a learned scale.
+
+    The vector is a projection of the mean of the last hidden states, plus what two small towers make of the means of
+    what went in: of the word embeddings, and of the unmasked patches' features. They learn sooner than the core does,
+    as the shortcut of a residual network does (He et al., 2016).
+    """
 
     def __init__(self, config: FashionBertConfig) -> None:
         super().__init__()
-        self.projection = nn.Linear(config.hidden_size, config.contrastive_size)
+        H, E, F_ = config.hidden_size, config.contrastive_size, 2 * config.contrastive_size
+        drop = config.contrastive_dropout_prob
+        self.projection = nn.Linear(H, E)
+        self.word_tower = nn.Sequential(
+            nn.LayerNorm(H), nn.Linear(H, F_), nn.GELU(), nn.Dropout(drop), nn.Linear(F_, E)
+        )
+        self.patch_tower = nn.Sequential(
+            nn.Linear(config.patch_feature_size, F_), nn.GELU(), nn.Dropout(drop), nn.Linear(F_, E)
+        )
         self.scale = LogitScale()
 
-    def forward(self, mean_SH: torch.Tensor) -> torch.Tensor:
-        """(S, E) float32 of length 1."""
-        return F.normalize(self.projection(mean_SH.to(self.projection.weight.dtype)).float(), dim=1)
+    def forward(
+        self, mean_SH: torch.Tensor, word_SH: torch.Tensor, has_text_S: torch.Tensor, patch_ID: torch.Tensor,
+        image_offsets_S1: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        """(S, E) float32 of length 1.
+
+        Args:
+            mean_SH: of the last hidden states. word_SH: of the word embeddings, where ``has_text_S``. patch_ID: of the
+                features of each photo of a sequence. image_offsets_S1: how many of those photos are of the sequences
+                before each; a sequence has one or none.
+        """
+        dtype = self.projection.weight.dtype
+        summed_SE = self.projection(mean_SH.to(dtype)) + self.word_tower(word_SH.to(dtype)) * has_text_S[:, None]
+        return F.normalize(
+            summed_SE.float() + segment_sums(self.patch_tower(patch_ID.to(dtype)), image_offsets_S1), dim=1
+        )
+
+    @torch.no_grad()
+    def standardise(self, mean_D: torch.Tensor, divisor_D: torch.Tensor) -> None:
+        """Fold x -> (x - mean) / divisor into what reads the features, float64 (D,) both."""
+        first = self.patch_tower[0]
+        assert isinstance(first, nn.Linear)
+        weight_FD = first.weight.double() / divisor_D
+        first.bias.copy_(first.bias.double() - weight_FD @ mean_D)
+        first.weight.copy_(weight_FD)
+
+
+def segment_sums(rows_TH: torch.Tensor, offsets_S1: torch.Tensor) -> torch.Tensor:
+    """(S, H) float32: the sum of each segment's rows, zeros of an empty one. Reads no tensor on the host, and adds up
+    in the order of the rows on any device."""
+    return torch.segment_reduce(rows_TH.float(), "sum", offsets=offsets_S1, axis=0, unsafe=True)
 
 
 class LogitScale(nn.Module):

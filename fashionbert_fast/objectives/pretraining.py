@@ -138,7 +138,7 @@ class FashionBertForPreTraining(FashionBert):
         if self.itc_head is None:
             raise InputError("batch: brings products of the contrastive loss, the model has no vectors for them; build "
                              "it with contrastive_size above 0")  # fmt: skip
-        vectors_SE = self.pooled_vectors(hidden_TH, batch.inputs)
+        vectors_SE = self.pooled_vectors(hidden_TH, batch.inputs, last=2 * len(batch.contrastive.live_C))
         sums_2 = contrastive_sums(vectors_SE, self.itc_head.scale(), batch.contrastive)
         if counts is None:
             count = all_reduce_sum(batch.contrastive.live_C.sum().float())

@@ -42,8 +42,11 @@ def test_clusters_are_scikit_learn_s_from_the_same_start():
     point = torch.nn.functional.normalize(features_PD, dim=1)
     middle = boxes_of_grid(8)
     point = torch.cat([point, (middle[:, :2] + middle[:, 2:]) / 2], dim=1).numpy()
-    start = point[np.arange(8) * 8 + 4]
-    theirs = KMeans(8, init=start, n_init=1, max_iter=9, tol=0, algorithm="lloyd").fit(point)
+    start = [point[np.linalg.norm(point - point.mean(0), axis=1).argmax()]]
+    while len(start) < 8:
+        nearest = [min(np.linalg.norm(one - other) for other in start) for one in point]
+        start.append(point[int(np.argmax(nearest))])
+    theirs = KMeans(8, init=np.stack(start), n_init=1, max_iter=9, tol=0, algorithm="lloyd").fit(point)
     np.testing.assert_array_equal(cluster(features_PD[None], 8)[0], theirs.labels_)
 
 
@@ -61,7 +64,7 @@ def test_with_patches_as_regions_it_is_fashionbert(planted, core):
     with torch.no_grad():
         system.projection.weight.copy_(embeddings.projection.weight)
         system.region_norm.load_state_dict(embeddings.norm.state_dict())
-        system.geometry.weight.copy_(torch.linalg.lstsq(waves, embeddings.position.weight).solution.T)
+        embeddings.position.weight.copy_(system.geometry(waves))
         system.open(planted).eval()
         rows, images = np.arange(20), np.arange(20)[::-1].copy()
         photos = patches(planted, images), boxes_of_grid(2).expand(20, 4, 4), torch.ones(20, 4, dtype=torch.bool)

@@ -33,7 +33,7 @@ def run_case(store: str, directory: Path, method: str, stage: int, device, layou
          # Adam divides by sqrt(v) + eps: with the usual eps a gradient that is zero up to rounding (the key bias) would
          # turn rounding noise into full-size steps, and this test would compare noise.
          "train.eps=1e-3", f"train.zero_stage={stage}", f"weighting.method={method}",
-         "weighting.preference=[0.5,1.0,2.0]"],
+         "weighting.preference=[0.5,1.0,2.0]", "weighting.window=4"],
     )  # fmt: skip
     run = build(config, directory, device)
     run.engine.train()

@@ -22,6 +22,14 @@ def test_one_process(process_group, store_path, tmp_path, stage, precision):
     resume_worker.check(str(store_path), tmp_path, stage, precision, process_group)
 
 
+@pytest.mark.parametrize("method", ["uncertainty", "dwa", "gradnorm"])
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_with_what_a_weighting_remembers(process_group, store_path, tmp_path, stage, method):
+    """Window means, first losses, log-variances: without them the weights would begin anew."""
+    more = (f"weighting.method={method}", "weighting.window=1", "weighting.temperature=0.1")
+    resume_worker.check(str(store_path), tmp_path, stage, "bf16" if stage == 2 else "fp32", process_group, *more)
+
+
 def test_two_processes_at_every_stage_and_precision(store_path, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
                str(Path(resume_worker.__file__)), str(store_path), str(tmp_path), "fp32,bf16"]  # fmt: skip

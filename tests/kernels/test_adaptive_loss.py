@@ -34,7 +34,7 @@ def test_golden_values(function, losses, weights):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("tasks", [2, 3, 8])  # fewest with alpha 1, ours, the most
+@pytest.mark.parametrize("tasks", [2, 3, 4, 8])  # fewest with alpha 1, ours, with a contrastive loss, the most
 def test_matches_reference(dtype, tasks):
     generator = torch.Generator().manual_seed(tasks)
     atol, rtol = TOLERANCES[dtype]

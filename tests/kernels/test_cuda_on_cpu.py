@@ -115,15 +115,17 @@ def test_cross_entropy_residual(cuda, cpu, dtype, V):
 @pytest.mark.parametrize("dtype", NARROW, ids=str)
 @pytest.mark.parametrize("size", [0, 1, 7, 37, 2048, 5001])
 @pytest.mark.parametrize("offset", [0, 1])  # 1: off any 16-byte boundary
-def test_task_gradients(cuda, cpu, dtype, size, offset):
+@pytest.mark.parametrize("T", [3, 4])
+def test_task_gradients(cuda, cpu, dtype, size, offset, T):
     generator = torch.Generator().manual_seed(size)
-    gradients = [torch.randn(size + offset, generator=generator).to(dtype)[offset:] for _ in range(3)]
-    weights_T = torch.tensor([0.2, 0.5, 0.3])
+    gradients = [torch.randn(size + offset, generator=generator).to(dtype)[offset:] for _ in range(T)]
+    weights_T = torch.tensor([0.2, 0.5, 0.3, -0.7][:T])
     _close([cuda.task_gram(*gradients)], [cpu.task_gram(*gradients)])
-    _close([cuda.task_mix(*gradients, weights_T)], [cpu.task_mix(*gradients, weights_T)])
+    mixed = (*gradients[:3], weights_T, *gradients[3:])
+    _close([cuda.task_mix(*mixed)], [cpu.task_mix(*mixed)])
 
 
-@pytest.mark.parametrize("T", [1, 2, 3, 8])
+@pytest.mark.parametrize("T", [1, 2, 3, 4, 8])
 @pytest.mark.parametrize("detach", [True, False])
 def test_adaptive_loss(cuda, cpu, T, detach):
     losses_T = torch.rand(2 * T, generator=torch.Generator().manual_seed(T))[::2] + 0.1
@@ -133,7 +135,7 @@ def test_adaptive_loss(cuda, cpu, T, detach):
         _close(*([op.adaptive_loss_backward(*grads, losses_T, 1.5, detach)] for op in (cuda, cpu)))
 
 
-@pytest.mark.parametrize("T", [1, 2, 3])
+@pytest.mark.parametrize("T", [1, 2, 3, 4])
 def test_min_norm_weights(cuda, cpu, T):
     for seed in range(8):
         rows = torch.randn(T, 5, generator=torch.Generator().manual_seed(seed))

@@ -22,37 +22,50 @@ def _random_gram(generator: torch.Generator, tasks: int) -> torch.Tensor:
     return gradients @ gradients.T
 
 
-def _degenerate_grams(rng: np.random.Generator, count: int) -> dict[str, np.ndarray]:
-    """Kinds of trouble by name, ``count`` (3, 3) Gram matrices each, none larger than 1."""
-    gradients = rng.standard_normal((count, 3, 5))
-    other = rng.standard_normal((count, 3, 5))
-    scales = 10.0 ** rng.uniform(-6, 6, (count, 3, 1))
+def _degenerate_grams(rng: np.random.Generator, count: int, tasks: int = 3) -> dict[str, np.ndarray]:
+    """Kinds of trouble by name, ``count`` (T, T) Gram matrices each, none larger than 1; a fourth task is a gradient of
+    its own, of another length, beside the three in trouble, or in the same trouble as they."""
+    gradients = rng.standard_normal((count, tasks, 5))
+    other = rng.standard_normal((count, tasks, 5))
+    scales = 10.0 ** rng.uniform(-6, 6, (count, tasks, 1))
+    fourth = [gradients[:, 3:] * scales[:, 3:] ** 0.3] if tasks == 4 else []
+    with_fourth = lambda three: np.concatenate([three, *fourth], axis=1)  # noqa: E731
     kinds = {
         "random": gradients,
         "plane": gradients * [1, 1, 0, 0, 0],
         "line": gradients * [1, 0, 0, 0, 0],
         "of very different length": gradients * scales,
-        "two equal": gradients[:, [0, 0, 1]],
-        "three equal": gradients[:, [0, 0, 0]],
-        "two opposite": np.stack([gradients[:, 0], -gradients[:, 0], gradients[:, 1]], axis=1),
-        "two almost equal": gradients[:, [0, 0, 1]] + 1e-8 * other,
+        "two equal": with_fourth(gradients[:, [0, 0, 1]]),
+        "three equal": with_fourth(gradients[:, [0, 0, 0]]),
+        "two opposite": with_fourth(np.stack([gradients[:, 0], -gradients[:, 0], gradients[:, 1]], axis=1)),
+        "two almost equal": with_fourth(gradients[:, [0, 0, 1]] + 1e-8 * other[:, :3]),
         "almost a line": gradients * [1, 1e-8, 0, 0, 0],
         "acute": gradients * 0.2 + gradients[:, :1],
-        "one zero": gradients * [[1], [0], [1]],
-        "two zero": gradients * [[0], [1], [0]],
+        "one zero": with_fourth(gradients[:, :3] * [[1], [0], [1]]),
+        "two zero": with_fourth(gradients[:, :3] * [[0], [1], [0]]),
         "all zero": gradients * 0,
     }
+    if tasks == 4:
+        kinds |= {
+            "two pairs of equals": gradients[:, [0, 1, 0, 1]],
+            "two pairs of opposites": np.concatenate([gradients[:, :2], -gradients[:, :2]], axis=1),
+            "four equal": gradients[:, [0, 0, 0, 0]],
+            "the origin inside": np.concatenate(
+                [gradients[:, :3], -gradients[:, :3].mean(axis=1, keepdims=True)], axis=1
+            ),
+        }
     grams = {name: g @ g.transpose(0, 2, 1) for name, g in kinds.items()}
     return {name: g / np.maximum(abs(g).max(axis=(1, 2), keepdims=True), 1e-300) for name, g in grams.items()}
 
 
-def _active_set_values(gram_N33: np.ndarray) -> np.ndarray:
+def _active_set_values(gram_NTT: np.ndarray) -> np.ndarray:
     """The minimum of w' G w over the simplex, (N,): for each support, the bordered KKT system by pseudo-inverse."""
-    best_N = gram_N33.diagonal(axis1=1, axis2=2).min(axis=1)
-    for size in (2, 3):
-        for support in itertools.combinations(range(3), size):
-            bordered = np.zeros((len(gram_N33), size + 1, size + 1))
-            bordered[:, :size, :size] = gram_N33[:, support][:, :, support]
+    best_N = gram_NTT.diagonal(axis1=1, axis2=2).min(axis=1)
+    tasks = gram_NTT.shape[1]
+    for size in range(2, tasks + 1):
+        for support in itertools.combinations(range(tasks), size):
+            bordered = np.zeros((len(gram_NTT), size + 1, size + 1))
+            bordered[:, :size, :size] = gram_NTT[:, support][:, :, support]
             bordered[:, size, :size] = bordered[:, :size, size] = 1
             w = np.linalg.pinv(bordered, rcond=1e-13)[:, :size, size]
             w = np.clip(w, 0, None)  # a point outside is projected: still feasible, so its value is still a bound
@@ -76,7 +89,7 @@ def _scipy_value(gram: np.ndarray) -> float:
     return best.fun
 
 
-@pytest.mark.parametrize("tasks", [2, 3])
+@pytest.mark.parametrize("tasks", [2, 3, 4])
 def test_matches_scipy(tasks):
     generator = torch.Generator().manual_seed(tasks)
     for _ in range(200):
@@ -86,18 +99,19 @@ def test_matches_scipy(tasks):
         assert value == pytest.approx(_scipy_value(gram_TT.numpy()), abs=1e-6)
 
 
+@pytest.mark.parametrize("tasks", [3, 4])
 @pytest.mark.parametrize("function", [min_norm_weights, min_norm_weights_reference])
-def test_is_optimal_on_10_000_random_and_degenerate_gram_matrices(function):
+def test_is_optimal_on_10_000_random_and_degenerate_gram_matrices(function, tasks):
     # The reference takes 100 times as long: it gets fewer.
     per_kind = 800 if function is min_norm_weights else 40
-    for name, gram_N33 in _degenerate_grams(np.random.default_rng(0), per_kind).items():
-        weights_N3 = np.stack([function(gram).numpy() for gram in torch.from_numpy(gram_N33)])
-        assert (weights_N3 >= 0).all(), name
-        np.testing.assert_allclose(weights_N3.sum(axis=1), 1, atol=1e-12, err_msg=name)
-        values_N = np.einsum("ni,nij,nj->n", weights_N3, gram_N33, weights_N3)
-        np.testing.assert_allclose(values_N, _active_set_values(gram_N33), atol=1e-6, rtol=0, err_msg=name)
+    for name, gram_NTT in _degenerate_grams(np.random.default_rng(0), per_kind, tasks).items():
+        weights_NT = np.stack([function(gram).numpy() for gram in torch.from_numpy(gram_NTT)])
+        assert (weights_NT >= 0).all(), name
+        np.testing.assert_allclose(weights_NT.sum(axis=1), 1, atol=1e-12, err_msg=name)
+        values_N = np.einsum("ni,nij,nj->n", weights_NT, gram_NTT, weights_NT)
+        np.testing.assert_allclose(values_N, _active_set_values(gram_NTT), atol=1e-6, rtol=0, err_msg=name)
         # No solver at all: by convexity the minimum is above w' G w - 2 (w' G w - min_i (G w)_i).
-        gap_N = values_N - np.einsum("nij,nj->ni", gram_N33, weights_N3).min(axis=1)
+        gap_N = values_N - np.einsum("nij,nj->ni", gram_NTT, weights_NT).min(axis=1)
         assert 2 * gap_N.max() < 1e-6, name
 
 
@@ -112,40 +126,49 @@ def test_is_optimal_on_10_000_random_and_degenerate_gram_matrices(function):
         ([[0.0, 0, 0], [0, 3, 1], [0, 1, 3]], [1.0, 0, 0]),  # a task without gradient
         ([[0.0, 0, 0], [0, 0, 0], [0, 0, 0]], [1 / 3, 1 / 3, 1 / 3]),  # no gradients: a tie, and equal weights win it
         ([[2.0, 2, 2], [2, 2, 2], [2, 2, 2]], [1 / 3, 1 / 3, 1 / 3]),  # equal gradients, the same
+        (np.diag([1.0, 2, 4, 5]), [20 / 39, 10 / 39, 5 / 39, 4 / 39]),  # orthogonal: inside the tetrahedron
+        # A regular simplex around a point at distance 1, g_i = e_i + 1 / 2: inside, and no triangle is as good.
+        (np.eye(4) + 2.0, [0.25, 0.25, 0.25, 0.25]),
+        # 1, 2 and -1 beside each other, and one across: the smallest is 0, between the first and the third.
+        ([[1.0, 2, -1, 0], [2, 4, -2, 0], [-1, -2, 1, 0], [0, 0, 0, 9]], [0.5, 0, 0.5, 0]),
+        (np.zeros((4, 4)), [0.25, 0.25, 0.25, 0.25]),
         ([[2.0, 0], [0, 1]], [1 / 3, 2 / 3]),
         ([[5.0]], [1.0]),
     ],
 )
 def test_known_solutions(function, gram, weights):
-    solved = function(torch.tensor(gram, dtype=torch.float64))
+    solved = function(torch.as_tensor(gram, dtype=torch.float64))
     torch.testing.assert_close(solved, torch.tensor(weights, dtype=torch.float64), atol=1e-12, rtol=0)
 
 
-def test_gradients_of_very_different_length_keep_relative_accuracy():
-    lengths_T = torch.tensor([1e5, 1.0, 1e-3], dtype=torch.float64)  # orthogonal: w is proportional to 1 / length^2
+@pytest.mark.parametrize("lengths", [[1e5, 1.0, 1e-3], [1e5, 1.0, 1e-3, 30.0], [1e-3, 1e5, 1e5, 1.0]])
+def test_gradients_of_very_different_length_keep_relative_accuracy(lengths):
+    lengths_T = torch.tensor(lengths, dtype=torch.float64)  # orthogonal: w is proportional to 1 / length^2
     expected = lengths_T**-2 / (lengths_T**-2).sum()
     torch.testing.assert_close(min_norm_weights(torch.diag(lengths_T**2)), expected, atol=0, rtol=1e-9)
 
 
+@pytest.mark.parametrize("tasks", [3, 4])
 @pytest.mark.parametrize("scale", [1e-300, 1e-12, 1e12, 1e299])
-def test_scale_does_not_matter(scale):
+def test_scale_does_not_matter(scale, tasks):
     generator = torch.Generator().manual_seed(1)
     for _ in range(50):
-        gram_TT = _random_gram(generator, 3)
+        gram_TT = _random_gram(generator, tasks)
         torch.testing.assert_close(min_norm_weights(gram_TT * scale), min_norm_weights(gram_TT), atol=1e-9, rtol=0)
 
 
-def test_order_does_not_matter():
+@pytest.mark.parametrize("tasks", [3, 4])
+def test_order_does_not_matter(tasks):
     generator = torch.Generator().manual_seed(1)
     for _ in range(50):
-        gram_TT = _random_gram(generator, 3)
-        for order in itertools.permutations(range(3)):
+        gram_TT = _random_gram(generator, tasks)
+        for order in itertools.permutations(range(tasks)):
             permuted = min_norm_weights(gram_TT[list(order)][:, list(order)])
             torch.testing.assert_close(permuted, min_norm_weights(gram_TT)[list(order)], atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
-@pytest.mark.parametrize("tasks", [1, 2, 3])
+@pytest.mark.parametrize("tasks", [1, 2, 3, 4])
 def test_every_dtype_and_strides(dtype, tasks):
     generator = torch.Generator().manual_seed(tasks)
     for _ in range(100):
@@ -162,9 +185,10 @@ def test_every_dtype_and_strides(dtype, tasks):
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("function", [min_norm_weights, min_norm_weights_reference])
 def test_nan_and_infinity_are_not_hidden(function, poison):
-    gram_TT = torch.eye(3)
-    gram_TT[0, 1] = gram_TT[1, 0] = poison
-    assert function(gram_TT).isnan().all()
+    for tasks in (3, 4):
+        gram_TT = torch.eye(tasks)
+        gram_TT[0, 1] = gram_TT[1, 0] = poison
+        assert function(gram_TT).isnan().all()
 
 
 def test_weights_are_constants():
@@ -175,6 +199,7 @@ def test_weights_are_constants():
 def test_opcheck():
     for dtype in TOLERANCES:
         torch.library.opcheck(OP, (torch.eye(3, dtype=dtype),))
+        torch.library.opcheck(OP, (torch.eye(4, dtype=dtype),))
     torch.library.opcheck(OP, (torch.rand(4, 2)[::2],))
 
 
@@ -185,7 +210,7 @@ def test_full_graph_compile():
 
 
 @pytest.mark.parametrize(
-    "gram", [torch.ones(2, 3), torch.ones(4, 4), torch.ones(0, 0), torch.ones(3), torch.ones(3, 3, dtype=torch.int32)]
+    "gram", [torch.ones(2, 3), torch.ones(5, 5), torch.ones(0, 0), torch.ones(3), torch.ones(3, 3, dtype=torch.int32)]
 )
 def test_bad_arguments_are_named(gram):
     with pytest.raises(ValueError, match="gram_TT"):
@@ -195,8 +220,9 @@ def test_bad_arguments_are_named(gram):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", TOLERANCES)
 def test_cuda_is_the_cpu_result(dtype):
-    for grams_N33 in _degenerate_grams(np.random.default_rng(1), 10).values():
-        for gram_TT in torch.from_numpy(grams_N33).to(dtype):
+    kinds = [_degenerate_grams(np.random.default_rng(1), 10, tasks).values() for tasks in (3, 4)]
+    for grams_NTT in itertools.chain(*kinds):
+        for gram_TT in torch.from_numpy(grams_NTT).to(dtype):
             on_gpu = min_norm_weights(gram_TT.cuda()).cpu().double()
             ours, theirs = on_gpu, min_norm_weights(gram_TT).double()
             # Where the minimiser is not unique the weights may differ, the value not: fused multiply-adds round apart.

@@ -10,15 +10,16 @@ from fashionbert_fast.kernels.task_gradients import task_gram, task_gram_referen
 GRAM = torch.ops.fashionbert_fast.task_gram.default
 MIX = torch.ops.fashionbert_fast.task_mix.default
 WEIGHTS_T = torch.tensor([0.2, 0.5, 0.3])
+WEIGHTS = {3: WEIGHTS_T, 4: torch.tensor([0.2, 0.5, 0.3, -0.7])}
 # dtype -> rtol of the mixed gradient: one rounding of the output, after float32 sums where the dtype is float32
 ROUNDING = {torch.float64: 1e-15, torch.float32: 3e-7, torch.bfloat16: 4e-3, torch.float16: 5e-4}
 # nothing, one, less than a vector, a vector and some, a block of 4096 less, exactly and more, several threads' share
 SIZES = [0, 1, 7, 37, 4095, 4096, 4097, 150_001]
 
 
-def _gradients(shape, dtype, device="cpu", seed=0) -> tuple[torch.Tensor, ...]:
+def _gradients(shape, dtype, device="cpu", seed=0, tasks=3) -> tuple[torch.Tensor, ...]:
     generator = torch.Generator().manual_seed(seed)
-    scales = (1.0, 1e-3, 0.1)  # task gradients are of different length
+    scales = (1.0, 1e-3, 0.1, 10.0)[:tasks]  # task gradients are of different length
     return tuple((torch.randn(shape, generator=generator) * scale).to(device, dtype) for scale in scales)
 
 
@@ -34,14 +35,22 @@ def _assert_gram(gram_TT: torch.Tensor, gradients: tuple[torch.Tensor, ...]) -> 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", ROUNDING)
-def test_matches_float64(dtype, size):
-    gradients = _gradients(size, dtype)
+@pytest.mark.parametrize("tasks", WEIGHTS)
+def test_matches_float64(dtype, size, tasks):
+    gradients, weights_T = _gradients(size, dtype, tasks=tasks), WEIGHTS[tasks]
     _assert_gram(task_gram(gradients), gradients)
-    mixed = task_mix(gradients, WEIGHTS_T)
-    exact = task_mix_reference(tuple(gradient.double() for gradient in gradients), WEIGHTS_T.double())
+    mixed = task_mix(gradients, weights_T)
+    exact = task_mix_reference(tuple(gradient.double() for gradient in gradients), weights_T.double())
     assert mixed.dtype == dtype
-    terms = task_mix_reference(tuple(gradient.double().abs() for gradient in gradients), WEIGHTS_T.double())
+    terms = task_mix_reference(tuple(gradient.double().abs() for gradient in gradients), weights_T.double().abs())
     assert ((mixed.double() - exact).abs() <= ROUNDING[dtype] * terms + torch.finfo(dtype).tiny).all()
+
+
+def test_a_fourth_task_changes_no_bit_of_the_other_three():
+    gradients = _gradients(5000, torch.float32, tasks=4)
+    assert torch.equal(task_gram(gradients)[:3, :3], task_gram(gradients[:3]))
+    without = torch.cat([WEIGHTS_T, torch.zeros(1)])
+    assert torch.equal(task_mix(gradients, without), task_mix(gradients[:3], WEIGHTS_T))
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -77,16 +86,17 @@ def test_shapes_and_strides():
 
 def test_the_same_bits_for_any_number_of_threads():
     gradients = _gradients(1_000_003, torch.float32)
+    four = (*gradients, gradients[0].flip(0))
     threads, results = torch.get_num_threads(), []
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            results.append((task_gram(gradients), task_mix(gradients, WEIGHTS_T)))
+            results.append((task_gram(gradients), task_gram(four)))
+            results[-1] += (task_mix(gradients, WEIGHTS[3]), task_mix(four, WEIGHTS[4]))
     finally:
         torch.set_num_threads(threads)
-    for gram_TT, mixed in results[1:]:
-        assert torch.equal(gram_TT, results[0][0])
-        assert torch.equal(mixed, results[0][1])
+    for found in results[1:]:
+        assert all(torch.equal(here, first) for here, first in zip(found, results[0], strict=True))
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
@@ -113,9 +123,11 @@ def test_bfloat16_rounds_as_pytorch_does():
 
 def test_opcheck():
     for dtype in ROUNDING:
-        gradients = _gradients((3, 50), dtype)
-        torch.library.opcheck(GRAM, gradients)
-        torch.library.opcheck(MIX, (*gradients, WEIGHTS_T))
+        *three, fourth = _gradients((3, 50), dtype, tasks=4)
+        torch.library.opcheck(GRAM, tuple(three))
+        torch.library.opcheck(GRAM, (*three, fourth))
+        torch.library.opcheck(MIX, (*three, WEIGHTS[3]))
+        torch.library.opcheck(MIX, (*three, WEIGHTS[4], fourth))
 
 
 def test_full_graph_compile():
@@ -131,6 +143,8 @@ def test_full_graph_compile():
     ("gradients", "argument"),
     [
         ((torch.ones(2),) * 2, "gradients"),
+        ((torch.ones(2),) * 5, "gradients"),
+        ((torch.ones(2), torch.ones(2), torch.ones(2), torch.ones(3)), r"gradients\[3\]"),
         ((torch.ones(2), torch.ones(2), torch.ones(3)), r"gradients\[2\]"),
         ((torch.ones(2), torch.ones(2).double(), torch.ones(2)), r"gradients\[1\]"),
         ((torch.ones(2, dtype=torch.int64),) * 3, r"gradients\[0\]"),
@@ -151,14 +165,15 @@ def test_bad_weights_are_named(weights_T):
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", [*SIZES, 3_000_001])  # the last: every block takes several steps
 @pytest.mark.parametrize("dtype", ROUNDING)
-def test_cuda_matches_float64(dtype, size):
-    gradients = _gradients(size + 1, dtype, "cuda")
-    weights_T = WEIGHTS_T.cuda()
+@pytest.mark.parametrize("tasks", WEIGHTS)
+def test_cuda_matches_float64(dtype, size, tasks):
+    gradients = _gradients(size + 1, dtype, "cuda", tasks=tasks)
+    weights_T = WEIGHTS[tasks].cuda()
     for given in (tuple(g[:-1] for g in gradients), tuple(g[1:] for g in gradients)):  # 16-byte aligned, and not
         gram_TT = task_gram(given)
         _assert_gram(gram_TT, given)
         assert torch.equal(gram_TT, task_gram(given))
         exact = task_mix_reference(tuple(gradient.double() for gradient in given), weights_T.double())
-        terms = task_mix_reference(tuple(gradient.double().abs() for gradient in given), weights_T.double())
+        terms = task_mix_reference(tuple(gradient.double().abs() for gradient in given), weights_T.double().abs())
         error = (task_mix(given, weights_T).double() - exact).abs()
         assert (error <= ROUNDING[dtype] * terms + torch.finfo(dtype).tiny).all()

@@ -80,7 +80,7 @@ def test_a_dimension_that_never_changes_is_not_blown_up(std):
     assert torch.equal(nothing.projection.weight, plain.projection.weight)
 
 
-# Where it is done -----------------------------------------------------------------------------------------------------
+# Where it is done ----------------------------------------------------------------------------------------------------
 def built(store: Path, *overrides: str) -> FashionBertForPreTraining:
     fields = [f"data.store={store}", "train.output=unused", *TINY_MODEL, *overrides]
     torch.manual_seed(0)
