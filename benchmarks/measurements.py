@@ -1,4 +1,4 @@
-"""docs/measurements.md and the measured section of README.md, written from the rows in benchmarks/results/.
+"""docs/measurements.md, the measured section of README.md and the tables of docs/quality.md, written from the rows in benchmarks/results/.
 
 make results          # or python -m benchmarks.measurements; a test says where a page is not what this writes
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PAGE, README = ROOT / "benchmarks" / "results", ROOT / "docs" / "measurements.md", ROOT / "README.md"
+QUALITY = RESULTS / "quality.json"
 BEGIN, END = "<!-- from rows, by make results -->\n", "<!-- end -->\n"
 
 HEAD = """# Measurements
@@ -212,6 +213,18 @@ dots are held-out pairs.
 """
 
 
+def speedrun(result: dict) -> str:
+    """The records of `python -m benchmarks.speedrun --record`, oldest first."""
+    lines = ["| date | commit | machine | seeds | ours, s | plain, s | times faster |",
+             "| --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    for of in result["records"]:
+        low, high = of["spread"]
+        lines.append(f"| {of['date']} | `{of['commit'][:7]}` | {of['machine']} | {of['seeds']} | {of['seconds']:.1f} | "
+                     f"{of['peer_seconds']:.1f} | {of['ratio']:.2f} ({low:.2f} to {high:.2f}) |")  # fmt: skip
+    about = "Seconds to 0.80 of held-out alignment accuracy: [what is timed](quality.md#the-speedrun)."
+    return f"## The speedrun\n\n{about}\n\n`python -m benchmarks.speedrun`.\n\n" + "\n".join(lines) + "\n"
+
+
 def find(rows: list[dict], case: str, peer: str) -> dict:
     """The row of that case and peer; ValueError where there is not just one."""
     found = [row for row in rows if row["case"] == case and row.get("peer") == peer]
@@ -294,6 +307,9 @@ def page() -> str:
     read = _read()
     parts = [HEAD, *(section(one, read.pop(one.file)) for one in SECTIONS)]
     parts += [demo(read.pop("demo_cpu.json")), real_products(read.pop("real_products_cpu.json"))]
+    read.pop(QUALITY.name, None)  # docs/quality.md shows it
+    if "speedrun.json" in read:
+        parts.append(speedrun(read.pop("speedrun.json")))
     if read:
         raise ValueError(f"benchmarks/results/{min(read)}: no section of the page shows it; add one to SECTIONS")
     return "\n".join(parts)
@@ -302,3 +318,7 @@ def page() -> str:
 if __name__ == "__main__":
     PAGE.write_text(page())
     README.write_text(readme())
+    if QUALITY.exists():
+        from benchmarks.quality import page as quality
+
+        quality.write(json.loads(QUALITY.read_text()))

@@ -146,4 +146,6 @@ class PaddedFashionBert(nn.Module):
             mlm = F.cross_entropy(logits_MV.float(), batch.mlm_label_M)
             predicted_KD = self.mpm(patches_BPH.flatten(0, 1)[batch.mpm_position_K])
         losses_T = torch.stack([mlm, tia, patch_kld_reference(predicted_KD, target_KD)])
-        return adaptive_loss_reference(losses_T * self.preference_T, alpha=self.config.weighting.alpha)[0], losses_T.detach()
+        return adaptive_loss_reference(losses_T * self.preference_T, alpha=self.config.weighting.alpha)[
+            0
+        ], losses_T.detach()
