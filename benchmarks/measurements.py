@@ -1,4 +1,5 @@
-"""docs/measurements.md, the measured section of README.md and the tables of docs/quality.md, written from the rows in benchmarks/results/.
+"""docs/measurements.md, the tables of docs/quality.md and the measured section of README.md, written from the rows in
+benchmarks/results/.
 
 make results          # or python -m benchmarks.measurements; a test says where a page is not what this writes
 """
