@@ -156,7 +156,13 @@ def test_a_torch_with_cuda_is_not_left_without_kernels(setup_py, tmp_path):
 
 
 def test_a_checkout_has_the_shipped_configurations_in_configs():
-    assert sorted(path.name for path in (ROOT / "configs").iterdir()) == ["base.yaml", "query.yaml", "small.yaml"]
+    assert sorted(path.name for path in (ROOT / "configs").iterdir()) == [
+        "article.yaml",
+        "base.yaml",
+        "large.yaml",
+        "query.yaml",
+        "small.yaml",
+    ]
 
 
 def test_the_image_copies_what_is_there_and_has_the_makefiles_torch():

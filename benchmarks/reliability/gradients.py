@@ -112,7 +112,7 @@ def agrees(settings: list[str], case: Case, kept: Path, why: str, _: Path) -> st
     whole = build_dataset(config, store, tokenizer, 0, 1)
     model = build_model(config, store, len(tokenizer))
     right = descend(found["start"], [whole[i] for i in range(STEPS)], model.config, LR,
-                    config.queries if config.queries.weight else None, config.contrastive.weight)  # fmt: skip
+                    config.queries if config.queries.weight else None)  # fmt: skip
     moved = max((right[name] - found["start"][name]).abs().max() for name in right)
     error, name = max(((found["end"][name] - right[name]).abs().max().item(), name) for name in right)
     assert moved > 1e-3, f"nothing moved: {moved:.1e}"

@@ -143,7 +143,6 @@ def query_sum(w: Weights, hidden_TH: torch.Tensor, batch: Batch, task: QueryLoss
 
 def gradients(
     w: Weights, batches: Sequence[Batch], config: FashionBertConfig, task: QueryLoss | None = None,
-    contrastive_weight: float = 1.0,
 ) -> Weights:  # fmt: skip
     """Of one optimizer step, whose micro-batches hold all ranks' pairs: the mean over them, each by its own weights;
     with the queries' and the contrastive loss, where there are any."""
@@ -153,18 +152,18 @@ def gradients(
         hidden_TH = hidden_states(w, batch, config)
         leaf_TH = hidden_TH.detach().requires_grad_()
         losses_T = task_sums(w, leaf_TH, batch, config) * len(batches) / counts_T
+        if batch.contrastive is not None:
+            products = sum(int(each.contrastive.live_C.sum()) for each in batches if each.contrastive is not None)
+            contrastive = contrastive_sum(w, leaf_TH, batch) * len(batches) / products
+            losses_T = torch.cat([losses_T, contrastive[None]])
         if len(batch.targets.tia_label_B):
             at_hidden_TH, of_heads = _weighted(w, leaf_TH, losses_T, config)
         else:
-            at_hidden_TH, of_heads = torch.zeros_like(leaf_TH), [None] * len(w)
+            nothing = torch.zeros_like(leaf_TH), [None] * len(w)
+            at_hidden_TH, of_heads = _added(losses_T[-1], w, leaf_TH, *nothing)
         if task is not None:
             asked = sum(int(batch.queries.asks_C.sum()) for batch in batches if batch.queries is not None)
             loss = task.weight * query_sum(w, leaf_TH, batch, task) * len(batches) / max(1, asked)
-            at_hidden_TH, of_heads = _added(loss, w, leaf_TH, at_hidden_TH, of_heads)
-        if batch.contrastive is not None:
-            products = sum(int(each.contrastive.live_C.sum()) for each in batches if each.contrastive is not None)
-            weight = contrastive_weight if len(batch.targets.tia_label_B) else 1.0
-            loss = weight * contrastive_sum(w, leaf_TH, batch) * len(batches) / products
             at_hidden_TH, of_heads = _added(loss, w, leaf_TH, at_hidden_TH, of_heads)
         shared = torch.autograd.grad(hidden_TH, list(w.values()), at_hidden_TH, allow_unused=True)
         for name, *parts in zip(w, shared, of_heads, strict=True):
@@ -186,7 +185,8 @@ def _added(loss: torch.Tensor, w: Weights, leaf_TH: torch.Tensor, at_hidden_TH: 
 def _weighted(w: Weights, leaf_TH: torch.Tensor, losses_T: torch.Tensor, config: FashionBertConfig):
     """What goes back into the encoder, and what the heads get, None for others."""
     weighting = config.weighting
-    preference_T = torch.tensor(weighting.preference, dtype=torch.float64)
+    factors = [*weighting.preference, config.contrastive_weight][: len(losses_T)]
+    preference_T = torch.tensor(factors, dtype=torch.float64)
     leaves = [leaf_TH, *w.values()]
     if weighting.method in ("loss", "fixed"):
         loss = (preference_T * losses_T).sum()
@@ -213,11 +213,11 @@ def _weighted(w: Weights, leaf_TH: torch.Tensor, losses_T: torch.Tensor, config:
 
 def descend(
     start: Weights, steps: Sequence[Sequence[Batch]], config: FashionBertConfig, lr: float,
-    task: QueryLoss | None = None, contrastive_weight: float = 1.0,
+    task: QueryLoss | None = None,
 ) -> Weights:  # fmt: skip
     """The weights after these steps of gradient descent, float64."""
     w = {name: weight.double().requires_grad_() for name, weight in start.items()}
     for batches in steps:
-        found = gradients(w, batches, config, task, contrastive_weight)
+        found = gradients(w, batches, config, task)
         w = {name: (weight - lr * found[name]).detach().requires_grad_() for name, weight in w.items()}
     return {name: weight.detach() for name, weight in w.items()}

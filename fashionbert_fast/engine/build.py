@@ -54,6 +54,11 @@ class Run:
     rank: int
     world_size: int
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The T tasks that are weighted, in the order of every *_T tensor."""
+        return self.engine.module.weighter.tasks
+
 
 def seed_everything(seed: int) -> None:
     """Same initial weights on every rank; batches do not use these generators."""
@@ -115,6 +120,7 @@ def build_model(config: Config, store: FeatureStore, vocabulary: int) -> Fashion
     c = config.contrastive
     if m.alignment_head is not None:
         rates["alignment_head"] = m.alignment_head
+    rates["contrastive_weight"] = c.weight
     if c.on:
         rates |= {"contrastive_size": c.size, "contrastive_dropout_prob": c.dropout}
     fields = rates | {"patches": store.manifest.patches, "initializer_range": m.initializer_range}
@@ -141,7 +147,6 @@ def build_model(config: Config, store: FeatureStore, vocabulary: int) -> Fashion
         _standardise_features(model, store)
     if isinstance(model, FashionBertForQueries):
         model.query_loss = config.queries
-    model.contrastive_weight = c.weight
     if model.itc_head is not None and (core is None or not is_own_model(core)):
         model.itc_head.scale.begin_at(c.temperature)
     if config.data.max_text_tokens > model.config.max_position_embeddings:

@@ -15,7 +15,6 @@ import torch.distributed as dist
 
 from fashionbert_fast.engine.metrics import read_metrics
 from fashionbert_fast.errors import TrainingStopped
-from fashionbert_fast.model.config import TASKS
 
 if TYPE_CHECKING:
     from fashionbert_fast.engine.build import Run
@@ -48,7 +47,7 @@ class Watch:
     def __init__(self, run: Run, first_step: int = 0) -> None:
         self.run, self.most = run, run.config.train.max_skipped_steps
         self.told = self._before(first_step)  # skipped steps, by the last record
-        numbers = torch.zeros(3 + 1 + 3 * len(TASKS) + 1, dtype=torch.float64, device=run.device)
+        numbers = torch.zeros(3 + 1 + 3 * len(run.tasks) + 1, dtype=torch.float64, device=run.device)
         # Skipped steps in all, those of them in a row, whether that row was too long; its first step with that one's
         # losses, task weights, this rank's own sums, and norm.
         self.total, self.row, self.reached, self.first = numbers[0] + self.told, numbers[1], numbers[2] > 0, numbers[3:]
@@ -83,14 +82,15 @@ class Watch:
         if not self.reached:
             return None
         step, *numbers = self.first.tolist()
-        losses, weights, own = (numbers[i : i + len(TASKS)] for i in range(0, 3 * len(TASKS), len(TASKS)))
+        tasks, T = self.run.tasks, len(self.run.tasks)
+        losses, weights, own = (numbers[i : i + T] for i in range(0, 3 * T, T))
         ranks = self._ranks(own)
         named = f"step {int(step)}" + (f", the first of {self.most} in a row" if self.most > 1 else "")
         where = f" on rank {', '.join(map(str, ranks))}" if 0 < len(ranks) < self.run.world_size else ""
         for what, of_tasks in (("loss", losses), ("task weight", weights)):
-            wrong = [task for task, number in zip(TASKS, of_tasks, strict=True) if not math.isfinite(number)]
+            wrong = [task for task, number in zip(tasks, of_tasks, strict=True) if not math.isfinite(number)]
             if wrong:
-                listed = ", ".join(f"{task} {number:.4g}" for task, number in zip(TASKS, of_tasks, strict=True))
+                listed = ", ".join(f"{task} {number:.4g}" for task, number in zip(tasks, of_tasks, strict=True))
                 what = f"{what} of {', '.join(wrong)} is not finite{where} ({listed})"
                 return f"{named}: {what}; {self._samples(int(step), ranks)}"
         return f"{named}: gradient norm is not finite ({numbers[-1]}); {self._samples(int(step), ranks)}"

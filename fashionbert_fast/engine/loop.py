@@ -35,7 +35,7 @@ from fashionbert_fast.engine.validation import Validation
 from fashionbert_fast.engine.watchdog import Watchdog
 from fashionbert_fast.errors import InputError, TrainingStopped
 from fashionbert_fast.files import write_text
-from fashionbert_fast.model.config import TASKS
+from fashionbert_fast.model.config import CONTRASTIVE_TASK
 from fashionbert_fast.profiling import ranges
 from fashionbert_fast.progress import progress_bar
 
@@ -49,8 +49,8 @@ def _copied_ahead(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 class StepReport:
     """What an optimizer step found, on the device: nothing of it is read before a step is logged.
 
-    losses_T: (3,) float32 mean losses over the global batch. weights_T: (3,) float32 task weights. Both are means over
-    the micro-batches, each of which is weighted by its own. own_T: (3,) float32 this rank's sums of losses.
+    losses_T: (T,) float32 mean losses over the global batch. weights_T: (T,) float32 task weights. Both are means over
+    the micro-batches, each of which is weighted by its own. own_T: (T,) float32 this rank's sums of losses.
     counts: (8,) float32, see `StepCounts`. norm: () of the gradient; not finite where the step was passed over.
     query_2: (2,) float32 mean loss of the queries and share that found their item; zeros where there are none.
     contrastive_2: the same of the contrastive loss.
@@ -76,7 +76,7 @@ def train_step(
         counts = _copied_ahead(StepCounts.of(micro_batches), run.device)
     with ranges.phase("all-reduce"):
         counts = all_reduce_sum(counts)
-    losses_T, weights_T, own_T = torch.zeros(3, len(TASKS), device=run.device)
+    losses_T, weights_T, own_T = torch.zeros(3, len(run.tasks), device=run.device)
     query_2, contrastive_2 = torch.zeros(2, 2, device=run.device)
     for i, batch in enumerate(micro_batches):
         seed_dropout(run.device, run.config.train.seed, step, i, run.rank)
@@ -131,8 +131,8 @@ class Meter:
             "step": step,
             "samples": run.dataset.samples(step),
             "loss": sum(w * loss for w, loss in zip(weights, losses, strict=True)),
-            "losses": dict(zip(TASKS, losses, strict=True)),
-            "weights": dict(zip(TASKS, weights, strict=True)),
+            "losses": dict(zip(run.tasks, losses, strict=True)),
+            "weights": dict(zip(run.tasks, weights, strict=True)),
             "lr": lr,
             "grad_norm": None if norm is None else float(norm),
             "samples_per_s": (counts.pairs or counts.products) / seconds,
@@ -144,9 +144,10 @@ class Meter:
             record["query_loss"] = query_loss
             record["loss"] += run.config.queries.weight * query_loss
         if run.config.contrastive.on:
-            itc_loss, record["itc_accuracy"] = report.contrastive_2.tolist()
-            record["losses"]["itc"] = itc_loss
-            record["loss"] += itc_loss * (1.0 if counts.pairs == 0 else run.config.contrastive.weight)
+            loss, record["itc_accuracy"] = report.contrastive_2.tolist()
+            if CONTRASTIVE_TASK not in run.tasks:  # it came before them, and stands alone
+                record["losses"][CONTRASTIVE_TASK] = loss
+                record["loss"] += loss
         if self.host_seconds is not None:
             record["phases"] = {name: spent / self.steps for name, spent in self.host_seconds.take().items()}
         self.restart()

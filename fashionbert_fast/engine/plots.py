@@ -11,11 +11,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
-from fashionbert_fast.model.config import TASKS
-
-LABELS = {"mlm": "masked words (MLM)", "tia": "alignment (TIA)", "mpm": "masked patches (MPM)"}
+LABELS = {
+    "mlm": "masked words (MLM)", "tia": "alignment (TIA)", "mpm": "masked patches (MPM)", "itc": "contrastive (ITC)",
+}  # fmt: skip
 HELD_OUT = {"marker": "o", "markersize": 4, "color": "black"}  # a validation
-COLOURS = {"mlm": "#4269d0", "tia": "#ff725c", "mpm": "#3ca951"}
+COLOURS = {"mlm": "#4269d0", "tia": "#ff725c", "mpm": "#3ca951", "itc": "#efb118"}
 
 
 def _smooth(values: np.ndarray, window: int) -> np.ndarray:
@@ -46,13 +46,15 @@ def _style(axis: Axes, title: str) -> None:
 
 def plot_losses(records: list[dict], path: Path) -> None:
     """A panel a task: raw values faint, their running mean on top; ln 2 marks the alignment's plateau. One more for
-    the queries' loss, where there are any.
+    the contrastive loss and for the queries', where there are any.
 
     Where a run was validated, held-out losses are points over them, and the last panel has the alignment accuracy.
     """
     steps = _numbers(records, "step")
     validated = [record for record in records if "validation" in record]
-    curves: dict[str, tuple[str, tuple[str, ...]]] = {LABELS[task]: (COLOURS[task], ("losses", task)) for task in TASKS}
+    curves: dict[str, tuple[str, tuple[str, ...]]] = {
+        LABELS[task]: (COLOURS[task], ("losses", task)) for task in records[0]["losses"]
+    }
     if "query_loss" in records[0]:
         curves["queries find their items"] = ("#a463f2", ("query_loss",))
     panels = len(curves) + bool(validated)
@@ -79,9 +81,10 @@ def plot_losses(records: list[dict], path: Path) -> None:
 
 
 def plot_weights(records: list[dict], path: Path) -> None:
-    """Three panels, a task each on its own scale: the factor its loss or gradient had."""
-    figure, axes = plt.subplots(1, 3, figsize=(11, 2.6), constrained_layout=True)
-    for axis, task in zip(axes, TASKS, strict=True):
+    """A panel a task, each on its own scale: the factor its loss or gradient had."""
+    tasks = list(records[0]["weights"])
+    figure, axes = plt.subplots(1, len(tasks), figsize=(11 / 3 * len(tasks), 2.6), constrained_layout=True)
+    for axis, task in zip(axes, tasks, strict=True):
         axis.plot(_numbers(records, "step"), _numbers(records, "weights", task), color=COLOURS[task], linewidth=1.2)
         axis.yaxis.get_major_formatter().set_useOffset(False)
         _style(axis, f"weight of {LABELS[task]}")

@@ -120,7 +120,7 @@ def measure(run: Run, held_out: HeldOutPairs) -> dict:
     for i in range(len(held_out)):
         batch = held_out[i].to(run.device)
         output = run.engine(batch, ones)
-        sums_T += output.losses_T
+        sums_T += output.losses_T[:T]
         right = (output.logits_B2.argmax(1) == batch.targets.tia_label_B).sum()
         asked = products = torch.zeros_like(right)
         if batch.queries is not None:

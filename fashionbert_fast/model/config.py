@@ -12,6 +12,7 @@ from fashionbert_fast.errors import InputError
 from fashionbert_fast.files import read_json
 
 TASKS = ("mlm", "tia", "mpm")  # the order of every *_T tensor
+CONTRASTIVE_TASK = "itc"  # which comes after them where it is one of the tasks
 METHODS = ("loss", "gradient", "min_norm", "fixed", "uncertainty", "dwa", "imtl", "nash", "gradnorm")
 AT_GATE = ("gradient", "min_norm", "imtl", "nash", "gradnorm")  # these solve for what scales the task gradients
 NORMALISABLE, FLOORED = ("gradient", "min_norm"), ("gradient", "min_norm", "nash", "gradnorm")
@@ -112,6 +113,7 @@ class FashionBertConfig:
     alignment_head: str = "cls"  # what the alignment head reads: cls ([CLS]) | pooled (and the means of both sides)
     contrastive_size: int = 0  # numbers of a vector that the contrastive loss has learned; 0: no projection
     contrastive_dropout_prob: float = 0.3  # within the towers of its head
+    contrastive_weight: float = 0.0  # its factor as a fourth task; 0: it is none
     weighting: TaskWeighting = field(default_factory=TaskWeighting)
 
     def __post_init__(self) -> None:
@@ -147,6 +149,9 @@ class FashionBertConfig:
             raise ValueError(
                 f"contrastive_size must be an integer from 0 to {MOST:,}, got {self.contrastive_size!r:.80}"
             )
+        if not 0 <= self.contrastive_weight < math.inf or (self.contrastive_weight and not self.contrastive_size):
+            raise ValueError(f"contrastive_weight must be 0 or more, and 0 without contrastive_size, got "
+                             f"{self.contrastive_weight!r:.80}")  # fmt: skip
         if self.type_vocab_size < 2:
             raise ValueError("model.type_vocab_size must be at least 2: one segment for text, one for images")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "patch_dropout_prob",

@@ -8,7 +8,7 @@ batch, D patch feature, M masked tokens, K masked patches; of losses and counts,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from fashionbert_fast.data.batch import Batch, PackedPairs, StepCounts
 from fashionbert_fast.distributed import all_reduce_sum
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.model import checkpoint
-from fashionbert_fast.model.config import TASKS
+from fashionbert_fast.model.config import CONTRASTIVE_TASK, TASKS
 from fashionbert_fast.model.fashionbert import FashionBert
 from fashionbert_fast.model.heads import AlignmentHead, MaskedPatchHead, MaskedTokenHead
 from fashionbert_fast.objectives.contrastive import contrastive_sums
@@ -43,7 +43,7 @@ class FashionBertOutput:
 
     @property
     def losses_T(self) -> torch.Tensor:
-        """(3,) float32 global mean losses (mlm, tia, mpm), detached."""
+        """(T,) float32 global mean losses of the weighted tasks (mlm, tia, mpm; itc where it is one), detached."""
         assert self.report.losses_T is not None
         return self.report.losses_T
 
@@ -52,8 +52,8 @@ class FashionBertForPreTraining(FashionBert):
     """FashionBERT (Gao et al., SIGIR 2020) with its three pre-training heads and their adaptive weights.
 
     Where the configuration has vectors of a size (``contrastive_size``), a batch may bring titles alone and photos
-    alone, whose loss (`objectives.contrastive`) is added, times ``contrastive_weight``, which may be set before
-    training. A batch without pairs is that loss alone.
+    alone, whose loss (`objectives.contrastive`) is the fourth task where ``contrastive_weight`` is above 0. A batch
+    without pairs is that loss alone.
 
     A model of any size, trained or not, scores plain tensors; `FashionBertProcessor` makes them of titles and photos:
 
@@ -64,13 +64,12 @@ class FashionBertForPreTraining(FashionBert):
     torch.Size([1])
     """
 
-    contrastive_weight = 1.0
-
     def build_heads(self) -> None:
         self.mlm_head = MaskedTokenHead(self.config)
         self.mpm_head = MaskedPatchHead(self.config)
         self.tia_head = AlignmentHead(self.config)
-        self.weighter = TaskWeighter(self.config.weighting)
+        weight = self.config.contrastive_weight
+        self.weighter = TaskWeighter(self.config.weighting, (*TASKS, CONTRASTIVE_TASK) if weight else TASKS, weight)
 
     def export_bert(self, path: str | Path) -> None:
         """Write the model as a checkpoint that `transformers.BertModel` and `BertForMaskedLM` load, of which they take
@@ -132,29 +131,34 @@ class FashionBertForPreTraining(FashionBert):
         self, hidden_TH: torch.Tensor, batch: Batch, counts: torch.Tensor | None, micro_batches: int
     ) -> FashionBertOutput:
         """What `forward` gives, of the last hidden states."""
-        output = self.task_losses(hidden_TH, batch, counts, micro_batches)
-        if batch.contrastive is None:
-            return output
-        if self.itc_head is None:
-            raise InputError("batch: brings products of the contrastive loss, the model has no vectors for them; build "
-                             "it with contrastive_size above 0")  # fmt: skip
-        vectors_SE = self.pooled_vectors(hidden_TH, batch.inputs, last=2 * len(batch.contrastive.live_C))
-        sums_2 = contrastive_sums(vectors_SE, self.itc_head.scale(), batch.contrastive)
-        if counts is None:
-            count = all_reduce_sum(batch.contrastive.live_C.sum().float())
-        else:
-            count = counts[PRODUCTS]
-        means_2 = global_means(sums_2, count.expand(2), micro_batches)
-        weight = self.contrastive_weight if len(batch.inputs.cls_row_B) else 1.0
-        return replace(output, loss=output.loss + weight * means_2[0], contrastive_2=means_2.detach())
+        report = WeightingReport()
+        has_pairs = len(batch.inputs.cls_row_B) > 0  # a batch without is not weighed: it has one loss
+        aliases = self.weighter.gate(hidden_TH, report) if has_pairs else (hidden_TH,) * len(self.weighter.tasks)
+        sums_T, logits_B2 = self._task_sums(hidden_TH, aliases, batch)
+        counts_T = all_reduce_sum(batch.targets.counts_T.clone()) if counts is None else counts[: len(TASKS)]
+        losses_T, contrastive_2 = global_means(sums_T, counts_T, micro_batches), None
+        if batch.contrastive is not None:
+            sums_2 = self._contrastive_sums(aliases[-1], batch)
+            count = all_reduce_sum(batch.contrastive.live_C.sum().float()) if counts is None else counts[PRODUCTS]
+            contrastive_2 = global_means(sums_2, count.expand(2), micro_batches)
+            if len(self.weighter.tasks) > len(TASKS):
+                sums_T, losses_T = torch.cat([sums_T, sums_2[:1]]), torch.cat([losses_T, contrastive_2[:1]])
+        report.own_T = sums_T.detach()
+        if has_pairs:
+            loss = self.weighter(losses_T, report)
+        else:  # and what the heads of pairs have to do with it is 0, so that every parameter has a gradient
+            assert contrastive_2 is not None
+            loss = contrastive_2[0] + 0.0 * losses_T.sum()
+            report.losses_T, report.weights_T = losses_T.detach(), self.weighter.alone(losses_T)
+        found_2 = None if contrastive_2 is None else contrastive_2.detach()
+        return FashionBertOutput(loss, logits_B2.detach(), report, contrastive_2=found_2)
 
-    def task_losses(
-        self, hidden_TH: torch.Tensor, batch: Batch, counts: torch.Tensor | None, micro_batches: int
-    ) -> FashionBertOutput:
-        """What the three tasks come to, of the last hidden states."""
-        inputs, targets, report = batch.inputs, batch.targets, WeightingReport()
-        counts_T = all_reduce_sum(targets.counts_T.clone()) if counts is None else counts[: len(TASKS)]
-        (mlm_MH, cls_BH, mpm_KH), sides = self._head_rows(hidden_TH, batch, report)
+    def _task_sums(
+        self, hidden_TH: torch.Tensor, aliases: Sequence[torch.Tensor], batch: Batch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """This rank's sums of the three tasks' row losses, float32, and the alignment logits (B, 2)."""
+        inputs, targets = batch.inputs, batch.targets
+        (mlm_MH, cls_BH, mpm_KH), sides = self._head_rows(hidden_TH, aliases, batch)
         logits_B2 = self.tia_head(cls_BH, sides).float()
         sums_T = torch.stack(
             [
@@ -163,18 +167,24 @@ class FashionBertForPreTraining(FashionBert):
                 self.mpm_head(mpm_KH, inputs.features_IPD.flatten(0, 1), targets.mpm_target_K),
             ]
         )
-        report.own_T = sums_T.detach()
-        losses_T = global_means(sums_T, counts_T, micro_batches)
-        return FashionBertOutput(self.weighter(losses_T, report), logits_B2.detach(), report)
+        return sums_T, logits_B2
+
+    def _contrastive_sums(self, hidden_TH: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """See `contrastive_sums`."""
+        if self.itc_head is None:
+            raise InputError("batch: brings products of the contrastive loss, the model has no vectors for them; build "
+                             "it with contrastive_size above 0")  # fmt: skip
+        assert batch.contrastive is not None
+        vectors_SE = self.pooled_vectors(hidden_TH, batch.inputs, last=2 * len(batch.contrastive.live_C))
+        return contrastive_sums(vectors_SE, self.itc_head.scale(), batch.contrastive)
 
     def _head_rows(
-        self, hidden_TH: torch.Tensor, batch: Batch, report: WeightingReport
+        self, hidden_TH: torch.Tensor, aliases: Sequence[torch.Tensor], batch: Batch
     ) -> tuple[Sequence[torch.Tensor], tuple[torch.Tensor, torch.Tensor] | None]:
-        """The rows each head reads: of aliases behind the weighter's gate where it has one, else in one gathering. Then
-        the means of both sides of each pair, where the alignment head reads them."""
+        """The rows the three heads read: of aliases behind the weighter's gate where it has one, else in one gathering.
+        Then the means of both sides of each pair, where the alignment head reads them."""
         rows = (batch.targets.mlm_row_M, batch.inputs.cls_row_B, batch.targets.mpm_row_K)
-        aliases = self.weighter.gate(hidden_TH, report)
         sides = self.side_means(aliases[1], batch.inputs) if self.tia_head.reads_sides else None
         if self.weighter.at_gate:
-            return [alias.index_select(0, row) for alias, row in zip(aliases, rows, strict=True)], sides
+            return [alias.index_select(0, row) for alias, row in zip(aliases, rows, strict=False)], sides
         return hidden_TH.index_select(0, torch.cat(rows)).split([len(row) for row in rows]), sides

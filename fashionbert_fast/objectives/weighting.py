@@ -159,6 +159,10 @@ class TaskWeighter(nn.Module):
         report.weights_T = factor_T.detach()
         return (factor_T * losses_T).sum() + offset
 
+    def alone(self, like_T: torch.Tensor) -> torch.Tensor:
+        """The weights (T,) float32 of a batch that has the fourth task alone: 1 for it, 0 for the others."""
+        return torch.arange(len(like_T), device=like_T.device).eq(len(TASKS)).float()
+
     def _of_losses(
         self, preference_T: torch.Tensor, losses_T: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | float]:

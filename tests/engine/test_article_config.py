@@ -1,4 +1,4 @@
-"""`--config base`, the released recipe, from a directory laid out as google-bert/bert-base-uncased."""
+"""`--config article`, the released recipe, from a directory laid out as google-bert/bert-base-uncased."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TITLES = ["Red Café Shirt, model 7", "blue SNEAKER"]
 
 
 def _command(store: Path, bert: Path, output: Path) -> list[str]:
-    return ["pretrain", "--config", "base", f"data.store={store}", f"train.output={output}", f"model.core={bert}",
+    return ["pretrain", "--config", "article", f"data.store={store}", f"train.output={output}", f"model.core={bert}",
             "train.steps=20"]  # fmt: skip
 
 
