@@ -9,6 +9,8 @@ RANKING = ("tests/evaluation/test_ranking.py",)
 PROTOCOLS = ("tests/evaluation/test_protocols.py",)
 SCORER = ("tests/evaluation/test_scorer.py", "tests/evaluation/test_evaluate_model.py")
 MODEL = ("tests/evaluation/test_evaluate_model.py",)
+CHOICE = ("tests/evaluation/test_choice.py",)
+CALIBRATION = ("tests/evaluation/test_calibration.py",)
 PROCESSOR = ("tests/test_processor.py",)
 
 MUTANTS = (
@@ -242,5 +244,82 @@ MUTANTS = (
         "words = photos.tag(candidate) if by_title else html.escape(store.titles[candidate])",
         "words = photos.tag(candidate) if by_title else store.titles[candidate]",
         ("tests/evaluation/test_gallery.py",),
+    ),
+    Mutant(
+        "the-sides-of-a-threshold-count-by-their-numbers",
+        EVALUATION + "calibration.py",
+        "right_V = own_V * len(other) + other_V * len(own)",
+        "right_V = own_V + other_V",
+        CALIBRATION,
+    ),
+    Mutant(
+        "the-narrowest-gap-holds-the-threshold",
+        EVALUATION + "calibration.py",
+        "best_V[np.diff(value_V)[best_V].argmax()]",
+        "best_V[np.diff(value_V)[best_V].argmin()]",
+        CALIBRATION,
+    ),
+    Mutant(
+        "the-first-of-equal-weights",
+        EVALUATION + "calibration.py",
+        "key=lambda weight: (abs(weight - 0.5), weight)",
+        "key=lambda weight: weight",
+        CALIBRATION,
+    ),
+    Mutant(
+        "the-weights-change-places",
+        EVALUATION + "calibration.py",
+        "(1 - weight) / match_scale * logits + weight / similarity_scale",
+        "weight / match_scale * logits + (1 - weight) / similarity_scale",
+        CALIBRATION,
+    ),
+    Mutant(
+        "learnt-on-what-is-reported",
+        EVALUATION + "choice.py",
+        "known = found if validation is None else",
+        "known = found if validation else",
+        CHOICE,
+    ),
+    Mutant(
+        "the-truth-is-on-the-shortlist-before-those-it-ties-with",
+        EVALUATION + "choice.py",
+        "order = similarity.best_first(direction, place)",
+        "order = np.argsort(-similarity_QC[place], kind='stable')",
+        CHOICE,
+    ),
+    Mutant(
+        "behind-the-shortlist-all-tie",
+        EVALUATION + "choice.py",
+        "return_inverse=True)[1] - float(len(found_C))",
+        "return_inverse=True)[1] * 0 - float(len(found_C))",
+        CHOICE,
+    ),
+    Mutant(
+        "the-best-of-all-by-what-is-reported",
+        EVALUATION + "choice.py",
+        "ranked_by(known, names, calibrations, shortlist).items()",
+        "ranked_by(found, names, calibrations, shortlist).items()",
+        CHOICE,
+    ),
+    Mutant(
+        "similarity-is-rounded-to-float32",
+        EVALUATION + "vectors.py",
+        "right_VH[right_K[span]], dtype=np.float64)",
+        "right_VH[right_K[span]])",
+        ("tests/evaluation/test_scorer.py",),
+    ),
+    Mutant(
+        "vectors-are-made-again-at-every-call",
+        EVALUATION + "vectors.py",
+        "new = np.unique(rows[self.place_N[rows] < 0])",
+        "new = np.unique(rows)",
+        ("tests/evaluation/test_scorer.py",),
+    ),
+    Mutant(
+        "calibrated-on-all-rows",
+        EVALUATION + "checkpoint.py",
+        "rows_N = store.rows(CALIBRATED_ON)",
+        "rows_N = store.rows(None)",
+        MODEL,
     ),
 )

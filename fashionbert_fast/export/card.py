@@ -107,7 +107,8 @@ def _results(facts: Facts) -> list[EvalResult]:
         return []
     of: dict[str, Any] = {
         "task_type": "image-text-retrieval",
-        "task_name": f"Titles and photos of products, protocol {e['protocol']}, {e['candidates']} candidates",
+        "task_name": f"Titles and photos of products, protocol {e['protocol']}, {e['candidates']} candidates"
+        + _by_score(e),
         "dataset_type": "product-catalogue",
         "dataset_name": (facts.manifest.source if facts.manifest else "") or "a product catalogue",
         "dataset_split": e.get("split"),
@@ -188,6 +189,11 @@ def _training(facts: Facts) -> str:
     return _table(rows)
 
 
+def _by_score(e: Mapping[str, Any]) -> str:
+    """What was ranked by, where it is not the probability of a match."""
+    return "" if (score := e.get("score", "match")) == "match" else f", by {score}"
+
+
 def _figures(e: Mapping[str, Any]) -> str:
     if not e:
         return ""
@@ -198,7 +204,8 @@ def _figures(e: Mapping[str, Any]) -> str:
     split = f", split {_plain(e['split'])}" if "split" in e else ""
     return (
         "\n".join(lines)
-        + f"\n\nProtocol {_plain(e['protocol'])}{split}: {e['queries']} queries, {e['candidates']} candidates each. "
+        + f"\n\nProtocol {_plain(e['protocol'])}{split}: {e['queries']} queries, {e['candidates']} candidates each"
+        + f"{_plain(_by_score(e))}. "
         + f"Alignment accuracy {e['alignment_accuracy']:.4f}, by chance 0.5."
     )
 

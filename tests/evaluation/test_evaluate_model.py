@@ -13,6 +13,7 @@ import torch
 
 from fashionbert_fast.catalogue.product import Product
 from fashionbert_fast.commands import evaluate as command
+from fashionbert_fast.data.pairs import collate_images, collate_texts
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.data.tokenizer import load_tokenizer, train_wordpiece
 from fashionbert_fast.errors import InputError
@@ -87,6 +88,21 @@ def test_scores_and_vectors_do_not_depend_on_the_batch_size(model_dir, store):
         other = load(model_dir, store, batch_size)
         np.testing.assert_allclose(other.score(text, image), scores, atol=1e-5)
         np.testing.assert_allclose(other.vectors(store.rows(None)), vectors, atol=1e-5)
+
+
+@torch.inference_mode()
+def test_similarity_is_that_of_the_models_own_vectors_one_at_a_time(model_dir, store):
+    pairs = load(model_dir, store, 7)
+    rows = store.rows(None)
+    text, image = (side.ravel() for side in np.meshgrid(rows, rows))
+    one = [rows[i : i + 1] for i in range(len(rows))]
+    titles_NH = [pairs.model.vectors(collate_texts(pairs.titles, row, PATCHES, FEATURE))[0].numpy() for row in one]
+    photos_NH = [pairs.model.vectors(collate_images(store, row))[0].numpy() for row in one]
+    expected = [np.dot(titles_NH[t].astype(np.float64), photos_NH[i].astype(np.float64))
+                for t, i in zip(text, image, strict=True)]  # fmt: skip
+    found = pairs.score(text, image, kind="similarity")
+    assert found.std() > 0.01 and found.dtype == np.float64
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 def test_bf16_is_close_and_an_unknown_precision_is_named(model_dir, store):
@@ -170,7 +186,8 @@ def test_without_held_out_rows_there_is_nothing_to_learn_on(model_dir, make_prod
 
 
 def test_a_model_of_another_kind_is_evaluated_by_its_own_loader(model_dir, store):
-    """One that knows similarity alone."""
+    """One that knows similarity alone; its threshold is learnt on validation rows, which the reported ones are not."""
+    asked: list[set[str]] = []
 
     class Knows:
         scores, work = ("similarity",), Work()
@@ -180,13 +197,15 @@ def test_a_model_of_another_kind_is_evaluated_by_its_own_loader(model_dir, store
 
         def score(self, text_rows, image_rows, kind="match"):
             assert kind == "similarity"
+            asked.append({store.splits[row] for row in (*text_rows, *image_rows)})
             return 7 + 4.0 * (text_rows == image_rows)
 
     def loaded(checkpoint, store, data, batch_size, device, precision, keep):
         assert (checkpoint, data, batch_size, precision) == (model_dir, store.path, 9, "fp32")
         return Knows(store), checkpoint
 
-    found = evaluate_checkpoint(model_dir, store.path, load=loaded, batch_size=9, protocol="full")
+    found = evaluate_checkpoint(model_dir, store.path, load=loaded, batch_size=9, protocol="full", split="train")
+    assert asked == [{"train"}, {"validation"}]
     assert found["score"] == "similarity" and found["calibration"] == {"similarity": {"threshold": 9.0}}
     assert found["image_to_text"]["R@1"] == found["text_to_image"]["R@1"] == found["alignment_accuracy"] == 1
     assert "recognition" not in found

@@ -71,6 +71,14 @@ def test_the_fields_that_the_hub_reads(shop, tmp_path, evaluation):
         assert said in read.text, said
 
 
+def test_figures_say_by_which_score_they_are():
+    for score, said in (("match", "101 candidates each. "), ("similarity", "101 candidates each, by similarity. ")):
+        text = card(Facts("a-model", FashionBertConfig(), evaluation=EVALUATION | {"score": score}))
+        assert said in text
+        (index,) = _fields(text)["model-index"]
+        assert index["results"][0]["task"]["name"].endswith("101 candidates" + ", by similarity" * (score != "match"))
+
+
 def test_what_is_not_known_is_not_there():
     text = card(Facts("a-model", FashionBertConfig()))
     assert _fields(text).keys() == {"library_name", "pipeline_tag", "tags"}
