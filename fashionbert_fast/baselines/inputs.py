@@ -15,6 +15,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from fashionbert_fast.data.config import DataConfig
@@ -220,7 +221,7 @@ class TitleEncoder(nn.Module):
 
     def means(self, rows: np.ndarray) -> torch.Tensor:
         """(n, H) of length 1: the mean of each title's tokens."""
-        return nn.functional.normalize(segment_sums(*self.hidden(rows)), dim=1)
+        return F.normalize(segment_sums(*self.hidden(rows)), dim=1)
 
     def words(self, rows: np.ndarray, most: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states (n, L, H), 0 at padding, and where there are tokens, bool (n, L). most: L, where it is not to
