@@ -146,6 +146,5 @@ class PaddedFashionBert(nn.Module):
             mlm = F.cross_entropy(logits_MV.float(), batch.mlm_label_M)
             predicted_KD = self.mpm(patches_BPH.flatten(0, 1)[batch.mpm_position_K])
         losses_T = torch.stack([mlm, tia, patch_kld_reference(predicted_KD, target_KD)])
-        return adaptive_loss_reference(losses_T * self.preference_T, alpha=self.config.weighting.alpha)[
-            0
-        ], losses_T.detach()
+        loss, _ = adaptive_loss_reference(losses_T * self.preference_T, alpha=self.config.weighting.alpha)
+        return loss, losses_T.detach()

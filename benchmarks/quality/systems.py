@@ -43,7 +43,8 @@ QUICK = Sizes(
         "model.core=null", "model.vocab_size=1024", "model.hidden_size=128", "model.layers=2", "model.heads=4",
         "model.intermediate_size=512", "model.initializer_range=0.09", "contrastive.first_steps=20",
         "contrastive.subcategory_steps=10", "contrastive.batch_size=32", "train.steps=60", "train.micro_batch_size=32",
-        "train.lr=1e-3", "train.precision=fp32", "validation.every=20", "validation.pairs=64",
+        "train.lr=1e-3", "train.fresh_lr_factor=1", "train.precision=fp32", "validation.every=20",
+        "validation.pairs=64",
     ),
     epochs=1, queries=60, candidates=31,
 )  # fmt: skip

@@ -27,7 +27,7 @@ from fashionbert_fast.kernels.dropout import draw_seed
 from fashionbert_fast.model.checkpoint import CORE_FIELDS, resolve_core
 from fashionbert_fast.model.config import FashionBertConfig
 from fashionbert_fast.model.encoder import Packing
-from fashionbert_fast.model.fashionbert import FashionBert, mean_vectors
+from fashionbert_fast.model.fashionbert import FashionBert, segment_sums
 
 LSA_DIMENSIONS = 256
 AT_ONCE = 256  # rows of a store that are read or encoded together
@@ -221,7 +221,7 @@ class TitleEncoder(nn.Module):
 
     def means(self, rows: np.ndarray) -> torch.Tensor:
         """(n, H) of length 1: the mean of each title's tokens."""
-        return mean_vectors(*self.hidden(rows))
+        return F.normalize(segment_sums(*self.hidden(rows)), dim=1)
 
     def words(self, rows: np.ndarray, most: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Hidden states (n, L, H), 0 at padding, and where there are tokens, bool (n, L). most: L, where it is not to

@@ -100,9 +100,8 @@ def test_records_are_added_and_shown(tmp_path):
     speedrun.record(result, path)
     speedrun.record(result | {"rows": [row | {"ratio": 3.5}]}, path)
     written = json.loads(path.read_text())
-    assert [of["ratio"] for of in written["records"]] == [3.0, 3.5] and written["records"][0]["machine"].startswith(
-        "CPU, "
-    )
+    assert [of["ratio"] for of in written["records"]] == [3.0, 3.5]
+    assert written["records"][0]["machine"].startswith("CPU, ")
     shown = measurements.speedrun(written)
     assert shown.count("| `abcdef1` | CPU, ") == 2 and "| 3 | 10.0 | 30.0 | 3.50 (2.00 to 4.00) |" in shown
     with pytest.raises(InputError, match="nothing was added"):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from fashionbert_fast.data.pairs import collate_images, collate_pairs, collate_texts
 from fashionbert_fast.model.config import FashionBertConfig
-from fashionbert_fast.model.fashionbert import FashionBert, mean_vectors
+from fashionbert_fast.model.fashionbert import FashionBert, segment_sums
 
 ROWS, IMAGES = np.array([3, 0, 1]), np.array([0, 1, 1])
 
@@ -62,7 +62,7 @@ def test_a_querys_segment_is_its_own_where_the_model_has_three(model, store_and_
 
 def test_the_fill_is_in_no_vector_and_gradients_flow():
     hidden_TH = torch.randn(9, 5, dtype=torch.float64).requires_grad_()  # a sequence of 2 rows, one of 4, 3 of fill
-    vectors_SH = mean_vectors(hidden_TH, torch.tensor([0, 2, 6], dtype=torch.int32))
+    vectors_SH = F.normalize(segment_sums(hidden_TH, torch.tensor([0, 2, 6], dtype=torch.int32)), dim=1)
     expected = [F.normalize(part.mean(0), dim=0) for part in (hidden_TH[:2], hidden_TH[2:6])]
     torch.testing.assert_close(vectors_SH.double(), torch.stack(expected), atol=1e-6, rtol=1e-6)
     vectors_SH.double().square().mul(torch.arange(5)).sum().backward()
