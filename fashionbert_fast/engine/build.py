@@ -30,7 +30,7 @@ from fashionbert_fast.features.manifest import require_same_features
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.model.checkpoint import is_own_model, resolve_core
 from fashionbert_fast.model.config import FashionBertConfig
-from fashionbert_fast.model.embeddings import QUERY_SEGMENT, divisors
+from fashionbert_fast.model.embeddings import QUERY_SEGMENT
 from fashionbert_fast.model.tensors import check_fits
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 from fashionbert_fast.objectives.query_title_image import FashionBertForQueries
@@ -123,7 +123,8 @@ def build_model(config: Config, store: FeatureStore, vocabulary: int) -> Fashion
     rates["contrastive_weight"] = c.weight
     if c.on:
         rates |= {"contrastive_size": c.size, "contrastive_dropout_prob": c.dropout}
-    fields = rates | {"patches": store.manifest.patches, "initializer_range": m.initializer_range}
+    fields = rates | {"patches": store.manifest.patches, "initializer_range": m.initializer_range,
+                      "standardise_features": m.standardise_features}  # fmt: skip
     objective = FashionBertForQueries if config.queries.weight else FashionBertForPreTraining
     if core is not None and is_own_model(core):
         model = objective.warm_start(core, layers=m.layers, **rates)
@@ -173,8 +174,6 @@ def _standardise_features(model: FashionBertForPreTraining, store: FeatureStore)
         )
     mean_D, std_D = (torch.tensor(found[name], dtype=torch.float64) for name in ("mean", "std"))
     model.patch_embeddings.standardise(mean_D, std_D)
-    if model.itc_head is not None:
-        model.itc_head.standardise(mean_D, divisors(std_D))
 
 
 def _check_features(model: FashionBertForPreTraining, core: Path, store: FeatureStore) -> None:

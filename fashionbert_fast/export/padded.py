@@ -29,7 +29,7 @@ class PaddedCore(nn.Module):
         super().__init__()
         self.text, self.patches, self.encoder = model.text_embeddings, model.patch_embeddings, model.encoder
         self.activation = ACTIVATIONS[model.config.hidden_act]
-        self.segment, self.itc_head = segment, model.itc_head
+        self.segment, self.itc_head, self.standardised = segment, model.itc_head, model.standardised
 
     def vectors(
         self, hidden_BSH: torch.Tensor, live_BS: torch.Tensor, input_ids_BL: torch.Tensor | None = None,
@@ -44,7 +44,7 @@ class PaddedCore(nn.Module):
             words_BLH, live_BL = self.text.word(input_ids_BL), live_BS[:, : input_ids_BL.shape[1]]
             tower_BE = tower_BE + self.itc_head.word_tower(_mean(words_BLH, live_BL))
         if patch_features_BPD is not None:
-            tower_BE = tower_BE + self.itc_head.patch_tower(patch_features_BPD.mean(1))
+            tower_BE = tower_BE + self.itc_head.patch_tower(self.standardised(patch_features_BPD.mean(1)))
         return joined(core_BE, tower_BE)
 
     def embed_text(self, input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor) -> torch.Tensor:

@@ -25,6 +25,7 @@ from fashionbert_fast.model.embeddings import (
     TEXT_SEGMENT,
     PatchEmbeddings,
     TextEmbeddings,
+    divisors,
 )
 from fashionbert_fast.model.encoder import Encoder, Packing, dropout_sites
 from fashionbert_fast.model.heads import ContrastiveHead, segment_sums
@@ -43,6 +44,9 @@ class FashionBert(nn.Module):
         self.patch_embeddings = PatchEmbeddings(config, site=dropout_sites(config))
         self.encoder = Encoder(config)
         self.fresh: frozenset[str] = frozenset()  # names of parameters that the checkpoint it began from has not
+        self._statistics_2D: torch.Tensor | None = (
+            None  # of the manifest, once it is needed; no buffer: bf16 rounds those
+        )
         self.feature_manifest: dict | None = None  # of the feature store it was trained on, kept in its checkpoints
         self.itc_head = ContrastiveHead(config) if config.contrastive_size else None
         self.build_heads()
@@ -192,8 +196,29 @@ class FashionBert(nn.Module):
         tokens_S = token_S1.diff()
         return self.itc_head(
             sums_SH / cu_seqlens_S1.diff().clamp_min(1)[:, None], words_SH / tokens_S.clamp_min(1)[:, None],
-            tokens_S > 0, _mean_features(sequences, first_photo), image_S1,
+            tokens_S > 0, self.standardised(_mean_features(sequences, first_photo)), image_S1,
         )  # fmt: skip
+
+    def standardised(self, features_ID: torch.Tensor) -> torch.Tensor:
+        """(features - mean) / deviation, float32, by the statistics of the store that the model was trained on; as they
+        are where it was trained on raw ones. Folded into the weights that follow, every dimension would learn at a rate
+        of its own, the deviation's.
+
+        Raises:
+            InputError: the model's directory has lost its patch_features.json.
+        """
+        if not self.config.standardise_features:
+            return features_ID
+        if self._statistics_2D is None:
+            found = (self.feature_manifest or {}).get("statistics") or {}
+            if not found:
+                raise InputError("the model reads standardised features, and nothing says of which mean and deviation; "
+                                 "take its directory with patch_features.json")  # fmt: skip
+            mean_D, std_D = (torch.tensor(found[name], dtype=torch.float64) for name in ("mean", "std"))
+            self._statistics_2D = torch.stack([mean_D, 1 / divisors(std_D)]).float()
+        self._statistics_2D = self._statistics_2D.to(features_ID.device)  # copied once, then already there
+        mean_D, factor_D = self._statistics_2D
+        return (features_ID.float() - mean_D) * factor_D
 
     @property
     def vector_size(self) -> int:

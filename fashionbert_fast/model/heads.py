@@ -123,19 +123,10 @@ class ContrastiveHead(nn.Module):
         patch_SE = segment_sums(self.patch_tower(patch_ID.to(dtype)), image_offsets_S1)
         return joined(self.projection(mean_SH.to(dtype)).float(), word_SE + patch_SE)
 
-    @torch.no_grad()
-    def standardise(self, mean_D: torch.Tensor, divisor_D: torch.Tensor) -> None:
-        """Fold x -> (x - mean) / divisor into what reads the features, float64 (D,) both."""
-        first = self.patch_tower[0]
-        assert isinstance(first, nn.Linear)
-        weight_FD = first.weight.double() / divisor_D
-        first.bias.copy_(first.bias.double() - weight_FD @ mean_D)
-        first.weight.copy_(weight_FD)
-
 
 def segment_sums(rows_TH: torch.Tensor, offsets_S1: torch.Tensor) -> torch.Tensor:
-    """(S, H) float32: the sum of each segment's rows, zeros of an empty one. Reads no tensor on the host, and adds up
-    in the order of the rows on any device."""
+    """(S, H) float32: the sum of each segment's rows, 0 of an empty one. Reads no tensor on the host, and adds up in
+    the order of the rows on any device."""
     return torch.segment_reduce(rows_TH.float(), "sum", offsets=offsets_S1, axis=0, unsafe=True)
 
 

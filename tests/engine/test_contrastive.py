@@ -17,6 +17,8 @@ from benchmarks.reliability import gradients, workload
 from benchmarks.reliability.workload import NO_DROPOUT, Ranks, overrides
 from fashionbert_fast.data.batch import ContrastiveTargets
 from fashionbert_fast.engine.metrics import read_metrics
+from fashionbert_fast.errors import InputError
+from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.objectives.contrastive import contrastive_sums
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 from fashionbert_fast.run_directory import best_step, resolve_model_dir
@@ -175,3 +177,30 @@ def test_two_processes_learn_and_validate_as_one(store_path, tmp_path):
         assert b["itc_accuracy"] == pytest.approx(a["itc_accuracy"], abs=1e-5)
         for name in ("itc_accuracy", "alignment_accuracy"):
             assert b["validation"][name] == pytest.approx(a["validation"][name], abs=1e-5)
+
+
+def test_the_patch_tower_reads_standardised_features_where_the_run_does(store_path, tmp_path):
+    """By the statistics of the store, which the checkpoint keeps: an average photo is the origin of what it reads."""
+    fields = (
+        "contrastive.first_steps=1",
+        "contrastive.batch_size=8",
+        "train.steps=1",
+        "model.standardise_features=true",
+    )
+    model = FashionBertForPreTraining.from_pretrained(run_here(store_path, tmp_path / "run", *fields))
+    found = FeatureStore.open(store_path).manifest.statistics
+    mean_D, std_D = (torch.tensor(found[name]) for name in ("mean", "std"))
+    torch.testing.assert_close(model.standardised(mean_D[None]), torch.zeros(1, len(mean_D)), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        model.standardised((mean_D + std_D)[None]), torch.ones(1, len(mean_D)), atol=1e-4, rtol=0
+    )
+    seen = []
+    assert model.itc_head is not None
+    model.itc_head.patch_tower.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    pairs = model.pack(torch.tensor([[2, 3]]), torch.ones(1, 2, dtype=torch.int64),
+                       mean_D.expand(1, model.config.patches, -1))  # fmt: skip
+    model.vectors(pairs)
+    torch.testing.assert_close(seen[0], torch.zeros(1, len(mean_D)), atol=1e-4, rtol=0)
+    model.feature_manifest, model._statistics_2D = None, None
+    with pytest.raises(InputError, match=r"take its directory with patch_features\.json"):
+        model.vectors(pairs)
