@@ -170,15 +170,15 @@ MUTANTS = (
     Mutant(
         "masking-rate-does-not-reach-the-batches",
         "fashionbert_fast/data/pairs.py",
-        "rate=c.mlm_rate",
-        "rate=0.15",
+        "samples_B, c.mlm_rate, c.mlm_most",
+        "samples_B, 0.15, c.mlm_most",
         FIELDS,
     ),
     Mutant(
         "most-masked-does-not-reach-the-batches",
         "fashionbert_fast/data/pairs.py",
-        "most=c.mlm_most",
-        "most=10",
+        "samples_B, c.mlm_rate, c.mlm_most",
+        "samples_B, c.mlm_rate, 10",
         FIELDS,
     ),
     Mutant(
@@ -240,15 +240,15 @@ MUTANTS = (
     Mutant(
         "weight-decay-on-everything",
         ENGINE + "optimizer.py",
-        '{"params": vectors, "weight_decay": 0.0}',
-        '{"params": vectors, "weight_decay": train.weight_decay}',
+        '"weight_decay": 0.0 if is_vector else train.weight_decay',
+        '"weight_decay": train.weight_decay',
         FIELDS,
     ),
     Mutant(
         "weight-decay-forgotten",
         ENGINE + "optimizer.py",
-        '{"params": matrices, "weight_decay": train.weight_decay}',
-        '{"params": matrices, "weight_decay": 0.0}',
+        '"weight_decay": 0.0 if is_vector else train.weight_decay',
+        '"weight_decay": 0.0',
         FIELDS,
     ),
     Mutant(
@@ -303,8 +303,8 @@ MUTANTS = (
     Mutant(
         "samples-of-one-step-less",
         ENGINE + "loop.py",
-        '"samples": step * run.dataset.global_batch',
-        '"samples": (step - 1) * run.dataset.global_batch',
+        '"samples": run.dataset.samples(step)',
+        '"samples": run.dataset.samples(step - 1)',
         RUN,
     ),
     Mutant(

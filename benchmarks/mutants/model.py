@@ -12,6 +12,7 @@ PEERS = ("tests/benchmarks/test_peers.py::test_losses_and_gradients_agree",)
 WEIGHTING = ("tests/objectives/test_weighting.py",)
 TOKENIZER = ("tests/model/test_tokenizer.py",)
 WARM = ("tests/engine/test_warm_start.py",)
+CONTRASTIVE = ("tests/engine/test_contrastive.py",)
 QUERIES, QUERY_LOSS = ("tests/engine/test_queries.py",), "fashionbert_fast/objectives/query_title_image.py"
 CLS = ("tests/model/test_fashionbert.py",)
 VECTORS = ("tests/model/test_vectors.py",)
@@ -33,9 +34,9 @@ MUTANTS = (
     ),
     Mutant(
         "a-vector-takes-its-neighbours-row",
-        MODEL + "fashionbert.py",
-        "offsets=cu_seqlens_S1, axis=0",
-        "offsets=(cu_seqlens_S1 - 1).clamp(min=0), axis=0",
+        MODEL + "heads.py",
+        "offsets=offsets_S1, axis=0",
+        "offsets=(offsets_S1 - 1).clamp(min=0), axis=0",
         VECTORS,
     ),
     Mutant(
@@ -167,8 +168,8 @@ MUTANTS = (
     Mutant(
         "alignment-head-does-not-drop",
         MODEL + "heads.py",
-        "return self.classifier(self.dropout(self.pooled(cls_BH)))",
-        "return self.classifier(self.pooled(cls_BH))",
+        "return self.classifier(self.dropout(pooled_BH))",
+        "return self.classifier(pooled_BH)",
         FIELDS,
     ),
     Mutant(
@@ -349,8 +350,8 @@ MUTANTS = (
     Mutant(
         "the-margin-is-not-in-the-sum",
         QUERY_LOSS,
-        "    right_C = scale * (right_C - margin)\n    return torch.cat([right_C[:, None]",
-        "    easy_C = scale * right_C\n    right_C = scale * (right_C - margin)\n    return torch.cat([easy_C[:, None]",
+        "return softmax_loss(right_C, scale * wrong_CG)",
+        "return torch.cat([right_C[:, None] + scale * margin, scale * wrong_CG], dim=1).logsumexp(1) - right_C",
         QUERIES,
     ),
     Mutant(
@@ -359,5 +360,47 @@ MUTANTS = (
         "global_means(sums_2, count.expand(2), micro_batches)",
         "global_means(sums_2, count.expand(2))",
         QUERIES,
+    ),
+    Mutant(
+        "duplicates-are-wrong-for-each-other",
+        "fashionbert_fast/data/contrastive.py",
+        "(twin_G[own, None] != twin_G) & (live_G > 0)",
+        "(live_G > 0)",
+        ("tests/data/test_contrastive.py",),
+    ),
+    Mutant(
+        "a-mirrored-photo-is-upside-down",
+        "fashionbert_fast/data/contrastive.py",
+        ".view(grid, grid).flip(1).flatten()",
+        ".view(grid, grid).flip(0).flatten()",
+        ("tests/data/test_contrastive.py",),
+    ),
+    Mutant(
+        "photos-look-for-photos",
+        "fashionbert_fast/objectives/contrastive.py",
+        "((title_CE, photos_GE), (photo_CE, titles_GE))",
+        "((title_CE, photos_GE), (photo_CE, photos_GE))",
+        CONTRASTIVE,
+    ),
+    Mutant(
+        "one-temperature-for-both-halves",
+        "fashionbert_fast/objectives/contrastive.py",
+        "logit_scale[:, None]",
+        "logit_scale[:1, None]",
+        CONTRASTIVE,
+    ),
+    Mutant(
+        "the-pooled-head-reads-one-side-twice",
+        MODEL + "heads.py",
+        "both = [title_BH, photo_BH,",
+        "both = [title_BH, title_BH,",
+        CONTRASTIVE,
+    ),
+    Mutant(
+        "a-warm-start-forgets-the-projection",
+        MODEL + "checkpoint.py",
+        "if model.config.contrastive_size != config.contrastive_size:",
+        "if model.config.contrastive_size:",
+        CONTRASTIVE,
     ),
 )

@@ -98,18 +98,19 @@ def _vectors(w: Weights, hidden_TH: torch.Tensor, batch: Batch) -> list[torch.Te
     words_NH = w["text_embeddings.word.weight"].detach()[inputs.input_id_N]
     found = []
     for mean_H, (first, last) in zip(means, ends, strict=True):
-        vector_E = _linear(mean_H, w, "itc_head.projection")
+        core_E, tower_E = _linear(mean_H, w, "itc_head.projection"), 0.0
         own_N = (inputs.text_row_N >= first) & (inputs.text_row_N < last)
         if own_N.any():
             word_H = _norm(words_NH[own_N].mean(0), w, "itc_head.word_tower.0", 1e-5)
             word_F = F.gelu(_linear(word_H, w, "itc_head.word_tower.1"))
-            vector_E = vector_E + _linear(word_F, w, "itc_head.word_tower.4")
+            tower_E = tower_E + _linear(word_F, w, "itc_head.word_tower.4")
         for photo in ((inputs.patch_row_B >= first) & (inputs.patch_row_B < last)).nonzero().flatten().tolist():
             patches_PD = inputs.features_IPD.double()[inputs.image_index_B[photo]]
             patch_D = patches_PD[~inputs.patch_mask_BP[photo]].mean(0)
             patch_F = F.gelu(_linear(patch_D, w, "itc_head.patch_tower.0"))
-            vector_E = vector_E + _linear(patch_F, w, "itc_head.patch_tower.3")
-        found.append(F.normalize(vector_E, dim=0))
+            tower_E = tower_E + _linear(patch_F, w, "itc_head.patch_tower.3")
+        tower_E = torch.zeros_like(core_E) + tower_E
+        found.append(torch.cat([F.normalize(core_E, dim=0), F.normalize(tower_E, dim=0)]) / 2**0.5)
     return found
 
 
@@ -119,13 +120,15 @@ def contrastive_sum(w: Weights, hidden_TH: torch.Tensor, batch: Batch) -> torch.
     live_C, wrong_CG = batch.contrastive.live_C, batch.contrastive.wrong_CG
     vectors, C = _vectors(w, hidden_TH, batch), len(live_C)
     titles, photos = vectors[-2 * C : -C], vectors[-C:]
-    scale = w["itc_head.scale.log_scale"][0].exp()
-    total = hidden_TH.new_zeros(())
-    for slot in live_C.nonzero().flatten().tolist():
-        for own, others in ((titles[slot], photos), (photos[slot], titles)):
-            right = (scale * own @ others[slot]).exp()
-            wrong = [(scale * own @ others[other]).exp() for other in wrong_CG[slot].nonzero().flatten().tolist()]
-            total = total - (right / (right + sum(wrong))).log() / 2
+    total, E = hidden_TH.new_zeros(()), len(titles[0]) // 2
+    for half, scale in enumerate(w["itc_head.scale.log_scale"].exp()):
+        part = slice(half * E, (half + 1) * E)
+        of_titles, of_photos = ([F.normalize(vector[part], dim=0) for vector in side] for side in (titles, photos))
+        for slot in live_C.nonzero().flatten().tolist():
+            for own, others in ((of_titles[slot], of_photos), (of_photos[slot], of_titles)):
+                right = (scale * own @ others[slot]).exp()
+                wrong = [(scale * own @ others[other]).exp() for other in wrong_CG[slot].nonzero().flatten().tolist()]
+                total = total - (right / (right + sum(wrong))).log() / 4
     return total
 
 

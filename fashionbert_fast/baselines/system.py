@@ -109,7 +109,7 @@ class Scorer:
     def score(self, text_rows: np.ndarray, image_rows: np.ndarray, kind: str = "similarity") -> np.ndarray:
         """What the system says of each pair of store rows, float64 (K,); it has one kind of score. Every rank of a
         launcher computes all of it."""
-        start = time.perf_counter()
+        began = time.perf_counter()
         text_U, image_U, place_K = self.canonical.pairs(text_rows, image_rows)
         new_texts, new_images = self._titles.need(text_U), self._photos.need(image_U)
         step = self.system.pairs_at_once
@@ -122,7 +122,7 @@ class Scorer:
         self.work.tokens += self.store.manifest.patches * len(new_images)
         if self.system.text is not None:
             self.work.tokens += int(self.system.text.titles.lengths(new_texts).sum())
-        self.work.seconds += time.perf_counter() - start
+        self.work.seconds += time.perf_counter() - began
         return np.concatenate(scores)[place_K]
 
 

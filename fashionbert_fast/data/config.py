@@ -48,8 +48,8 @@ class ContrastiveConfig:
     first_steps: int = 0  # steps of it alone, before the three tasks; 0: none
     batch_size: int = 128  # of the first steps: products a process and micro-batch
     subcategory_steps: int = 0  # the last so many of the first steps: products of one sub-category in a batch
-    size: int = 256  # numbers of a vector
-    dropout: float = 0.3  # in the small towers beside the core
+    size: int = 256  # numbers of a vector: half of them the core's, half those of small towers beside it
+    dropout: float = 0.3  # in the towers
     temperature: float = 0.07  # what cosines are divided by at the start; it is learned, and stays 0.01 or more
     token_rate: float = 0.15  # the chance of each word of a title to be masked
     patch_rate: float = 0.25  # of the patches, masked
@@ -61,7 +61,9 @@ class ContrastiveConfig:
         at_least("contrastive.first_steps", self.first_steps, 0)
         at_least("contrastive.batch_size", self.batch_size, 2)
         within("contrastive.subcategory_steps", self.subcategory_steps, 0, self.first_steps)
-        within("contrastive.size", self.size, 1, 2**16)
+        within("contrastive.size", self.size, 2, 2**16)
+        if self.size % 2:
+            raise ValueError(f"contrastive.size must be even, got {self.size}")
         within("contrastive.temperature", self.temperature, 0.01, 1.0)
         within("contrastive.dropout", self.dropout, 0.0, 1.0, open_high=True)
         for name in ("token_rate", "patch_rate", "mirror_rate"):

@@ -17,6 +17,7 @@ from torch import nn
 from fashionbert_fast.model.embeddings import IMAGE_SEGMENT, TEXT_SEGMENT
 from fashionbert_fast.model.encoder import ACTIVATIONS, EncoderLayer
 from fashionbert_fast.model.fashionbert import FashionBert
+from fashionbert_fast.model.heads import joined
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 
 
@@ -38,13 +39,13 @@ class PaddedCore(nn.Module):
         mean_BH = _mean(hidden_BSH, live_BS)
         if self.itc_head is None:
             return F.normalize(mean_BH, dim=1)
-        vectors_BE = self.itc_head.projection(mean_BH)
+        tower_BE = torch.zeros_like(core_BE := self.itc_head.projection(mean_BH))
         if input_ids_BL is not None:
             words_BLH, live_BL = self.text.word(input_ids_BL), live_BS[:, : input_ids_BL.shape[1]]
-            vectors_BE = vectors_BE + self.itc_head.word_tower(_mean(words_BLH, live_BL))
+            tower_BE = tower_BE + self.itc_head.word_tower(_mean(words_BLH, live_BL))
         if patch_features_BPD is not None:
-            vectors_BE = vectors_BE + self.itc_head.patch_tower(patch_features_BPD.mean(1))
-        return F.normalize(vectors_BE, dim=1)
+            tower_BE = tower_BE + self.itc_head.patch_tower(patch_features_BPD.mean(1))
+        return joined(core_BE, tower_BE)
 
     def embed_text(self, input_ids_BL: torch.Tensor, attention_mask_BL: torch.Tensor) -> torch.Tensor:
         """(B, L, H); padding has no place in its text, and what stands there is not read."""

@@ -145,10 +145,9 @@ class FashionBertConfig:
         if self.alignment_head not in ALIGNMENT_HEADS:
             raise ValueError(f"model.alignment_head must be one of {', '.join(ALIGNMENT_HEADS)}, got "
                              f"{self.alignment_head!r:.80}")  # fmt: skip
-        if type(self.contrastive_size) is not int or not 0 <= self.contrastive_size <= MOST:
-            raise ValueError(
-                f"contrastive_size must be an integer from 0 to {MOST:,}, got {self.contrastive_size!r:.80}"
-            )
+        size = self.contrastive_size
+        if type(size) is not int or not 0 <= size <= MOST or size % 2:
+            raise ValueError(f"contrastive_size must be an even integer from 0 to {MOST:,}, got {size!r:.80}")
         if not 0 <= self.contrastive_weight < math.inf or (self.contrastive_weight and not self.contrastive_size):
             raise ValueError(f"contrastive_weight must be 0 or more, and 0 without contrastive_size, got "
                              f"{self.contrastive_weight!r:.80}")  # fmt: skip

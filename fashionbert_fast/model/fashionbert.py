@@ -184,7 +184,7 @@ class FashionBert(nn.Module):
         S = len(sequences.cu_seqlens_S1) - 1 if last is None else last
         cu_seqlens_S1, first_photo = sequences.cu_seqlens_S1[-S - 1 :], max(0, len(sequences.patch_row_B) - S)
         if self.itc_head is None:
-            return mean_vectors(hidden_TH, cu_seqlens_S1)
+            return F.normalize(segment_sums(hidden_TH, cu_seqlens_S1), dim=1)  # a division would not change it
         sums_SH = segment_sums(hidden_TH, cu_seqlens_S1)
         token_S1 = torch.searchsorted(sequences.text_row_N, cu_seqlens_S1)  # tokens, and photos, before each sequence
         image_S1 = torch.searchsorted(sequences.patch_row_B[first_photo:], cu_seqlens_S1)
@@ -232,11 +232,6 @@ class FashionBert(nn.Module):
         patch_P = torch.arange(images_IPH.shape[1], device=text_NH.device)
         joint_TH[pairs.patch_row_B[:, None] + patch_P] = images_IPH[pairs.image_index_B]
         return self.encoder.forward_cls(joint_TH, Packing(pairs.cu_seqlens_S1, pairs.max_seqlen))
-
-
-def mean_vectors(hidden_TH: torch.Tensor, cu_seqlens_S1: torch.Tensor) -> torch.Tensor:
-    """(S, H) float32 of length 1: the mean of each sequence's rows, normalised."""
-    return F.normalize(segment_sums(hidden_TH, cu_seqlens_S1), dim=1)  # which a division by the length would not change
 
 
 def _mean_features(sequences: PackedPairs, first: int) -> torch.Tensor:

@@ -88,24 +88,23 @@ class AlignmentHead(nn.Module):
 
 
 class ContrastiveHead(nn.Module):
-    """What the contrastive loss compares: a vector of length 1 of each sequence, and a learned scale.
+    """What the contrastive loss compares: a vector of length 1 of each sequence, and two learned scales.
 
-    The vector is a projection of the mean of the last hidden states, plus what two small towers make of the means of
-    what went in: of the word embeddings, and of the unmasked patches' features. They learn sooner than the core does,
-    as the shortcut of a residual network does (He et al., 2016).
+    A vector has two halves of the same length. The core's is a projection of the mean of the last hidden states. The
+    towers' is what two perceptrons make of the means of what went in: of the word embeddings, and of the unmasked
+    patches' features. So a cosine is the mean of two, each of which has a loss of its own: added up to one vector
+    before the loss, neither half would be good alone, and the whole worse than their mean.
     """
 
     def __init__(self, config: FashionBertConfig) -> None:
         super().__init__()
-        H, E, F_ = config.hidden_size, config.contrastive_size, 2 * config.contrastive_size
+        H, D, half = config.hidden_size, config.patch_feature_size, config.contrastive_size // 2
         drop = config.contrastive_dropout_prob
-        self.projection = nn.Linear(H, E)
+        self.projection = nn.Linear(H, half)
         self.word_tower = nn.Sequential(
-            nn.LayerNorm(H), nn.Linear(H, F_), nn.GELU(), nn.Dropout(drop), nn.Linear(F_, E)
+            nn.LayerNorm(H), nn.Linear(H, 4 * half), nn.GELU(), nn.Dropout(drop), nn.Linear(4 * half, half)
         )
-        self.patch_tower = nn.Sequential(
-            nn.Linear(config.patch_feature_size, F_), nn.GELU(), nn.Dropout(drop), nn.Linear(F_, E)
-        )
+        self.patch_tower = nn.Sequential(nn.Linear(D, 4 * half), nn.GELU(), nn.Dropout(drop), nn.Linear(4 * half, half))
         self.scale = LogitScale()
 
     def forward(
@@ -120,10 +119,9 @@ class ContrastiveHead(nn.Module):
                 before each; a sequence has one or none.
         """
         dtype = self.projection.weight.dtype
-        summed_SE = self.projection(mean_SH.to(dtype)) + self.word_tower(word_SH.to(dtype)) * has_text_S[:, None]
-        return F.normalize(
-            summed_SE.float() + segment_sums(self.patch_tower(patch_ID.to(dtype)), image_offsets_S1), dim=1
-        )
+        word_SE = self.word_tower(word_SH.to(dtype)).float() * has_text_S[:, None]
+        patch_SE = segment_sums(self.patch_tower(patch_ID.to(dtype)), image_offsets_S1)
+        return joined(self.projection(mean_SH.to(dtype)).float(), word_SE + patch_SE)
 
     @torch.no_grad()
     def standardise(self, mean_D: torch.Tensor, divisor_D: torch.Tensor) -> None:
@@ -141,12 +139,18 @@ def segment_sums(rows_TH: torch.Tensor, offsets_S1: torch.Tensor) -> torch.Tenso
     return torch.segment_reduce(rows_TH.float(), "sum", offsets=offsets_S1, axis=0, unsafe=True)
 
 
+def joined(core_SE: torch.Tensor, tower_SE: torch.Tensor) -> torch.Tensor:
+    """(S, 2 E), of length 1: the halves of a vector, each of the same length."""
+    return torch.cat([F.normalize(core_SE, dim=1), F.normalize(tower_SE, dim=1)], dim=1) * 0.5**0.5
+
+
 class LogitScale(nn.Module):
-    """(1,) float32, what cosines are multiplied by: one over a learned temperature, at most `MOST_SCALE`."""
+    """(2,) float32, what the cosines of either half are multiplied by: one over a learned temperature, at most
+    `MOST_SCALE`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.empty(1))
+        self.log_scale = nn.Parameter(torch.empty(2))
         self.begin_at(0.07)  # CLIP's
 
     @torch.no_grad()

@@ -127,6 +127,21 @@ def test_a_step_with_queries_reads_nothing(build_run, asked_path, method):
     assert mode.found == [] and report.query_2[0] > 0 and "logsumexp" in mode.seen
 
 
+@pytest.mark.parametrize("method", ["fixed", "min_norm"])
+@pytest.mark.parametrize("first_steps", [0, 9])
+def test_a_step_with_the_contrastive_loss_reads_nothing(build_run, method, first_steps):
+    """Beside the three tasks, whose head reads both sides, and before them."""
+    run = build_run(
+        "contrastive.weight=1", f"contrastive.first_steps={first_steps}", "contrastive.batch_size=12", "train.steps=9",
+        "model.alignment_head=pooled", f"weighting.method={method}",
+    )  # fmt: skip
+    micro_batches = run.dataset[0]
+    train_step(run, micro_batches, 1)
+    with HostReads() as mode:
+        report = train_step(run, micro_batches, 2)
+    assert mode.found == [] and report.contrastive_2[0] > 0 and "logsumexp" in mode.seen
+
+
 @pytest.mark.parametrize(
     "reads",
     [
