@@ -195,11 +195,6 @@ class Config:
             raise ValueError("validation.keep_best query_accuracy needs queries.weight above 0")
         if self.validation.keep_best == "itc_accuracy" and not self.contrastive.on:
             raise ValueError("validation.keep_best itc_accuracy needs contrastive.weight or first_steps above 0")
-        if self.contrastive.first_steps > self.train.steps:
-            raise ValueError(
-                f"contrastive.first_steps {self.contrastive.first_steps} are among the train.steps, "
-                f"{self.train.steps}; lower them"
-            )
         if len(self.weighting.preference) > len(TASKS):
             given = len(self.weighting.preference)
             raise ValueError(

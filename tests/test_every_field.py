@@ -217,12 +217,9 @@ def loss_of_a_query(run) -> float:
 
 
 def weight_of_the_contrastive_loss(run) -> float | None:
-    """What it is multiplied by in the loss; None where there is none."""
-    output = forward(run)
-    if output.contrastive_2 is None:
-        return None
-    of_tasks = (output.report.weights_T * output.losses_T).sum()
-    return ((output.loss.detach() - of_tasks) / output.contrastive_2[0]).item()
+    """What it is multiplied by as the fourth task; None where it is none."""
+    weights = forward(run).report.weights_T.tolist()
+    return weights[3] if len(weights) > 3 else None
 
 
 def alone(run, steps: int = 4) -> list[np.ndarray]:
@@ -410,7 +407,8 @@ ROWS = [
     Row("weighting.floor", weights, ((0.0, close([2 / 3, 1 / 6, 1 / 6])), (0.2, close([7 / 15, 4 / 15, 4 / 15]))),
         MIN_NORM),
     # contrastive
-    Row("contrastive.weight", weight_of_the_contrastive_loss, ((0.0, None), (0.5, close(0.5)), (2.0, close(2.0)))),
+    Row("contrastive.weight", weight_of_the_contrastive_loss, ((0.0, None), (0.5, close(0.5)), (2.0, close(2.0))),
+        ("weighting.method=fixed",)),
     Row("contrastive.first_steps", lambda run: [len(run.dataset[step][0].targets.tia_label_B) for step in range(3)],
         ((0, [12, 12, 12]), (2, [0, 0, 12])), ("contrastive.batch_size=12",)),
     Row("contrastive.batch_size", lambda run: len(run.dataset[0][0].contrastive.live_C), ((8, 8), (20, 20)), ALONE),

@@ -28,7 +28,7 @@ def example(name: str) -> dict:
 def test_own_catalogue(shop, tmp_path, capsys):
     settings = ["model.core=null", "model.hidden_size=32", "model.heads=2", "model.layers=2", "train.steps=4",
                 "train.micro_batch_size=4", "train.precision=fp32", "validation.every=0", "validation.keep_best=null",
-                "model.intermediate_size=64"]  # fmt: skip
+                "model.intermediate_size=64", "contrastive.first_steps=2", "contrastive.batch_size=4"]  # fmt: skip
     words = [str(shop / "shop.csv"), "--image-column", "photo", "--out", str(tmp_path), "--encoder", "random:0:16",
              "--grid", "2", *settings]  # fmt: skip
     with own_traces():

@@ -106,7 +106,8 @@ def test_demo_and_pretrain_run_outside_a_checkout(fashionbert, environment):
     for level, needs in cpu.LEVELS.items():
         if cpu.flags().issuperset(needs):
             said = fashionbert(
-                "pretrain", "--config", "base", "data.store=demo/store", f"train.output=run-{level}", "model.core=null",
+                "pretrain", "--config", "article", "data.store=demo/store", f"train.output=run-{level}",
+                "model.core=null",
                 *smaller, "train.steps=3", "train.micro_batch_size=8", FASHIONBERT_CPU_LEVEL=level,
             )  # fmt: skip
             assert "3 steps done" in said

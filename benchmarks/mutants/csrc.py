@@ -61,15 +61,15 @@ MUTANTS = (
     Mutant(
         "min-norm-without-the-tetrahedron",
         "csrc/common/min_norm_weights.h",
-        "if (!tetrahedron_weights(G, k, w)) return;",
-        "return;",
+        "if (inside) keep_smaller(G, w, best, least);",
+        "if (inside && least < 0) keep_smaller(G, w, best, least);",
         MIN_NORM,
     ),
     Mutant(
         "min-norm-of-four-forgets-a-triangle",
         "csrc/common/min_norm_weights.h",
-        "    if (candidate < 4) {",
-        "    if (candidate < 3) {",
+        "vertex < 4; ++vertex",
+        "vertex < 3; ++vertex",
         MIN_NORM,
     ),
     Mutant(

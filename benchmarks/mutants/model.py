@@ -1,4 +1,7 @@
-"""Breaks of the model: embeddings, encoder, heads, weighting, reading and writing of checkpoints."""
+"""Breaks of the model: embeddings, encoder, heads, weighting, reading and writing of checkpoints.
+
+Long: a list, an entry a break.
+"""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ class Variant:
     def parts(self) -> tuple[Baseline, ...]:
         return ()
 
-    def configuration(self, seed: int, sizes: Sizes, store: Path | str = "STORE", run: Path | str = "RUN") -> Config:
+    def configuration(self, seed: int, sizes: Sizes, store: Path | str = "unset", run: Path | str = "unset") -> Config:
         """InputError where an override does not fit the recipe."""
         fixed = [f"data.store={store}", f"train.output={run}", f"train.seed={seed}", "train.checkpoint_every=200",
                  "train.keep_checkpoints=1"]  # fmt: skip
@@ -102,7 +102,7 @@ def systems() -> tuple[System, ...]:
 
 def variants(config: str = RECIPE) -> tuple[Variant, ...]:
     """The recipe, and each point of it set otherwise."""
-    words, alignment, _ = load_config(config, ["data.store=STORE", "train.output=RUN"]).weighting.preference
+    words, alignment, _ = load_config(config, ["data.store=unset", "train.output=unset"]).weighting.preference
     plain = ("weighting.normalise=none", "weighting.floor=0")  # what loss and fixed have not
     changed = {
         "adaptive-loss": ("weighting.method=loss", *plain),

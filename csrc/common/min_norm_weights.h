@@ -110,32 +110,33 @@ FB_HOST_DEVICE void min_norm_of_three(const Storage* gram, long row, long column
 // The point inside the tetrahedron where |g_k + sum_i s_i (g_i - g_k)|^2 is stationary, i over the three others of k,
 // by a Cholesky factorisation (which takes no harm from rows of very different size) without its roots; false where
 // that point lies outside or is not unique: then a triangle is at least as good.
-FB_HOST_DEVICE bool tetrahedron_weights(const double (&G)[4][4], int k, double (&w)[4]) {
-  int others[kTriangle];
-  for (int i = 0, n = 0; i < 4; ++i)
-    if (i != k) others[n++] = i;
+template <int k>
+FB_HOST_DEVICE bool tetrahedron_weights(const double (&G)[4][4], double (&w)[4]) {
   double L[kTriangle][kTriangle], pivot[kTriangle], s[kTriangle];
   FB_UNROLL for (int a = 0; a < kTriangle; ++a) {
-    const int i = others[a];
+    const int i = a + (a >= k);
     s[a] = G[k][k] - G[i][k];
     FB_UNROLL for (int b = 0; b <= a; ++b) {
-      const int j = others[b];
+      const int j = b + (b >= k);
       double entry = G[i][j] - G[i][k] - G[j][k] + G[k][k];
-      for (int c = 0; c < b; ++c) entry -= L[a][c] * L[b][c] * pivot[c];
+      FB_UNROLL for (int c = 0; c < b; ++c)
+        entry -= L[a][c] * L[b][c] * pivot[c];
       if (a == b)
         pivot[a] = entry;
       else
         L[a][b] = entry / pivot[b];
     }
     if (!(pivot[a] > 0)) return false;
-    for (int b = 0; b < a; ++b) s[a] -= L[a][b] * s[b];
+    FB_UNROLL for (int b = 0; b < a; ++b)
+      s[a] -= L[a][b] * s[b];
   }
   double rest = 1;
   bool inside = true;
   FB_UNROLL for (int a = kTriangle - 1; a >= 0; --a) {
     s[a] /= pivot[a];
-    for (int b = a + 1; b < kTriangle; ++b) s[a] -= L[b][a] * s[b];
-    w[others[a]] = s[a];
+    FB_UNROLL for (int b = a + 1; b < kTriangle; ++b)
+      s[a] -= L[b][a] * s[b];
+    w[a + (a >= k)] = s[a];
     rest -= s[a];
     inside = inside && s[a] >= 0;
   }
@@ -152,34 +153,37 @@ FB_HOST_DEVICE double squared_norm(const double (&G)[4][4], const double (&w)[4]
   return value;
 }
 
+FB_HOST_DEVICE void keep_smaller(const double (&G)[4][4], const double (&w)[4], double (&best)[4], double& least) {
+  const double value = squared_norm(G, w);
+  if (!(value < least)) return;
+  least = value;
+  FB_UNROLL for (int i = 0; i < 4; ++i)
+    best[i] = w[i];
+}
+
 // The same of four: equal weights, the best point of each of the four triangles (their edges and vertices included),
 // and the tetrahedron's.
 FB_HOST_DEVICE void min_norm_of_four(const double (&G)[4][4], double (&best)[4]) {
   FB_UNROLL for (int i = 0; i < 4; ++i)
     best[i] = 0.25;
   double least = squared_norm(G, best);
-  for (int candidate = 0; candidate < 5; ++candidate) {
-    double w[4] = {};
-    if (candidate < 4) {  // the triangle opposite to this vertex
-      double face[kTriangle][kTriangle], shares[kTriangle];
-      FB_UNROLL for (int a = 0; a < kTriangle; ++a) {
-        FB_UNROLL for (int b = 0; b < kTriangle; ++b)
-          face[a][b] = G[a + (a >= candidate)][b + (b >= candidate)];
-      }
-      min_norm_of_three(&face[0][0], kTriangle, 1, kTriangle, shares);
-      FB_UNROLL for (int a = 0; a < kTriangle; ++a)
-        w[a + (a >= candidate)] = shares[a];
-    } else {
-      int k = 0;  // the smallest gradient, as of `offer_triangle`
-      for (int i = 1; i < 4; ++i) k = G[i][i] < G[k][k] ? i : k;
-      if (!tetrahedron_weights(G, k, w)) return;
+  FB_UNROLL for (int vertex = 0; vertex < 4; ++vertex) {  // the triangle opposite to it
+    double face[kTriangle * kTriangle], shares[kTriangle], w[4] = {};
+    FB_UNROLL for (int a = 0; a < kTriangle; ++a) {
+      FB_UNROLL for (int b = 0; b < kTriangle; ++b)
+        face[a * kTriangle + b] = G[a + (a >= vertex)][b + (b >= vertex)];
     }
-    const double value = squared_norm(G, w);
-    if (!(value < least)) continue;
-    least = value;
-    FB_UNROLL for (int i = 0; i < 4; ++i)
-      best[i] = w[i];
+    min_norm_of_three(face, kTriangle, 1, kTriangle, shares);
+    FB_UNROLL for (int a = 0; a < kTriangle; ++a)
+      w[a + (a >= vertex)] = shares[a];
+    keep_smaller(G, w, best, least);
   }
+  // The smallest gradient, as of `offer_triangle`.
+  double w[4] = {};
+  const bool of_2_or_3 = (G[2][2] < G[3][3] ? G[2][2] : G[3][3]) < (G[0][0] < G[1][1] ? G[0][0] : G[1][1]);
+  const bool inside = of_2_or_3 ? (G[3][3] < G[2][2] ? tetrahedron_weights<3>(G, w) : tetrahedron_weights<2>(G, w))
+                                : (G[1][1] < G[0][0] ? tetrahedron_weights<1>(G, w) : tetrahedron_weights<0>(G, w));
+  if (inside) keep_smaller(G, w, best, least);
 }
 
 // weights of the row-major tasks x tasks matrix `gram` (entry i, j at i * row + j * column), 1 <= tasks <= 4. Equal
@@ -189,8 +193,8 @@ FB_HOST_DEVICE void min_norm_weights(const Storage* gram, long row, long column,
   if (tasks <= kTriangle) return min_norm_of_three(gram, row, column, tasks, weights);
   double G[4][4], best[4], largest = 0;
   bool finite = true;
-  for (int i = 0; i < 4; ++i) {
-    for (int j = 0; j < 4; ++j) {
+  FB_UNROLL for (int i = 0; i < 4; ++i) {
+    FB_UNROLL for (int j = 0; j < 4; ++j) {
       G[i][j] =
           0.5 * (static_cast<double>(gram[i * row + j * column]) + static_cast<double>(gram[j * row + i * column]));
       const double size = std::fabs(G[i][j]);
@@ -198,11 +202,15 @@ FB_HOST_DEVICE void min_norm_weights(const Storage* gram, long row, long column,
       largest = size > largest ? size : largest;
     }
   }
-  for (int i = 0; largest > 0 && i < 4; ++i) {
-    for (int j = 0; j < 4; ++j) G[i][j] /= largest;
+  if (largest > 0) {
+    FB_UNROLL for (int i = 0; i < 4; ++i) {
+      FB_UNROLL for (int j = 0; j < 4; ++j)
+        G[i][j] /= largest;
+    }
   }
   min_norm_of_four(G, best);
-  for (int i = 0; i < 4; ++i) weights[i] = finite ? best[i] : NAN;
+  FB_UNROLL for (int i = 0; i < 4; ++i)
+    weights[i] = finite ? best[i] : NAN;
 }
 
 }  // namespace fashionbert

@@ -83,7 +83,8 @@ def test_roofline_and_report(profiled):
 
 
 def test_only_ranges_leave_nothing_but_the_tokenizer(store_path, tmp_path):
-    found = fashionbert("profile", "--config", "base", f"data.store={store_path}", f"train.output={tmp_path}", *SIZES,
+    found = fashionbert("profile", "--config", "article", f"data.store={store_path}",
+                        f"train.output={tmp_path}", *SIZES,
                         "model.core=null", "--warmup", "1", "--steps", "1", "--ranges-only")  # fmt: skip
     assert found.returncode == 0, found.stderr
     assert {path.name for path in tmp_path.iterdir()} == {"tokenizer"}
@@ -105,10 +106,10 @@ def test_an_nsight_export_becomes_the_same_report(tmp_path):
     ("words", "said"),
     [
         (["--nsys", "nowhere.sqlite"], "nowhere.sqlite"),
-        (["--nsys", "x.sqlite", "--config", "base"], "--nsys"),
+        (["--nsys", "x.sqlite", "--config", "article"], "--nsys"),
         ([], "--config"),
-        (["--config", "base", "--steps", "0"], "--steps 0"),
-        (["--config", "base", "--out", "x"], "--out"),
+        (["--config", "article", "--steps", "0"], "--steps 0"),
+        (["--config", "article", "--out", "x"], "--out"),
     ],
 )
 def test_bad_input_is_one_line(words, said):
@@ -118,7 +119,8 @@ def test_bad_input_is_one_line(words, said):
 
 
 def test_a_run_with_nvtx_tells_host_seconds_by_phase(store_path, tmp_path):
-    found = fashionbert("pretrain", "--config", "base", f"data.store={store_path}", f"train.output={tmp_path}", *SIZES,
+    found = fashionbert("pretrain", "--config", "article", f"data.store={store_path}",
+                        f"train.output={tmp_path}", *SIZES,
                         "model.core=null", "train.nvtx=true", "train.steps=3", "validation.every=0")  # fmt: skip
     assert found.returncode == 0, found.stderr
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

@@ -159,7 +159,7 @@ def test_more_products_than_there_are_is_a_line(store_path, tmp_path):
 @pytest.mark.parametrize("stage", [0, 3])
 def test_a_resumed_run_is_the_uninterrupted_one(process_group, store_path, tmp_path, stage):
     resume_worker.check(str(store_path), tmp_path, stage, "fp32", process_group,
-                        "contrastive.weight=1", "contrastive.first_steps=5", "contrastive.batch_size=8")  # fmt: skip
+                        "contrastive.weight=1", "contrastive.first_steps=3", "contrastive.batch_size=8")  # fmt: skip
 
 
 def test_two_processes_learn_and_validate_as_one(store_path, tmp_path):

@@ -32,8 +32,8 @@ def _break(run, monkeypatch, step: int) -> int:
     """Let the features of the first product of ``step`` (from 1) be NaN; its row."""
     row, features = run.dataset.plan(0).image_rows[8 * (step - 1)], FeatureStore.features
 
-    def broken(self, rows):
-        values_nPD = features(self, rows).clone()
+    def broken(self, rows, views=None):
+        values_nPD = features(self, rows, views).clone()
         values_nPD[np.asarray(rows) == row, 1, 3] = math.nan
         return values_nPD
 

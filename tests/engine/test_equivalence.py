@@ -77,7 +77,7 @@ def test_ranks_do_not_change_what_is_learned(curves, method, stage):
 def test_ranks_do_not_change_what_other_weightings_learn(curves, method, stage):
     """Window means, first losses and log-variances are of all ranks' losses."""
     reference = curves("1x8 others")[method, 0]
-    assert _difference(reference, curves("1x8")["fixed", 0], "parameters") > 100 * TOLERANCE
+    assert (reference["weights"] - reference["weights"][0]).abs().max() > 100 * TOLERANCE  # they follow the losses
     for layout in ("1x8 others", "2x4 others"):
         for key in ("losses", "weights", "parameters"):
             assert _difference(curves(layout)[method, stage], reference, key) <= TOLERANCE, (layout, key)

@@ -15,7 +15,7 @@ from fashionbert_fast.data.pairs import PairDataset
 from fashionbert_fast.engine.divergence import Watch
 from fashionbert_fast.engine.loop import train_step
 from fashionbert_fast.kernels import _linear_residual
-from fashionbert_fast.model.config import METHODS, FashionBertConfig, TaskWeighting
+from fashionbert_fast.model.config import METHODS, TASKS, FashionBertConfig, TaskWeighting
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 
 # On CUDA each of these reads a value, or a number of rows, on the host.
@@ -83,7 +83,9 @@ def test_watching_for_divergence_reads_nothing_on_the_host(batch, tmp_path):
     model = _model()
     report = model(batch, batch.targets.counts_T).report
     train = SimpleNamespace(max_skipped_steps=1, precision="bf16")
-    run = SimpleNamespace(device=torch.device("cpu"), config=SimpleNamespace(train=train), directory=tmp_path)
+    run = SimpleNamespace(
+        tasks=TASKS, device=torch.device("cpu"), config=SimpleNamespace(train=train), directory=tmp_path
+    )
     watch = Watch(run)
     step = {"losses_T": report.losses_T, "weights_T": report.weights_T, "own_T": report.own_T}
     with HostReads() as mode:

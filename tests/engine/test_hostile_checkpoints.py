@@ -280,7 +280,7 @@ def test_what_is_set_aside_twice_keeps_both(saved):
 
 def test_resuming_what_holds_no_run_is_refused(store_path, tmp_path):
     output = f"train.output={tmp_path / 'nothing'}"
-    done = _started("--config", "base", f"data.store={store_path}", output, "--resume")
+    done = _started("--config", "article", f"data.store={store_path}", output, "--resume")
     assert done.returncode == 2
     assert "holds no run to resume" in done.stderr
 

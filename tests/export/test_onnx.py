@@ -173,7 +173,7 @@ FAULTS = {
     "padding-is-attended": ("text_vectors", _padding_is_attended),
     "padding-is-pooled": ("text_vectors", _padding_is_pooled),
     "a-layer-is-missing": ("pair_vectors", _a_layer_is_missing),
-    "not-a-number": ("scorer", lambda g: _weights(g, "classifier.bias", lambda value: value * np.nan)),
+    "not-a-number": ("scorer", lambda g: _weights(g, "head.classifier.bias", lambda value: value * np.nan)),
 }
 
 
