@@ -5,12 +5,14 @@
     python -m benchmarks.speedrun --json speedrun.json --record          # and add it to the records
 
     ours    the demo's configuration by the engine's own `pretrain`, DeepSpeed, metrics and all
-    plain   Hugging Face's BERT, padded (`benchmarks.peers`), torch's AdamW: the same pairs, masks, initial weights,
-            weights of the tasks and learning rates, without a contrastive loss and with the article's head
+    plain   Hugging Face's BERT, padded (`benchmarks.peers`), torch's AdamW: of the same sizes, initial distribution,
+            catalogue, sampling of pairs and masks, weights of the three tasks and learning rates (over as many steps,
+            or --plain-steps), without a contrastive loss and with the article's head
 
 Seconds from the opening of the store to the step whose validation found it, imports and validations not counted; both
 are validated on the same held-out pairs after the same steps. In turn, seed after seed; the ratio is the median of the
-seeds'. Before anything is timed the losses of the first batch are found equal. A run that ends without it has no time.
+seeds'. Before anything is timed the plain model's losses of a batch are found equal to those of ours without its
+contrastive loss and with that head. A run that ends without reaching it has no time.
 """
 
 from __future__ import annotations
@@ -47,6 +49,8 @@ TARGET, EVERY, PRODUCTS = 0.80, 40, 3648  # of accuracy; steps between validatio
 RECORDS = Path(__file__).parent / "results" / "speedrun.json"
 PLAIN = ("contrastive.weight=0", "contrastive.first_steps=0", "contrastive.subcategory_steps=0",
          "model.alignment_head=cls", "validation.keep_best=null")  # fmt: skip
+WARM = ("train.steps=2", "contrastive.first_steps=1", "contrastive.subcategory_steps=0", "validation.every=0",
+        "validation.keep_best=null")  # fmt: skip
 PEER = "plain Hugging Face recipe"
 
 
@@ -155,20 +159,22 @@ def check_same_start(config: Config, device: torch.device) -> None:
 
 
 # The command ---------------------------------------------------------------------------------------------------------
-def measure(home: Path, seeds: int, target: float, products: int, overrides: Sequence[str]) -> dict[str, Any]:
-    """The JSON. overrides: of the demo's configuration, of both."""
+def measure(
+    home: Path, seeds: int, target: float, products: int, overrides: Sequence[str], plain: Sequence[str] = PLAIN
+) -> dict[str, Any]:
+    """The JSON. overrides: of the demo's configuration, of both; plain: of the plain recipe after them."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     draw(home, products=products, seed=0, queries=False)
     store = home / "store"
     # What is compiled or loaded once, DeepSpeed's helper and its modules, is not a run's.
-    loop.pretrain(configuration(store, home / "warm", 0, [*overrides, "train.steps=2", "validation.every=0"]))
-    check_same_start(configuration(store, home / "check", 0, [*overrides, *PLAIN]), device)
+    loop.pretrain(configuration(store, home / "warm", 0, [*overrides, *WARM]))
+    check_same_start(configuration(store, home / "check", 0, [*overrides, *plain]), device)
     clocks = []
     for seed in range(seeds):
         ours = run_ours(configuration(store, home / f"ours-{seed}", seed, overrides), target)
-        plain = run_plain(configuration(store, home / f"plain-{seed}", seed, [*overrides, *PLAIN]), target, device)
-        clocks.append((ours, plain))
-        print(f"seed {seed}: ours {told(ours)}, plain {told(plain)}", flush=True)
+        theirs = run_plain(configuration(store, home / f"plain-{seed}", seed, [*overrides, *plain]), target, device)
+        clocks.append((ours, theirs))
+        print(f"seed {seed}: ours {told(ours)}, plain {told(theirs)}", flush=True)
     names = ("ours", "plain")
     curves = [{name: of.seen for name, of in zip(names, both, strict=True)} for both in clocks]
     return report(rows(clocks, target), device) | {"proofs": proofs(clocks, target), "curves": curves}
@@ -223,17 +229,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("--json", type=Path, required=True, metavar="FILE")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each (default: %(default)s)")
+    parser.add_argument("--plain-steps", type=int, metavar="N", help="of the plain recipe (default: the demo's)")
     parser.add_argument("--quick", action="store_true", help="one seed")
     parser.add_argument("--record", action="store_true", help=f"add the result to {RECORDS.name}, the table of records")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="change the configuration of both")
     args = parser.parse_args(argv)
     seeds = 1 if args.quick else args.seeds
+    plain = PLAIN if args.plain_steps is None else (*PLAIN, f"train.steps={args.plain_steps}")
     try:
         if seeds < 1:
             raise InputError(f"--seeds: {seeds} is too few; give 1 or more")
         check_writable(args.json)
         with tempfile.TemporaryDirectory(prefix="speedrun-") as folder:
-            result = measure(Path(folder), seeds, TARGET, PRODUCTS, args.overrides)
+            result = measure(Path(folder), seeds, TARGET, PRODUCTS, args.overrides, plain)
         write_json(args.json, result)
         if args.record:
             record(result)

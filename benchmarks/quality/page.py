@@ -36,8 +36,9 @@ def write(result: dict[str, Any], page: Path = PAGE, picture: Path = PICTURE) ->
 
 
 def filled(text: str, result: dict[str, Any]) -> str:
-    """The page with the tables of ``result``."""
-    return text[: text.index(BEGIN)] + BEGIN + tables(result) + text[text.index(END) :]
+    """The page with the tables of ``result``, and its picture."""
+    picture = f"\n![R@1 and R@10 of every system](images/{PICTURE.name})\n"
+    return text[: text.index(BEGIN)] + BEGIN + tables(result) + picture + text[text.index(END) :]
 
 
 def tables(result: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ A key is a hash of all settings and of what the store holds, an evaluation's of 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -63,7 +64,7 @@ class Job:
     sizes: Sizes
     work: Path
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         return digest({"store": self.stock.content, **self.system.settings(self.seed, self.sizes)})
 

@@ -243,7 +243,7 @@ def test_the_page_keeps_what_is_written_by_hand(measured, tmp_path):
     assert text.startswith(f"# By hand\n\n{BEGIN}20 queries") and text.endswith(f"{END}below\n") and "stale" not in text
     cca = next(of for of in result["systems"] if of["system"] == "cca")
     figure = cca["scores"]["similarity"]["both"]["R@1"]
-    assert f"| cca | similarity | {figure:.3f} (" in text and "| small |" in text
+    assert f"| cca | similarity | {figure:.3f} (" in text and "| small |" in text and "](images/quality.png)" in text
     assert picture.read_bytes().startswith(b"\x89PNG")
     page.write(result, path, picture)
     assert path.read_text() == text

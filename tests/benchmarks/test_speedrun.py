@@ -59,11 +59,12 @@ def test_both_start_from_the_same_weights_and_see_the_same_pairs(store_path, tmp
 
 
 def test_both_stop_where_the_target_is_reached(store_path, tmp_path):
-    """A target that the first validation reaches, and one that none does."""
-    for target, validations in ((0.0, 1), (1.1, 3)):
+    """A target that the first validation reaches, by the demo's own first steps, and one that none does."""
+    first = ("contrastive.first_steps=2", "contrastive.subcategory_steps=0", "contrastive.batch_size=8")
+    for target, validations, own in ((0.0, 1, first), (1.1, 3, PLAIN)):
         run = tmp_path / f"ours-{target}"
         with own_traces():
-            ours = speedrun.run_ours(tiny(store_path, run), target)
+            ours = speedrun.run_ours(tiny(store_path, run, *own), target)
             plain = speedrun.run_plain(tiny(store_path, tmp_path / f"plain-{target}", *PLAIN), target, CPU)
         for clock in (ours, plain):
             assert len(clock.seen) == validations and (clock.reached is None) == (target > 1)
