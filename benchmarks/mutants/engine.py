@@ -408,8 +408,8 @@ MUTANTS = (
     Mutant(
         "initializer-range-does-not-reach-the-model",
         ENGINE + "build.py",
-        ', "initializer_range": m.initializer_range}',
-        "}",
+        ', "initializer_range": m.initializer_range,',
+        ",",
         FIELDS,
     ),
     Mutant(
