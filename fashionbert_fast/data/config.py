@@ -49,7 +49,7 @@ class ContrastiveConfig:
     batch_size: int = 128  # of the first steps: products a process and micro-batch
     subcategory_steps: int = 0  # the last so many of the first steps: products of one sub-category in a batch
     size: int = 256  # numbers of a vector: half of them the core's, half those of small towers beside it
-    dropout: float = 0.3  # in the towers
+    dropout: float = 0.5  # in the towers
     temperature: float = 0.07  # what cosines are divided by at the start; it is learned, and stays 0.01 or more
     token_rate: float = 0.15  # the chance of each word of a title to be masked
     patch_rate: float = 0.25  # of the patches, masked

@@ -113,7 +113,7 @@ class FashionBertConfig:
     alignment_head: str = "cls"  # what the alignment head reads: cls ([CLS]) | pooled (and the means of both sides)
     contrastive_size: int = 0  # numbers of a vector that the contrastive loss has learned; 0: no projection
     standardise_features: bool = False  # it began with them standardised; the contrastive head's tower reads them so
-    contrastive_dropout_prob: float = 0.3  # within the towers of its head
+    contrastive_dropout_prob: float = 0.5  # within the towers of its head
     contrastive_weight: float = 0.0  # its factor as a fourth task; 0: it is none
     weighting: TaskWeighting = field(default_factory=TaskWeighting)
 

@@ -102,9 +102,9 @@ class ContrastiveHead(nn.Module):
         drop = config.contrastive_dropout_prob
         self.projection = nn.Linear(H, half)
         self.word_tower = nn.Sequential(
-            nn.LayerNorm(H), nn.Linear(H, 4 * half), nn.GELU(), nn.Dropout(drop), nn.Linear(4 * half, half)
+            nn.LayerNorm(H), nn.Linear(H, 8 * half), nn.GELU(), nn.Dropout(drop), nn.Linear(8 * half, half)
         )
-        self.patch_tower = nn.Sequential(nn.Linear(D, 4 * half), nn.GELU(), nn.Dropout(drop), nn.Linear(4 * half, half))
+        self.patch_tower = nn.Sequential(nn.Linear(D, 8 * half), nn.GELU(), nn.Dropout(drop), nn.Linear(8 * half, half))
         self.scale = LogitScale()
 
     def forward(
