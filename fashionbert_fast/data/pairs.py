@@ -8,6 +8,7 @@ or of products.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,11 +28,17 @@ from fashionbert_fast.kernels._library import IGNORED
 
 
 def _images(
-    store: FeatureStore, image_rows: np.ndarray, views: np.ndarray | None = None
+    store: FeatureStore, image_rows: np.ndarray, views: np.ndarray | None = None, **mirror: Any
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Each distinct image once, and the index of each pair's image among them. views: of each, the same of the same."""
+    """Each distinct image once, and the index of each pair's image among them.
+
+    Args:
+        views: of each, the same of the same. mirror: what `mirrored` takes further, where photos may be mirrored.
+    """
     distinct, first, index = np.unique(image_rows, return_index=True, return_inverse=True)
     features_IPD = store.features(distinct, None if views is None else views[first])
+    if mirror:
+        features_IPD = mirrored(features_IPD, distinct, **mirror)
     return features_IPD, torch.from_numpy(index.astype(np.int64))
 
 
@@ -188,15 +195,13 @@ class PairDataset(Dataset):
         fill = rounded_up(len(row_M), self.budget.predictions) - len(row_M)
         patch_mask_BP = mask_patches(samples_B, P, c.patch_rate, **draw)
         pair_K, patch_K = np.nonzero(patch_mask_BP & predicted_B[:, None])
-        image_rows, masks = plan.image_rows[span], [patch_mask_BP]
+        image_rows, masks, mirror = plan.image_rows[span], [patch_mask_BP], {}
         if products is not None:
             alone = products[self.rank]
             image_rows = np.concatenate([image_rows, alone])
             masks.append(mask_patches(self._alone(alone), P, self.contrastive.patch_rate, **draw))
-        features_IPD, image_index_B = _images(self.store, image_rows, self._views(image_rows, epoch))
-        if products is not None:
-            distinct = np.unique(image_rows)  # in the order of the features
-            features_IPD = mirrored(features_IPD, distinct, self.contrastive.mirror_rate, **draw)
+            mirror = {"rate": self.contrastive.mirror_rate, **draw}
+        features_IPD, image_index_B = _images(self.store, image_rows, self._views(image_rows, epoch), **mirror)
         inputs = PackedPairs(
             **packed,
             features_IPD=features_IPD,

@@ -8,13 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from engine import resume_worker
-from engine.test_queries import layouts
+from engine.test_queries import agree_with_one_process, layouts
 from in_process import run_here, tiny_fields
 from safetensors.torch import load_file
 from training import fashionbert
 
-from benchmarks.reliability import gradients, workload
-from benchmarks.reliability.workload import NO_DROPOUT, Ranks, overrides
+from benchmarks.reliability import workload
 from fashionbert_fast.data.batch import ContrastiveTargets
 from fashionbert_fast.engine.metrics import read_metrics
 from fashionbert_fast.errors import InputError
@@ -29,15 +28,7 @@ CASES = [(1, "loss", BESIDE), (2, "min_norm", BESIDE), (2, "loss", FIRST)]
 
 @pytest.mark.parametrize(("processes", "stage"), layouts(((1, 0), (2, 1), (2, 3), (3, 0))))
 def test_gradients_are_those_of_one_process_in_float64(tmp_path, monkeypatch, processes, stage):
-    monkeypatch.setattr(workload, "PROCESSES", processes)
-    settings = overrides(
-        workload.shared_store(tmp_path), tmp_path, *NO_DROPOUT, *gradients.DESCENT, gradients.WIDE,
-        f"train.zero_stage={stage}", "train.micro_batch_size=4", "train.seed=3",
-    )  # fmt: skip
-    with Ranks(processes, tmp_path, gradients.descended, settings, CASES, 0) as ranks:
-        ranks.succeed(120)
-    for number, case in enumerate(CASES):
-        gradients.agrees(settings, case, tmp_path / f"{number}.pt", "", tmp_path)
+    agree_with_one_process(tmp_path, monkeypatch, processes, stage, CASES)
 
 
 def vectors_of(*halves: torch.Tensor) -> torch.Tensor:

@@ -28,17 +28,22 @@ def layouts(quick: tuple[tuple[int, int], ...]):
     return [pytest.param(*one, marks=() if one in quick else pytest.mark.slow) for one in every]
 
 
-@pytest.mark.parametrize(("processes", "stage"), layouts(((1, 0), (2, 0), (2, 1), (2, 2), (2, 3), (3, 0), (3, 3))))
-def test_gradients_are_those_of_one_process_in_float64(tmp_path, monkeypatch, processes, stage):
+def agree_with_one_process(tmp_path, monkeypatch, processes: int, stage: int, cases: list[tuple]) -> None:
+    """Whether ranks have the weights of a float64 model of the whole batch after each of ``cases``."""
     monkeypatch.setattr(workload, "PROCESSES", processes)
     settings = overrides(
         workload.shared_store(tmp_path), tmp_path, *NO_DROPOUT, *gradients.DESCENT, gradients.WIDE,
         f"train.zero_stage={stage}", "train.micro_batch_size=4", "train.seed=3",
     )  # fmt: skip
-    with Ranks(processes, tmp_path, gradients.descended, settings, CASES, 0) as ranks:
+    with Ranks(processes, tmp_path, gradients.descended, settings, cases, 0) as ranks:
         ranks.succeed(120)
-    for number, case in enumerate(CASES):
+    for number, case in enumerate(cases):
         gradients.agrees(settings, case, tmp_path / f"{number}.pt", "", tmp_path)
+
+
+@pytest.mark.parametrize(("processes", "stage"), layouts(((1, 0), (2, 0), (2, 1), (2, 2), (2, 3), (3, 0), (3, 3))))
+def test_gradients_are_those_of_one_process_in_float64(tmp_path, monkeypatch, processes, stage):
+    agree_with_one_process(tmp_path, monkeypatch, processes, stage, CASES)
 
 
 def test_the_margin_is_on_the_right_item_alone_and_none_is_wrong_for_many():
