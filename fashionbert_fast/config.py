@@ -26,6 +26,7 @@ from fashionbert_fast.model.config import (
     LAYER_NORMS,
     MOST,
     MOST_LAYERS,
+    PATCH_OBJECTIVES,
     TASKS,
     QueryLoss,
     TaskWeighting,
@@ -70,6 +71,9 @@ class ModelConfig:
     # What the alignment head reads: cls ([CLS], as in the article) | pooled (and the means of both sides); null: what
     # that of a run of ours reads, else cls.
     alignment_head: str | None = None
+    # What is asked of masked patches: kld (their feature as a distribution, as in the article) | selfie (which of the
+    # photo's masked patches was where).
+    patch_objective: str = "kld"
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "hidden_size", "heads", "intermediate_size"):
@@ -85,6 +89,7 @@ class ModelConfig:
         one_of("model.layer_norm", self.layer_norm, LAYER_NORMS)
         if self.alignment_head is not None:
             one_of("model.alignment_head", self.alignment_head, ALIGNMENT_HEADS)
+        one_of("model.patch_objective", self.patch_objective, PATCH_OBJECTIVES)
         for name in ("hidden_dropout", "attention_dropout", "patch_dropout"):
             within(f"model.{name}", getattr(self, name), 0.0, 1.0, open_high=True)
 

@@ -388,6 +388,8 @@ ROWS = [
         ("model.hidden_size=256", "model.layers=1")),
     Row("model.alignment_head", lambda run: hasattr(model_of(run).tia_head, "dense"),
         ((None, False), ("cls", False), ("pooled", True))),
+    Row("model.patch_objective", lambda run: forward(run).losses_T[2].item() == 0,  # selfie: a photo's are alike here
+        (("kld", False), ("selfie", True)), ("data.patch_rate=0.5",)),
     Row("model.layer_norm", lambda run: run, (("apex", Refused("model.layer_norm apex")),)),
     # weighting
     Row("weighting.method", weights,

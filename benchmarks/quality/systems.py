@@ -110,6 +110,7 @@ def variants(config: str = RECIPE) -> tuple[Variant, ...]:
         "adaptive-min-norm": ("weighting.method=min_norm",),
         "fixed": ("weighting.method=fixed", *plain),
         "no-mpm": (f"weighting.preference=[{words},{alignment},0]",),
+        "selfie": ("model.patch_objective=selfie", "data.patch_rate=0.25"),
         "no-itc": NO_ITC,
         "cls-head": ("model.alignment_head=cls",),
         **{f"negatives-{kind}": (f"data.negatives={kind}",) for kind in ("random", "category", "subcategory")},

@@ -30,6 +30,8 @@ MISSING = {  # what is missing -> by which setting
         "contrastive.weight=0.7",
         "model.alignment_head=pooled",
         "contrastive.size=24",
+        "model.patch_objective=selfie",
+        "data.patch_rate=0.5",
     ),
     "nothing, with a contrastive step first and queries,": (
         "contrastive.weight=2",

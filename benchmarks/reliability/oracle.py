@@ -77,10 +77,27 @@ def task_sums(w: Weights, hidden_TH: torch.Tensor, batch: Batch, config: Fashion
             for pooled_H, (first, last) in zip(pooled_BH, pairwise(batch.inputs.cu_seqlens_S1.tolist()), strict=False)
         ])  # fmt: skip
     tia = F.cross_entropy(_linear(pooled_BH, w, "tia_head.classifier"), targets.tia_label_B, reduction="sum")
-    target_KD = batch.inputs.features_IPD.double().flatten(0, 1)[targets.mpm_target_K].softmax(1)
-    predicted_KD = _linear(hidden_TH[targets.mpm_row_K], w, "mpm_head.projection").log_softmax(1)
-    mpm = (target_KD * (target_KD.log() - predicted_KD)).sum()
+    feature_KD = batch.inputs.features_IPD.double().flatten(0, 1)[targets.mpm_target_K]
+    predicted_KD = _linear(hidden_TH[targets.mpm_row_K], w, "mpm_head.projection")
+    if config.patch_objective == "selfie":
+        mpm = _matched(predicted_KD, feature_KD, targets.mpm_row_K, batch.inputs.patch_row_B)
+    else:
+        target_KD = feature_KD.softmax(1)
+        mpm = (target_KD * (target_KD.log() - predicted_KD.log_softmax(1))).sum()
     return torch.stack([mlm, tia, mpm])
+
+
+def _matched(
+    predicted_KD: torch.Tensor, feature_KD: torch.Tensor, row_K: torch.Tensor, patch_row_B: torch.Tensor
+) -> torch.Tensor:  # fmt: skip
+    """Selfie's loss, a masked patch after another."""
+    pair_K, loss = [int((patch_row_B <= row).sum()) for row in row_K], predicted_KD.new_zeros(())
+    for k, pair in enumerate(pair_K):
+        others = [j for j in range(len(pair_K)) if pair_K[j] == pair
+                  and (j == k or F.cosine_similarity(feature_KD[j], feature_KD[k], dim=0) <= 0.99)]  # fmt: skip
+        scores = feature_KD[others] @ predicted_KD[k] / feature_KD.shape[1] ** 0.5
+        loss = loss + F.cross_entropy(scores, torch.tensor(others.index(k)))
+    return loss
 
 
 def _both_sides(w: Weights, pooled_H: torch.Tensor, pair_LH: torch.Tensor, patches: int) -> torch.Tensor:

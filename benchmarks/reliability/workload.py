@@ -57,7 +57,7 @@ def write_store(path: Path, products: int = 96, seed: int = 0) -> Path:
         title = f"{colours[colour]} {garments[garment]} model {i % 10}"
         listed.append(Product(f"p{i}", title, f"kind {garment % 2}", garments[garment], Path(f"{i}.jpg"), "train",
                               queries=f"{garments[garment]} in {colours[colour]}" if i % 4 else ""))  # fmt: skip
-        noise = torch.randn(GRID * GRID, FEATURES, generator=generator) * 0.1
+        noise = torch.randn(GRID * GRID, FEATURES, generator=generator) * 0.5  # patches of one photo differ
         features.append(colour_CD[colour] + garment_GD[garment] + noise)
     with StoreWriter(path, patches=GRID * GRID, feature_size=FEATURES, dtype="float32") as writer:
         writer.append(listed, torch.stack(features))

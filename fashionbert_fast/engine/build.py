@@ -115,6 +115,7 @@ def build_model(config: Config, store: FeatureStore, vocabulary: int) -> Fashion
         "hidden_dropout_prob": m.hidden_dropout,
         "attention_probs_dropout_prob": m.attention_dropout,
         "patch_dropout_prob": m.patch_dropout,
+        "patch_objective": m.patch_objective,
         "weighting": config.weighting,
     }
     c = config.contrastive

@@ -18,6 +18,7 @@ AT_GATE = ("gradient", "min_norm", "imtl", "nash", "gradnorm")  # these solve fo
 NORMALISABLE, FLOORED = ("gradient", "min_norm"), ("gradient", "min_norm", "nash", "gradnorm")
 LAYER_NORMS = ("fused", "apex")
 ALIGNMENT_HEADS = ("cls", "pooled")
+PATCH_OBJECTIVES = ("kld", "selfie")
 MOST, MOST_LAYERS = 2**24, 1000  # of any other size, which no model comes near: products of two stay integers of torch
 NORMALISATIONS = ("none", "norm", "loss")
 OWN = "fashionbert"  # of an exported directory, which is a BERT's: the section of config.json that no BERT has
@@ -111,6 +112,7 @@ class FashionBertConfig:
     patch_dropout_prob: float = 0.1  # on the raw feature, before the projection
     layer_norm: str = "fused"  # of the encoder: fused (with bias, dropout and residual, one operator) | apex; not saved
     alignment_head: str = "cls"  # what the alignment head reads: cls ([CLS]) | pooled (and the means of both sides)
+    patch_objective: str = "kld"  # of masked patches: kld (their distribution) | selfie (which of them was where)
     contrastive_size: int = 0  # numbers of a vector that the contrastive loss has learned; 0: no projection
     standardise_features: bool = False  # it began with them standardised; the contrastive head's tower reads them so
     contrastive_dropout_prob: float = 0.5  # within the towers of its head
@@ -146,6 +148,9 @@ class FashionBertConfig:
         if self.alignment_head not in ALIGNMENT_HEADS:
             raise ValueError(f"model.alignment_head must be one of {', '.join(ALIGNMENT_HEADS)}, got "
                              f"{self.alignment_head!r:.80}")  # fmt: skip
+        if self.patch_objective not in PATCH_OBJECTIVES:
+            raise ValueError(f"model.patch_objective must be one of {', '.join(PATCH_OBJECTIVES)}, got "
+                             f"{self.patch_objective!r:.80}")  # fmt: skip
         size = self.contrastive_size
         if type(size) is not int or not 0 <= size <= MOST or size % 2:
             raise ValueError(f"contrastive_size must be an even integer from 0 to {MOST:,}, got {size!r:.80}")

@@ -22,6 +22,7 @@ from fashionbert_fast.model.config import CONTRASTIVE_TASK, TASKS
 from fashionbert_fast.model.fashionbert import FashionBert
 from fashionbert_fast.model.heads import AlignmentHead, MaskedPatchHead, MaskedTokenHead
 from fashionbert_fast.objectives.contrastive import contrastive_sums
+from fashionbert_fast.objectives.patch_matching import patch_matching_loss
 from fashionbert_fast.objectives.weighting import TaskWeighter, WeightingReport, global_means
 
 PRODUCTS = StepCounts._fields.index("products")
@@ -157,17 +158,25 @@ class FashionBertForPreTraining(FashionBert):
         self, hidden_TH: torch.Tensor, aliases: Sequence[torch.Tensor], batch: Batch
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """This rank's sums of the three tasks' row losses, float32, and the alignment logits (B, 2)."""
-        inputs, targets = batch.inputs, batch.targets
+        targets = batch.targets
         (mlm_MH, cls_BH, mpm_KH), sides = self._head_rows(hidden_TH, aliases, batch)
         logits_B2 = self.tia_head(cls_BH, sides).float()
         sums_T = torch.stack(
             [
                 self.mlm_head(mlm_MH, self.text_embeddings.word.weight, targets.mlm_label_M),
                 F.cross_entropy(logits_B2, targets.tia_label_B, reduction="sum"),
-                self.mpm_head(mpm_KH, inputs.features_IPD.flatten(0, 1), targets.mpm_target_K),
+                self._patch_sum(mpm_KH, batch),
             ]
         )
         return sums_T, logits_B2
+
+    def _patch_sum(self, mpm_KH: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """The sum of the masked patches' losses, by ``patch_objective``."""
+        features_RD, t = batch.inputs.features_IPD.flatten(0, 1), batch.targets
+        if self.config.patch_objective == "kld":
+            return self.mpm_head(mpm_KH, features_RD, t.mpm_target_K)
+        pair_K = t.mpm_row_K - t.mpm_target_K % self.config.patches  # where its photo's rows begin
+        return patch_matching_loss(self.mpm_head.projection(mpm_KH), features_RD, t.mpm_target_K, pair_K)
 
     def _contrastive_sums(self, hidden_TH: torch.Tensor, batch: Batch) -> torch.Tensor:
         """See `contrastive_sums`."""
