@@ -187,7 +187,7 @@ def test_bad_input_is_one_line(words, named, store, store_path, tmp_path, tmp_pa
 def test_every_variant_fits_the_recipe_and_differs_from_it_in_what_its_name_says():
     plain = {of.name: of.configuration(0, Sizes()) for of in variants()}
     quick = {of.name: of.configuration(0, command.QUICK) for of in variants()}
-    assert {of.kind for of in systems()} == {"baseline", "fashionbert"} and len({of.name for of in systems()}) == 30
+    assert {of.kind for of in systems()} == {"baseline", "fashionbert"} and len({of.name for of in systems()}) == 31
     for found in (plain, quick):
         assert [found[f"adaptive-{way}"].weighting.method for way in ("loss", "gradient", "min-norm")] == [
             "loss", "gradient", "min_norm"]  # fmt: skip
