@@ -47,7 +47,7 @@ def rows(device: torch.device, quick: bool) -> list[Row]:
     """The whole protocol, then the loop in float32 and in bfloat16. quick: the same of fewer queries."""
     queries, looped, repeats = (10, 2, 2) if quick else (QUERIES, 10, 5)
     with tempfile.TemporaryDirectory(prefix="evaluate-") as folder:
-        store, titles = _drawn_store(Path(folder), 2 if quick else SUBCATEGORIES)
+        store, titles = drawn_store(Path(folder), 2 if quick else SUBCATEGORIES)
         torch.manual_seed(0)
         model = FashionBertForPreTraining(FashionBertConfig(**MODEL, initializer_range=0.05)).eval().to(device)
         scorers = {precision: PairScorer(model, store, titles, precision=precision) for precision in TOLERANCES}
@@ -62,7 +62,7 @@ def rows(device: torch.device, quick: bool) -> list[Row]:
         return found
 
 
-def _drawn_store(folder: Path, subcategories: int) -> tuple[FeatureStore, TokenizedTitles]:
+def drawn_store(folder: Path, subcategories: int) -> tuple[FeatureStore, TokenizedTitles]:
     count = subcategories * OF_EACH
     generator, words = np.random.default_rng(0), (*COLOURS, *GARMENTS)
     products = []

@@ -19,6 +19,7 @@ EPILOG = """examples:
   fashionbert bench search --json search.json                    # a query's time over 5,000 products, an index's recall
   fashionbert bench search --index indices/shop                  # of your own index, by its own model
   fashionbert bench evaluate --json evaluate.json                # 1,000 queries; pairs beside a Hugging Face loop
+  fashionbert bench contrastive                                  # what the contrastive loss costs a step
   fashionbert bench solve --json solve.json
 
 Results are checked for equality before anything is timed; ratios are medians over alternating pairs. With --json a
@@ -27,6 +28,7 @@ picture of the ratios is written beside FILE, with the suffix .png."""
 SUITES = {
     "ops": (*(f"bench_{operator.name}" for operator in OPERATORS), "bench_weighted_step"),
     "step": ("bench_step",),
+    "contrastive": ("bench_contrastive",),
     "save": ("bench_save",),
     "search": ("bench_search",),
     "evaluate": ("bench_evaluate",),

@@ -49,3 +49,10 @@ def test_an_unknown_measurement_is_refused_by_name(capsys):
         assert main(["bench", suite, "--only", "nonsense"]) == 2
         error = capsys.readouterr().err
         assert "--only nonsense" in error and known in error
+
+
+def test_what_the_contrastive_loss_costs_is_measured(tmp_path):
+    path = tmp_path / "rows.json"
+    assert main(["bench", "contrastive", "--quick", "--json", str(path)]) == 0
+    both, coin = json.loads(path.read_text())["rows"]
+    assert "32 photos alone" in both["case"] and "64 photos alone" in coin["case"]
