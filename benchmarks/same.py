@@ -45,7 +45,7 @@ RUNS: dict[str, tuple[int, tuple[str, ...]]] = {
         2, ("train.zero_stage=1", "train.precision=bf16", "train.gradient_accumulation_steps=2", "data.workers=1"),
     ),
 }  # fmt: skip
-RATES = ("samples_per_s", "tokens_per_s", "mfu")  # what is measured, not computed
+RATES = ("samples_per_s", "tokens_per_s", "mfu", "throughput")  # what is measured, not computed
 SOURCES = ("csrc", "CMakeLists.txt", "setup.py")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
@@ -175,7 +175,8 @@ def _metrics(run: Path) -> list[dict]:
 
 
 def _figures(path: Path) -> dict:
-    return {key: value for key, value in json.loads(path.read_text()).items() if key not in ("checkpoint", "data")}
+    left_out = ("checkpoint", "data", *RATES)
+    return {key: value for key, value in json.loads(path.read_text()).items() if key not in left_out}
 
 
 def _checkpoints(run: Path) -> dict[str, Any]:
