@@ -61,6 +61,11 @@ SECTIONS = (
             "Ours beside ours with one technique switched off. Zen 5. Packing saves what it would if all time "
             "were in proportion to tokens but for the weights' update, the heads and the patch projection, which "
             "take as long for any title."),
+    Section("contrastive_cpu.json", "What the contrastive loss costs a step",
+            "fashionbert bench contrastive --json contrastive.json",
+            "The same pairs with it and without. With `data.pairs: both`, as in `configs/small.yaml`, 64 pairs have 32 "
+            "products, which stand alone as half as many tokens again; with `coin` they have 64, and the step has twice "
+            "the tokens. The aim: at most 0.6 of a step on top, a ratio of 0.625. Zen 5."),
     Section("save_zen4_cpu.json", "How long training waits for a checkpoint",
             "fashionbert bench save --json save.json",
             "BERT-base under ZeRO-1: 1.3 GB of masters and moments, on disk. Zen 4. Ours and torch's copy them and "
