@@ -64,7 +64,7 @@ SECTIONS = (
     Section("contrastive_cpu.json", "What the contrastive loss costs a step",
             "fashionbert bench contrastive --json contrastive.json",
             "The same pairs with it and without. With `data.pairs: both`, as in `configs/small.yaml`, 64 pairs have 32 "
-            "products, which stand alone as half as many tokens again; with `coin` they have 64, and the step has twice "
+            "products, which stand alone as half as many tokens again; with `coin` 64, and the step has twice "
             "the tokens. The aim: at most 0.6 of a step on top, a ratio of 0.625. Zen 5."),
     Section("save_zen4_cpu.json", "How long training waits for a checkpoint",
             "fashionbert bench save --json save.json",
