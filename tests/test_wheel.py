@@ -100,7 +100,8 @@ def test_bench_asks_for_a_checkout(fashionbert):
 
 
 def test_demo_and_pretrain_run_outside_a_checkout(fashionbert, environment):
-    fashionbert("demo", "--out", "demo", "--products", 1300, "--queries", 20, "train.steps=10", "validation.every=0")
+    fashionbert("demo", "--out", "demo", "--products", 1400, "--queries", 20, "train.steps=10", "validation.every=0",
+                "contrastive.first_steps=5")  # fmt: skip
     assert (environment / "demo/report.html").exists()
     smaller = ("model.hidden_size=64", "model.layers=1", "model.heads=2", "model.intermediate_size=128")
     for level, needs in cpu.LEVELS.items():

@@ -62,8 +62,9 @@ class _Stages:
 
 def _check_products(products: int, config: Config) -> None:
     """InputError where those not held out would not fill a step's batch, before anything is written."""
-    t = config.train
-    held_out, batch = VALIDATION_PER_SUBCATEGORY * len(KINDS), t.micro_batch_size * t.gradient_accumulation_steps
+    t, c = config.train, config.contrastive
+    largest = max(t.micro_batch_size, c.batch_size if c.first_steps else 0)
+    held_out, batch = VALIDATION_PER_SUBCATEGORY * len(KINDS), largest * t.gradient_accumulation_steps
     if products - held_out < batch:
         raise InputError(
             f"--products {products}: {held_out} are held out and a step trains on {batch}; ask for {held_out + batch} "

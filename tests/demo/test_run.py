@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 
+import pytest
 from PIL import Image
 
 
@@ -19,7 +20,8 @@ def _demo(*arguments: str) -> subprocess.CompletedProcess:
 
 def test_demo_leaves_figures_and_a_report(tmp_path):
     out = tmp_path / "demo"
-    small = ["--products", "1300", "--queries", "12", "train.steps=12", "train.log_every=3"]
+    small = ["--products", "1400", "--queries", "12", "train.steps=12", "train.log_every=3",
+             "contrastive.first_steps=4"]  # fmt: skip
     done = _demo("--out", str(out), *small)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads((out / "evaluation.json").read_text())
@@ -35,12 +37,13 @@ def test_demo_leaves_figures_and_a_report(tmp_path):
     assert "--overwrite" in again.stderr
 
 
-def test_too_few_products_are_refused_before_anything_is_written(tmp_path):
-    done = _demo("--out", str(tmp_path / "demo"), "--products", "1260", "train.micro_batch_size=40")
+@pytest.mark.parametrize("field", ["train.micro_batch_size", "contrastive.batch_size"])
+def test_too_few_products_are_refused_before_anything_is_written(tmp_path, field):
+    done = _demo("--out", str(tmp_path / "demo"), "--products", "1260", f"{field}=240")
     (line,) = done.stderr.splitlines()
     assert done.returncode == 2 and "--products 1260" in line and not (tmp_path / "demo").exists()
     held_out, batch, least = map(int, re.findall(r"(\d+) are held out .* on (\d+); ask for (\d+)", line)[0])
-    assert batch == 40 and least == held_out + batch > 1260
+    assert batch == 240 and least == held_out + batch > 1260
 
 
 def test_demo_does_not_touch_a_directory_that_is_no_demo(tmp_path):
