@@ -63,6 +63,7 @@ def rows(device: torch.device, quick: bool) -> list[Row]:
 
 
 def drawn_store(folder: Path, subcategories: int) -> tuple[FeatureStore, TokenizedTitles]:
+    """A store of drawn features, `OF_EACH` products a sub-category, all of the split "validation", and its titles."""
     count = subcategories * OF_EACH
     generator, words = np.random.default_rng(0), (*COLOURS, *GARMENTS)
     products = []

@@ -216,8 +216,8 @@ def learned(result: dict) -> str:
     return (
         f"Of {result['settings']['candidates']} real products of a kind `--config small`, trained in "
         f"{small['minutes']:.0f} minutes on two cores, has the right one first for {own['R@1']:.0%} of held-out titles "
-        f"and photos and among ten for {own['R@10']:.0%}; the best baseline, {best['system']}, {other['R@1']:.0%} and "
-        f"{other['R@10']:.0%} ([docs/quality.md](docs/quality.md))."
+        f"and photos and among ten for {own['R@10']:.0%}; {best['system']}, the best of {len(beside)} baselines, "
+        f"{other['R@1']:.0%} and {other['R@10']:.0%} ([docs/quality.md](docs/quality.md))."
     )
 
 

@@ -15,6 +15,8 @@ import math
 import torch
 import torch.nn.functional as F
 
+from fashionbert_fast.objectives.contrastive import softmax_loss
+
 SAME = 0.99
 
 
@@ -32,6 +34,4 @@ def patch_matching_loss(
     unit_KD = F.normalize(target_KD, dim=1)
     wrong_KK = (pair_K[:, None] == pair_K) & (unit_KD @ unit_KD.T <= SAME)
     score_KK = predicted_KD.to(dtype) @ target_KD.T / target_KD.shape[1] ** 0.5
-    right_K = score_KK.diagonal()
-    score_KK = score_KK.masked_fill(~wrong_KK, -math.inf)
-    return (torch.cat([right_K[:, None], score_KK], dim=1).logsumexp(1) - right_K).sum()
+    return softmax_loss(score_KK.diagonal(), score_KK.masked_fill(~wrong_KK, -math.inf)).sum()
