@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
         if not is_loopback(listening):
             print(f"WARNING: {args.host} is reached from other machines: whoever does sees all products and photos, "
                   "without a password", flush=True)  # fmt: skip
+        line = f"{url_of(listening)}: {len(searcher.index):,} products; Ctrl-C ends it"
         with contextlib.suppress(KeyboardInterrupt):  # raised anew by uvicorn once it has ended in order
-            print(f"{url_of(listening)}: {len(searcher.index):,} products; Ctrl-C ends it", flush=True)
-            serve(searcher, listening, args.host)
+            serve(searcher, listening, args.host, lambda: print(line, flush=True))
         print("ended", flush=True)
     return 0

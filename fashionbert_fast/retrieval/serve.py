@@ -18,6 +18,7 @@ import ipaddress
 import logging
 import os
 import socket
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import lru_cache
@@ -84,14 +85,24 @@ def url_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def serve(searcher: Searcher, listening: socket.socket, host: str) -> None:
-    """Answer until SIGINT or SIGTERM."""
+def serve(searcher: Searcher, listening: socket.socket, host: str, ready: Callable[[], None]) -> None:
+    """Answer until SIGINT or SIGTERM. ``ready()`` is called once both end the server in order.
+
+    Raises KeyboardInterrupt after SIGINT. Before ``ready`` it may be raised while a module is imported; where that
+    module runs a string (a namedtuple does), Python kills itself with SIGINT at its end even though it was caught.
+    """
     uvicorn = optional("uvicorn")
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            ready()
+
     config = uvicorn.Config(
         make_app(searcher, host), log_level=logging.WARNING, access_log=False, server_header=False, lifespan="off",
         limit_concurrency=CONNECTIONS, timeout_keep_alive=5, timeout_graceful_shutdown=2,
     )  # fmt: skip
-    uvicorn.Server(config).run(sockets=[listening])
+    Server(config).run(sockets=[listening])
 
 
 def make_app(searcher: Searcher, host: str = "127.0.0.1") -> Any:
