@@ -2,10 +2,11 @@
 
     python -m benchmarks.same COMMIT          # `make same COMMIT=...`; exit status 0: the same, 1: not, 2: bad input
 
-Both trees prepare the same photos, train 20 steps by each of `RUNS` and evaluate what came of it. Compared are the
-features, every logged number but the rates, and every number of every checkpoint, exactly. This tree also reads the
-other's store and model. Each tree is run through its command line and by its own copy of this file, so that modules and
-settings may have other names in the two. What the other commit gave is kept in build/same/ for the next comparison.
+Both trees prepare the same photos, train 20 steps by each of `RUNS` and evaluate each. One run is embedded, indexed and
+exported. Compared are the features, every logged number but the rates, every number of every checkpoint, the vectors,
+the index and the exported weights, exactly. This tree also reads the other's store and models. Each tree is run through
+its command line and by its own copy of this file, so that modules and settings may have other names in the two. What
+the other commit gave is kept in build/same/ for the next comparison.
 """
 
 from __future__ import annotations
@@ -32,19 +33,30 @@ from fashionbert_fast.errors import InputError
 PRODUCTS, STEPS = 120, 20
 COLOURS = ("red", "green", "blue", "orange", "purple", "black")
 GARMENTS = (("Apparel", "Shirt"), ("Apparel", "Dress"), ("Footwear", "Sandal"), ("Footwear", "Boot"))
-SMALL = ("model.hidden_size=128", "model.heads=2", "model.layers=2", "model.intermediate_size=256",
-         "model.vocab_size=200", f"train.steps={STEPS}", "train.micro_batch_size=8", "train.lr=1e-3",
-         "train.log_every=1", "train.checkpoint_every=10", "validation.every=10", "validation.pairs=12")  # fmt: skip
-# name -> (ranks, overrides on top of SMALL); dropout is on everywhere, at its default
+SIZES = ("model.hidden_size=128", "model.heads=2", "model.layers=2", "model.intermediate_size=256",
+         "model.vocab_size=200")  # fmt: skip
+STEPWISE = (f"train.steps={STEPS}", "train.micro_batch_size=8", "train.lr=1e-3", "train.log_every=1",
+            "train.checkpoint_every=10", "validation.every=10", "validation.pairs=12")  # fmt: skip
+FIRST = "fp32"  # embedded, indexed and exported; the run with queries goes on from it
+QUERIES = "queries"
+# name -> (ranks, overrides on top of STEPWISE and, but for QUERIES, of SIZES); dropout is on everywhere, at its default
 RUNS: dict[str, tuple[int, tuple[str, ...]]] = {
-    "fp32": (1, ("train.zero_stage=0", "weighting.method=loss", "data.pairs=both")),
+    FIRST: (1, ("train.zero_stage=0", "weighting.method=loss", "data.pairs=both")),
     "fp32 min_norm": (1, ("train.zero_stage=0", "weighting.method=min_norm", "weighting.normalise=norm")),
     "fp32 gradient, ZeRO-1": (1, ("train.zero_stage=1", "weighting.method=gradient", "data.negatives=subcategory")),
     "bf16": (1, ("train.zero_stage=0", "train.precision=bf16", "train.optimizer=lamb")),
     "bf16, ZeRO-1, 2 ranks x 2 micro-batches": (
         2, ("train.zero_stage=1", "train.precision=bf16", "train.gradient_accumulation_steps=2", "data.workers=1"),
     ),
+    "bf16, ZeRO-2, 2 ranks": (2, ("train.zero_stage=2", "train.precision=bf16", "weighting.method=loss")),
+    "bf16, ZeRO-3, 2 ranks": (2, ("train.zero_stage=3", "train.precision=bf16")),
+    "contrastive": (
+        1, ("train.zero_stage=0", "data.pairs=both", "model.alignment_head=pooled", "contrastive.first_steps=10",
+            "contrastive.batch_size=16", "contrastive.weight=1"),
+    ),
+    QUERIES: (1, ("train.zero_stage=1", "queries.weight=1")),
 }  # fmt: skip
+INDICES = ("flat", "ivf")
 RATES = ("samples_per_s", "tokens_per_s", "mfu", "throughput")  # what is measured, not computed
 SOURCES = ("csrc", "CMakeLists.txt", "setup.py")
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -52,9 +64,9 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 # What each tree does with itself -------------------------------------------------------------------------------------
 def write_catalogue(directory: Path) -> Path:
-    """A CSV of products and their photos: a coloured shape each, so that there is something to learn."""
+    """A CSV of products, a CSV of queries, and photos: a coloured shape each, so that there is something to learn."""
     directory.mkdir(parents=True)
-    generator = torch.Generator().manual_seed(0)
+    generator, queries = torch.Generator().manual_seed(0), []
     with (directory / "products.csv").open("w", newline="") as file:
         table = csv.writer(file)
         table.writerow(["id", "title", "category", "subcategory", "image", "split"])
@@ -68,26 +80,36 @@ def write_catalogue(directory: Path) -> Path:
             photo.save(directory / f"{i}.png")
             table.writerow([i, f"{colour} {garment.lower()} number {i % 17}", category, garment, f"{i}.png",
                             "train" if i % 10 else "validation"])  # fmt: skip
+            queries.append((f"{garment.lower()} {colour}", i))
+    with (directory / "queries.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("query", "id"), *queries])
     return directory / "products.csv"
 
 
 def work(directory: Path) -> None:
-    """Prepare, train and evaluate by this tree's command line, into ``directory``; RuntimeError where one fails."""
+    """Do everything by this tree's command line, into ``directory``; RuntimeError where a command fails."""
     catalogue = write_catalogue(directory / "catalogue")
     store = directory / "store"
     _command("prepare", str(catalogue), "--out", str(store), "--encoder", "random:0:16", "--grid", "4",
-             "--patch-pixels", "24")  # fmt: skip
+             "--patch-pixels", "24", "--queries", str(catalogue.with_name("queries.csv")))  # fmt: skip
     (directory / "empty.yaml").write_text("{}\n")
     for name, (ranks, overrides) in RUNS.items():
         run = directory / name
+        core = (f"model.core={directory / FIRST}",) if name == QUERIES else SIZES
         _command("pretrain", "--config", str(directory / "empty.yaml"), f"data.store={store}", f"train.output={run}",
-                 *SMALL, *overrides, ranks=ranks)  # fmt: skip
+                 *core, *STEPWISE, *overrides, ranks=ranks)  # fmt: skip
         evaluate(run, store, run / "evaluation.json")
+    first, vectors = str(directory / FIRST), str(directory / "vectors")
+    _command("embed", "--checkpoint", first, "--data", str(store), "--out", vectors)
+    for kind in INDICES:
+        _command("index", vectors, "--out", str(directory / kind), "--kind", kind)
+    _command("export", "--checkpoint", first, "--out", str(directory / "exported"))
 
 
 def evaluate(run: Path, store: Path, json_path: Path) -> None:
-    _command("evaluate", "--checkpoint", str(run), "--data", str(store), "--split", "all", "--queries", "20",
-             "--candidates", "11", "--json", str(json_path))  # fmt: skip
+    lists = ("--protocol", "queries") if run.name == QUERIES else ("--queries", "20", "--candidates", "11")
+    _command("evaluate", "--checkpoint", str(run), "--data", str(store), "--split", "all", *lists,
+             "--json", str(json_path))  # fmt: skip
 
 
 def _command(*words: str, ranks: int = 1) -> None:
@@ -179,30 +201,29 @@ def _figures(path: Path) -> dict:
     return {key: value for key, value in json.loads(path.read_text()).items() if key not in left_out}
 
 
-def _checkpoints(run: Path) -> dict[str, Any]:
-    """Every weight and every number of the optimizer's state, by file."""
+def _arrays(directory: Path) -> dict[str, Any]:
+    """Every number of the files of tensors and of arrays below ``directory``, by file."""
     found: dict[str, Any] = {}
-    for path in sorted((run / "checkpoints").glob("step-*/**/*")):
-        name = str(path.relative_to(run))
+    for path in sorted(directory.glob("**/*")):
+        name = str(path.relative_to(directory))
         if path.suffix == ".safetensors":
             found[name] = load_file(path)
-        elif path.suffix == ".pt":
-            found[name] = torch.load(path, weights_only=False, map_location="cpu")  # written by this very command
-    return found
+        elif path.suffix == ".npy":
+            found[name] = path.read_bytes()
+    return found or {"nothing": str(directory)}  # which differs
 
 
 def compare(ours: Path, theirs: Path) -> Iterator[tuple[str, list[str]]]:
     """(what was compared, where it differs) of the two trees' results."""
     store = "store/features.bin"
     yield "features", [] if (ours / store).read_bytes() == (theirs / store).read_bytes() else [store]
+    for name in ("vectors", *INDICES, "exported"):
+        yield name, differences(_arrays(ours / name), _arrays(theirs / name))
     for name in RUNS:
-        yield f"{name}: {STEPS} steps", differences(_metrics(ours / name), _metrics(theirs / name))
-        yield f"{name}: checkpoints", differences(_checkpoints(ours / name), _checkpoints(theirs / name))
-        evaluation = "evaluation.json"
-        yield (
-            f"{name}: evaluation",
-            differences(_figures(ours / name / evaluation), _figures(theirs / name / evaluation)),
-        )
+        a, b, evaluation = ours / name, theirs / name, "evaluation.json"
+        yield f"{name}: {STEPS} steps", differences(_metrics(a), _metrics(b))
+        yield f"{name}: checkpoints", differences(_arrays(a / "checkpoints"), _arrays(b / "checkpoints"))
+        yield f"{name}: evaluation", differences(_figures(a / evaluation), _figures(b / evaluation))
         again = ours / name / "of_theirs.json"
         evaluate(theirs / name, theirs / "store", again)
         yield (

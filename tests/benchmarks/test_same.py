@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks import same
-from benchmarks.same import RATES, RUNS, compare, differences, main
+from benchmarks.same import INDICES, RATES, RUNS, compare, differences, main
 
 
 class State:
@@ -48,9 +48,12 @@ def test_every_change_is_seen(path, where):
     assert differences(NESTED, _changed(path)) == [where]
 
 
-def _result(directory, loss=0.5, weight=1.0, samples_per_s=10.0):
+def _result(directory, loss=0.5, weight=1.0, samples_per_s=10.0, vectors=b"x"):
     (directory / "store").mkdir(parents=True)
     (directory / "store" / "features.bin").write_bytes(b"x")
+    for name in ("vectors", *INDICES, "exported"):
+        (directory / name).mkdir()
+        (directory / name / "some.npy").write_bytes(vectors)
     for name in RUNS:
         model = directory / name / "checkpoints" / "step-00000020" / "model"
         model.mkdir(parents=True)
@@ -73,6 +76,14 @@ def test_a_run_that_differs_is_named_and_its_speed_is_not(changes, what, tmp_pat
     ours, theirs = _result(tmp_path / "ours"), _result(tmp_path / "theirs", **changes)
     found = {name: places for name, places in compare(ours, theirs) if places}
     assert len(found) == (len(RUNS) if what else 0) and all(name.endswith(what) for name in found)
+
+
+def test_vectors_indices_and_exports_that_differ_or_are_missing_are_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(same, "evaluate", lambda run, store, path: path.write_text("{}"))
+    monkeypatch.setattr(same, "RUNS", {})
+    ours, theirs = _result(tmp_path / "ours"), _result(tmp_path / "theirs", vectors=b"y")
+    (theirs / "exported" / "some.npy").unlink()
+    assert {name for name, places in compare(ours, theirs) if places} == {"vectors", *INDICES, "exported"}
 
 
 def test_an_unknown_commit_is_refused(capsys):
