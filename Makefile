@@ -8,7 +8,7 @@ TEXTS := fashionbert_fast csrc benchmarks tests docs examples README.md CONTRIBU
 SOURCES := $(wildcard csrc/*.cpp csrc/*/*.cpp csrc/*/*.cu csrc/*/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow wheel-test dist bench reliability results same pace lint format clean
+.PHONY: help setup demo test test-slow wheel-test dist bench reliability mutants results same pace lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,7 +49,10 @@ bench: setup  ## measurements against named alternatives
 	$(BIN)/fashionbert bench ops --quick --json bench.json
 
 reliability: setup  ## what the promises of docs/reliability.md come to, k of n: hours
-	$(BIN)/python -m benchmarks.reliability --json reliability.json
+	$(BIN)/python -m tests.reliability --json reliability.json
+
+mutants: setup  ## does a test notice each of these breaks of the package? 90 minutes
+	$(BIN)/python -m tests.mutants --json mutants.json
 
 results: setup  ## docs/measurements.md and README's figures from the rows in benchmarks/results
 	$(BIN)/python -m benchmarks.measurements

@@ -52,7 +52,7 @@ class CMakeBuild(build_ext):
             "cmake",
             "-G",
             "Ninja",
-            # benchmarks.carry builds for the Python of another machine; only _host is made for one.
+            # benchmarks.gpu.carry builds for the Python of another machine; only _host is made for one.
             f"-DPython_EXECUTABLE={os.environ.get('FASHIONBERT_PYTHON', sys.executable)}",
             f"-DTORCH_ROOT={Path(torch.__file__).parent}",
             f"-DTORCH_VERSION={torch.__version__}",

@@ -223,7 +223,7 @@ def measure_parts(
 def commit() -> str:
     """The checked-out commit, with `+` where the tree has changes; `unknown` outside a checkout."""
     root = Path(__file__).parent
-    if (root / "COMMIT").exists():  # carried from a checkout by benchmarks.carry
+    if (root / "COMMIT").exists():  # carried from a checkout by benchmarks.gpu.carry
         return (root / "COMMIT").read_text().strip()
     try:
         head = subprocess.run(

@@ -72,7 +72,7 @@ SECTIONS = (
             "write beside training, ours flushed, hashed and named when whole. One process: what ranks agree on is "
             "not in it."),
     Section("reliability.json", "A run that cannot be lost, input that cannot hurt",
-            "python -m benchmarks.reliability --json reliability.json",
+            "python -m tests.reliability --json reliability.json",
             "Trials at random moments and places, from a seed that is in the rows; [what each proof tries]"
             "(reliability.md). gloo, 2 to 4 processes on two cores of Zen 4. The guards' cost scatters: each row says "
             "how far."),
@@ -93,16 +93,16 @@ SECTIONS = (
             "This tree beside the commit before the move, each by its own measurement, in turn: medians of 3 rounds, "
             "of 5 for `patch_kld`, `bias_gelu`, `dropout_add_layer_norm` and `packed_attention`. The aim is 0.95."),
     Section("layer_bytes.json", "Passes over memory",
-            "python -m benchmarks.layer_bytes --json layer_bytes.json",
+            "python -m benchmarks.models.layer_bytes --json layer_bytes.json",
             "Bytes that an encoder layer of BERT-base moves in a step of 256 pairs on a GPU in bfloat16, counted, not "
             "timed: a test holds the list of kernels against the launchers, to the byte."),
     Section("loss_curve_cpu.json", "It learns the same",
-            "python -m benchmarks.loss_curve",
+            "python -m benchmarks.steps.loss_curve",
             "300 steps on the real products, 4 layers, beside a plain padded PyTorch model of the same weights "
             "and batches. In bfloat16 the measure is how far three seeds of the reference lie apart. "
             "[Picture](images/loss_curve.png)."),
     Section("queries_zen4_cpu.json", "Queries find their items",
-            "python -m benchmarks.queries --json queries.json",
+            "python -m benchmarks.services.queries --json queries.json",
             "Drawn garments, 2,400 to train on; of the 1,248 held out what shoppers ask for, nearly all of it in no "
             "training, each ranking all 1,248 (`fashionbert demo --shoppers` is a longer one of these). A model of two "
             "layers, 400 steps with queries after 600 without: Recall@10 of 0.44 on average, 0.38 to 0.50 by seed, "
@@ -120,12 +120,12 @@ SECTIONS = (
             "products of matrices. Beside a loop of the same precision packing gains about 2; beside the float32 loop "
             "that one writes first bfloat16 gains as much again. Zen 4."),
     Section("cluster_cpu.json", "A cluster's model, checked on gloo",
-            "python -m benchmarks.cluster --json cluster.json",
+            "python -m benchmarks.models.cluster --json cluster.json",
             "Times of a step's collectives of 3, 8 and 24 MiB over 2 to 4 processes on two cores, predicted "
             "from other sizes; the bytes are exact, by a test. [Picture](images/cluster.png) up to 1,024 GPUs, whose "
             "compute, feed and links are assumed: the file says of every input what it is."),
     Section("mutants.json", "Faults that the tests notice",
-            "python -m benchmarks.mutants",
+            "python -m tests.mutants",
             "Deliberate faults, one at a time; a proof is a fault that a test failed on. The survivors got tests "
             "afterwards, which killed them one by one; the whole was not run again."),
 )  # fmt: skip
@@ -262,7 +262,7 @@ def measured(read: dict[str, dict]) -> str:
         Ours beside the named alternative in one run, results found equal first, on {step["device"]} (Zen 5, bf16),
         torch {torch_version}, DeepSpeed {deepspeed}. **No row is of a GPU yet**, none of an Intel processor: `make
         test` compiles every CUDA and Triton kernel for A100 and H100, runs Triton's in its interpreter and CUDA's
-        on host threads, and `python -m benchmarks.gpu_suite`, rehearsed on a CPU, waits to prove and time them all.
+        on host threads, and `python -m benchmarks.gpu.gpu_suite`, rehearsed on a CPU, waits to prove and time them all.
         [What a GPU still has to tell](docs/gpu.md), point by point.
     """
     below = f"""Useful FLOPs come to {share:.0%} of the bf16 matrix products of the same run; under DeepSpeed ZeRO-1

@@ -25,14 +25,16 @@ EPILOG = """examples:
 Results are checked for equality before anything is timed; ratios are medians over alternating pairs. With --json a
 picture of the ratios is written beside FILE, with the suffix .png."""
 
-SUITES = {
-    "ops": (*(f"bench_{operator.name}" for operator in OPERATORS), "bench_weighted_step"),
-    "step": ("bench_step",),
-    "contrastive": ("bench_contrastive",),
-    "save": ("bench_save",),
-    "search": ("bench_search",),
-    "evaluate": ("bench_evaluate",),
-    "solve": ("bench_adaptive_loss", "bench_min_norm_weights", "bench_task_gradients", "bench_weighted_step"),
+OPS = {operator.name: f"benchmarks.ops.bench_{operator.name}" for operator in OPERATORS}
+OPS["weighted_step"] = "benchmarks.steps.bench_weighted_step"
+SUITES: dict[str, dict[str, str]] = {  # suite -> measurement -> module
+    "ops": OPS,
+    "step": {"step": "benchmarks.steps.bench_step"},
+    "contrastive": {"contrastive": "benchmarks.steps.bench_contrastive"},
+    "save": {"save": "benchmarks.services.bench_save"},
+    "search": {"search": "benchmarks.services.bench_search"},
+    "evaluate": {"evaluate": "benchmarks.services.bench_evaluate"},
+    "solve": {name: OPS[name] for name in ("adaptive_loss", "min_norm_weights", "task_gradients", "weighted_step")},
 }
 
 
@@ -98,10 +100,10 @@ def parts(suite: str, quick: bool, only: Sequence[str] = (), **options) -> dict[
 
     options: of the suite `step` what `bench_step.rows` takes. InputError for a name that the suite has not.
     """
-    modules = {name.removeprefix("bench_"): f"benchmarks.{name}" for name in SUITES[suite]}
+    modules = SUITES[suite]
     known = list(modules)
     if suite == "step":
-        from benchmarks.bench_step import TARGETS
+        from benchmarks.steps.bench_step import TARGETS
 
         known, options["only"] = [*TARGETS, "ladder"], tuple(only)
     for name in only:
@@ -131,7 +133,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from benchmarks.measure import measure_parts, report
-    from fashionbert_fast.engine.memory import keep_freed_memory
+    from fashionbert_fast.engine.speed.memory import keep_freed_memory
     from fashionbert_fast.files import check_writable
 
     if args.json:

@@ -5,9 +5,9 @@
     python -m benchmarks.speedrun --json speedrun.json --record          # and add it to the records
 
     ours    the demo's configuration by the engine's own `pretrain`, DeepSpeed, metrics and all
-    plain   Hugging Face's BERT, padded (`benchmarks.peers`), torch's AdamW: of the same sizes, initial distribution,
-            catalogue, sampling of pairs and masks, weights of the three tasks and learning rates (over as many steps,
-            or --plain-steps), without a contrastive loss and with the article's head
+    plain   Hugging Face's BERT, padded (`benchmarks.steps.peers`), torch's AdamW: of the same sizes, initial
+            distribution, catalogue, sampling of pairs and masks, weights of the three tasks and learning rates (over as
+            many steps, or --plain-steps), without a contrastive loss and with the article's head
 
 Seconds from the opening of the store to the step whose validation found it, imports and validations not counted; both
 are validated on the same held-out pairs after the same steps. In turn, seed after seed; the ratio is the median of the
@@ -32,12 +32,12 @@ import torch
 from torch import nn
 
 from benchmarks.measure import Figure, Row, report
-from benchmarks.peers import PaddedFashionBert, pad
+from benchmarks.steps.peers import PaddedFashionBert, pad
 from fashionbert_fast.config import Config, load_config
 from fashionbert_fast.data.pairs import PairDataset
 from fashionbert_fast.data.tokenizer import load_tokenizer
 from fashionbert_fast.demo.run import CONFIG, draw
-from fashionbert_fast.engine import loop
+from fashionbert_fast.engine import train
 from fashionbert_fast.engine.build import build_dataset, build_model, find_tokenizer, seed_everything
 from fashionbert_fast.engine.optimizer import build_optimizer, build_schedule
 from fashionbert_fast.engine.validation import HeldOutPairs, Validation
@@ -97,11 +97,11 @@ def run_ours(config: Config, target: float) -> Clock:
         def tell(self, step: int) -> None:
             print(f"reached {target:g} at step {step}", flush=True)
 
-    engines, loop.Validation = loop.Validation, Timed
+    engines, train.Validation = train.Validation, Timed
     try:
-        loop.pretrain(config)
+        train.pretrain(config)
     finally:
-        loop.Validation = engines
+        train.Validation = engines
     return clock
 
 
@@ -167,7 +167,7 @@ def measure(
     draw(home, products=products, seed=0, queries=False)
     store = home / "store"
     # What is compiled or loaded once, DeepSpeed's helper and its modules, is not a run's.
-    loop.pretrain(configuration(store, home / "warm", 0, [*overrides, *WARM]))
+    train.pretrain(configuration(store, home / "warm", 0, [*overrides, *WARM]))
     check_same_start(configuration(store, home / "check", 0, [*overrides, *plain]), device)
     clocks = []
     for seed in range(seeds):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fashionbert_fast import FashionBertForPreTraining, FashionBertProcessor
 from fashionbert_fast.config import load_config
-from fashionbert_fast.engine.loop import pretrain
+from fashionbert_fast.engine.train import pretrain
 from fashionbert_fast.features.prepare import prepare
 from fashionbert_fast.features.store import FeatureStore
 

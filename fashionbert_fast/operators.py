@@ -1,7 +1,7 @@
 """The operators, listed once: doctor, the benchmarks, the build tests and docs/operators.md derive from this list.
 
-The operator NAME is kernels/NAME.py, csrc/cpu/NAME.cpp, tests/kernels/test_NAME.py and benchmarks/bench_NAME.py; its
-GPU leg is csrc/cuda/NAME.cu, or kernels/triton/NAME.py. `tests/test_operators.py` names what is missing.
+The operator NAME is kernels/NAME.py, csrc/cpu/NAME.cpp, tests/kernels/test_NAME.py and benchmarks/ops/bench_NAME.py;
+its GPU leg is csrc/cuda/NAME.cu, or kernels/triton/NAME.py. `tests/test_operators.py` names what is missing.
 """
 
 from __future__ import annotations

@@ -18,10 +18,10 @@ from fashionbert_fast.config import DataConfig, load_config
 from fashionbert_fast.data.tokenizer import load_tokenizer
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.encoding import on_cores, reason
+from fashionbert_fast.features.fingerprint import probe_difference
 from fashionbert_fast.features.manifest import DTYPES, Manifest, field_difference
 from fashionbert_fast.features.patch_encoder import PatchEncoder, load_encoder
 from fashionbert_fast.features.photo import read_image, square_image
-from fashionbert_fast.features.probe import probe_difference
 from fashionbert_fast.files import read_json, write_json, written_whole
 from fashionbert_fast.model.config import FashionBertConfig
 from fashionbert_fast.run_directory import resolve_model_dir

@@ -4,10 +4,10 @@
     RUN/checkpoints/damaged-step-00000900/     was not whole when a run was resumed: set aside, not counted, not deleted
     RUN/checkpoints/step-00001000/
         manifest.json     every file with size and SHA-256, and the hash of itself, written last
-        state/            each rank's part of masters and optimizer, schedule, loss scale: engine/state.py
+        state/            each rank's part of masters and optimizer, schedule, loss scale: engine/zero/state.py
         model/            config.json, model.safetensors (fp32 master weights), tokenizer, patch_features.json
 
-`engine/checkpoint.py` writes it.
+`engine/checkpointing/saver.py` writes it.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from fashionbert_fast.model.checkpoint import resolve_core
+from fashionbert_fast.model.directories import resolve_core
 
 # The published config.json; what only names a version of transformers is left out.
 BASE = {

@@ -18,7 +18,7 @@ def tiny_fields(store: Path, *overrides: str) -> list[str]:
 
 def run_here(store: Path, output: Path, *overrides: str, resume: bool = False) -> Path:
     """`pretrain` with `tiny_fields`."""
-    from fashionbert_fast.engine.loop import pretrain
+    from fashionbert_fast.engine.train import pretrain
 
     with own_traces():
         return pretrain(load_config(None, [*tiny_fields(store, *overrides), f"train.output={output}"]), resume=resume)

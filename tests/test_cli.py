@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import BertModel
 
-from benchmarks import (
+from benchmarks import measure
+from benchmarks.ops import (
     bench_bias_gelu,
     bench_linear_cross_entropy,
     bench_linear_patch_kld,
     bench_masked_patch_embed,
     bench_packed_attention,
-    measure,
 )
 from benchmarks.run import SUITES
 from fashionbert_fast import FashionBertConfig, FashionBertForPreTraining, __version__
@@ -83,7 +83,7 @@ def test_doctor(tmp_path, capsys):
 def test_bench_writes_the_contracts_rows(whole, tmp_path, monkeypatch):
     """Every operator's measurement. Not ``whole``: once each, some of smaller sizes, where the peer torch.compile is
     the plain function; whole steps have tests/benchmarks/test_weighted_step.py."""
-    names = [name.removeprefix("bench_") for name in SUITES["ops"]]
+    names = list(SUITES["ops"])
     if not whole:
         names.remove("weighted_step")
         monkeypatch.setattr(torch, "compile", lambda function, **_: function)

@@ -23,11 +23,11 @@ from fashionbert_fast.config import Config, load_config
 from fashionbert_fast.data.batch import QueryTargets
 from fashionbert_fast.data.tokenizer import train_wordpiece
 from fashionbert_fast.distributed import init_distributed, shutdown
-from fashionbert_fast.engine import loop
+from fashionbert_fast.engine import train
 from fashionbert_fast.engine.build import build, build_loader
-from fashionbert_fast.engine.divergence import Watch
-from fashionbert_fast.engine.metrics import read_metrics
-from fashionbert_fast.engine.watchdog import Watchdog
+from fashionbert_fast.engine.health.nonfinite import Watch
+from fashionbert_fast.engine.health.watchdog import Watchdog
+from fashionbert_fast.engine.reporting.metrics import read_metrics
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.model import encoder as encoder_module
 from fashionbert_fast.objectives.weighting import WeightingReport
@@ -523,7 +523,7 @@ def places(store_path, asked_path, tmp_path_factory) -> dict[str, str]:
 def one_process():
     """This process as a group of one, which no run leaves before the last test here has; its device."""
     with own_traces(), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "shutdown", lambda: None)
+        patch.setattr(train, "shutdown", lambda: None)
         yield init_distributed()
         shutdown()
 
@@ -574,7 +574,7 @@ def trained(places, one_process) -> list[Path]:
     for run in RUNS:
         words = [f"data.store={places['STORE']}", *BASE, "train.steps=7"]
         words += [_override(field, value) for field, (value, *_) in run.items()]
-        directories.append(loop.pretrain(load_config(None, [_placed(word, places) for word in words])))
+        directories.append(train.pretrain(load_config(None, [_placed(word, places) for word in words])))
         assert directories[-1] == Path(places[run["train.output"][0]])
     return directories
 

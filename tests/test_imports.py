@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "fashionbert_fast"
 # From the ground up; docs/architecture.md says what lives where. A name is a package or a module of the top level.
 FLOORS = (
     "cpu", "errors", "checks", "operators", "files", "progress", "distributed", "run_directory", "kernels",
-    "catalogue", "features", "data", "model", "objectives", "config", "processor", "profiling", "engine",
+    "catalogue", "features", "data", "model", "objectives", "config", "processor", "profiling", "inference", "engine",
     "evaluation", "baselines", "retrieval", "export", "demo", "commands", "cli",
 )  # fmt: skip
 TOP = {"__init__", "__main__"}  # what people import, and `python -m`: above everything
@@ -86,7 +86,7 @@ def test_a_circle_and_a_way_up_are_seen(tmp_path):
     """Of this file: what it reads out of imports of every form."""
     (tmp_path / "module.py").write_text(
         "import fashionbert_fast.cli\nfrom fashionbert_fast import kernels, errors\n"
-        "def f():\n    from fashionbert_fast.engine.loop import pretrain\n"
+        "def f():\n    from fashionbert_fast.engine.train import pretrain\n"
         "if TYPE_CHECKING:\n    from fashionbert_fast.demo.run import run_demo\n"
     )
-    assert _imported(tmp_path / "module.py") == {"cli", "kernels", "errors", "engine.loop"}
+    assert _imported(tmp_path / "module.py") == {"cli", "kernels", "errors", "engine.train"}

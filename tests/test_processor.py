@@ -17,7 +17,7 @@ import fashionbert_fast
 from fashionbert_fast import FashionBertForPreTraining, FashionBertProcessor
 from fashionbert_fast import processor as module
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.evaluation.checkpoint import load_scorer
+from fashionbert_fast.evaluation.run import load_scorer
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.processor import max_text_tokens
 

@@ -18,11 +18,11 @@ import numpy as np
 from benchmarks.measure import Row
 from benchmarks.quality.runs import Job
 from benchmarks.quality.systems import GUESSERS
-from fashionbert_fast.evaluation.comparison import check_same_questions, paired
-from fashionbert_fast.evaluation.intervals import mean_intervals
-from fashionbert_fast.evaluation.protocols import DIRECTIONS
-from fashionbert_fast.evaluation.ranking import RECALLS
-from fashionbert_fast.evaluation.scores import QueryScores, read_scores
+from fashionbert_fast.evaluation.ranking.intervals import mean_intervals
+from fashionbert_fast.evaluation.ranking.protocols import DIRECTIONS
+from fashionbert_fast.evaluation.ranking.ranks import RECALLS
+from fashionbert_fast.evaluation.reports.comparison import check_same_questions, paired
+from fashionbert_fast.evaluation.reports.scores import QueryScores, read_scores
 
 NAMES = (*(f"R@{k}" for k in RECALLS), "MRR")  # the columns of `Ranks.values_QM`
 TESTED = ("R@1", "R@10", "alignment accuracy")

@@ -29,13 +29,13 @@ from benchmarks.quality.systems import Baseline, Sizes, System
 from fashionbert_fast.commands.evaluate import load_scorer
 from fashionbert_fast.cpu import cpu_info
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.evaluation.checkpoint import run_evaluation
-from fashionbert_fast.evaluation.lists import Drawn, describe, write_lists
-from fashionbert_fast.evaluation.parts import forget
-from fashionbert_fast.evaluation.protocols import candidate_lists
-from fashionbert_fast.evaluation.scores import write_scores
+from fashionbert_fast.evaluation.ranking.protocols import candidate_lists
+from fashionbert_fast.evaluation.reports.candidate_files import Drawn, describe, write_lists
+from fashionbert_fast.evaluation.reports.scores import write_scores
+from fashionbert_fast.evaluation.run import run_evaluation
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.files import SEAL, read_json, write_json
+from fashionbert_fast.inference.shards import forget
 from fashionbert_fast.profiling.device import device_name
 from fashionbert_fast.run_directory import BEST, list_checkpoints
 
@@ -183,8 +183,8 @@ def _fit(job: Job, parts: list[Path]) -> Path:
 
 
 def _pretrain(job: Job) -> Path:
-    from fashionbert_fast.engine.loop import pretrain
-    from fashionbert_fast.engine.resume import begun
+    from fashionbert_fast.engine.checkpointing.resume import begun
+    from fashionbert_fast.engine.train import pretrain
 
     assert not isinstance(job.system, Baseline)
     run = job.folder / "run"

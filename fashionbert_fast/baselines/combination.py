@@ -19,7 +19,7 @@ import torch
 from fashionbert_fast.baselines.fitting import Validation
 from fashionbert_fast.baselines.inputs import State
 from fashionbert_fast.baselines.system import Baseline, Scorer, write_config
-from fashionbert_fast.evaluation.calibration import choose_weight, scale_of
+from fashionbert_fast.evaluation.ranking.calibration import choose_weight, scale_of
 
 FOLDERS = ("a", "b")  # of the parts, each a directory of its own
 

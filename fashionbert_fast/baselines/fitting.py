@@ -16,8 +16,8 @@ import torch
 
 from fashionbert_fast.baselines.system import Baseline, Scorer
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.evaluation.protocols import DEFAULT_CANDIDATES, candidate_lists, score_lists
-from fashionbert_fast.evaluation.ranking import RECALLS
+from fashionbert_fast.evaluation.ranking.protocols import DEFAULT_CANDIDATES, candidate_lists, score_lists
+from fashionbert_fast.evaluation.ranking.ranks import RECALLS
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.progress import progress_bar
 

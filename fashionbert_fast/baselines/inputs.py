@@ -24,8 +24,8 @@ from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.data.tokenizer import load_tokenizer
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.kernels.dropout import draw_seed
-from fashionbert_fast.model.checkpoint import CORE_FIELDS, resolve_core
 from fashionbert_fast.model.config import FashionBertConfig
+from fashionbert_fast.model.directories import CORE_FIELDS, resolve_core
 from fashionbert_fast.model.encoder import Packing
 from fashionbert_fast.model.fashionbert import FashionBert, segment_sums
 

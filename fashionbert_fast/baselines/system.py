@@ -23,10 +23,10 @@ from fashionbert_fast.baselines import MODEL_TYPE
 from fashionbert_fast.baselines.inputs import Held, State, TitleEncoder
 from fashionbert_fast.data.tokenizer import load_tokenizer
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.evaluation.canonical import Canonical
-from fashionbert_fast.evaluation.scorer import Work
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.files import read_json, write_json, written_whole
+from fashionbert_fast.inference.canonical import Canonical
+from fashionbert_fast.inference.scorer import Work
 from fashionbert_fast.model.tensors import WEIGHTS, load_safetensors
 
 

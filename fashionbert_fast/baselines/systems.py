@@ -98,7 +98,7 @@ def load_scorer(
     folder: Path, store: FeatureStore, data: Path, batch_size: int | None = None, device: str | None = None,
     precision: str = "fp32", keep: Path | None = None,
 ) -> tuple[Scorer, Path]:  # fmt: skip
-    """As `evaluation.checkpoint.load_scorer`, of a baseline's directory: on the CPU, in float32, nothing kept of an
+    """As `evaluation.run.load_scorer`, of a baseline's directory: on the CPU, in float32, nothing kept of an
     evaluation that is interrupted."""
     if precision != "fp32":
         raise InputError(f"--precision {precision}: baselines are scored in fp32; leave it out")

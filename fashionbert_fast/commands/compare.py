@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> int:
         check_writable(args.json)
     from rich.console import Console
 
-    from fashionbert_fast.evaluation.comparison import compare
-    from fashionbert_fast.evaluation.scores import read_scores
+    from fashionbert_fast.evaluation.reports.comparison import compare
+    from fashionbert_fast.evaluation.reports.scores import read_scores
 
     result = compare(read_scores(args.a), read_scores(args.b), seed=args.seed)
     Console().print(_table(result))

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.evaluation.protocols import DEFAULT_CANDIDATES, DEFAULT_QUERIES, GROUPINGS, PROTOCOLS
-from fashionbert_fast.evaluation.ranking import RELEASED_BATCH_SIZE
-from fashionbert_fast.evaluation.recognition import METHODS
+from fashionbert_fast.evaluation.ranking.protocols import DEFAULT_CANDIDATES, DEFAULT_QUERIES, GROUPINGS, PROTOCOLS
+from fashionbert_fast.evaluation.ranking.ranks import RELEASED_BATCH_SIZE
+from fashionbert_fast.evaluation.recognition.linear_probe import METHODS
 from fashionbert_fast.files import check_writable, read_json, write_json
 from fashionbert_fast.run_directory import resolve_model_dir
 
 if TYPE_CHECKING:
-    from fashionbert_fast.evaluation.checkpoint import Evaluation
-    from fashionbert_fast.evaluation.scorer import Scorer
+    from fashionbert_fast.evaluation.run import Evaluation
     from fashionbert_fast.features.store import FeatureStore
+    from fashionbert_fast.inference.scorer import Scorer
 
-QUERIES = "queries"  # the protocol of evaluation/queries.py
+QUERIES = "queries"  # the protocol of evaluation/ranking/query_to_item.py
 SPLITS = ("validation", "test", "train", "all")
-SCORES = ("match", "similarity", "sum", "shortlist", "all")  # evaluation/choice.py has what they are
+SCORES = ("match", "similarity", "sum", "shortlist", "all")  # evaluation/ranking/choice.py has what they are
 MODELS = ("fashionbert", "bert")  # model types of config.json: a saved model, an export
 # What draws the candidate lists, unless they are read from a file. Not argparse's defaults, which hide what was asked.
 DRAWN = {"split": "validation", "protocol": "fashionbert", "queries": None, "candidates": DEFAULT_CANDIDATES, "seed": 0}
@@ -129,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
     drawn = {name: DRAWN[name] if value is None else value for name, value in drawn.items()}
     keep = outputs[0].with_name(f".{outputs[0].name}.parts") if outputs else None
     from fashionbert_fast.distributed import host_ranks
-    from fashionbert_fast.evaluation.parts import forget
+    from fashionbert_fast.inference.shards import forget
 
     try:
         with host_ranks():
@@ -143,13 +143,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _run_pairs(args: argparse.Namespace, drawn: dict[str, Any], keep: Path | None) -> None:
     from fashionbert_fast.distributed import is_main
-    from fashionbert_fast.evaluation import checkpoint
-    from fashionbert_fast.evaluation.finetuning import Finetuning
+    from fashionbert_fast.evaluation.recognition.finetuning import Finetuning
+    from fashionbert_fast.evaluation.run import run_evaluation
 
     finetuning = Finetuning(
         epochs=args.finetune_epochs, lr=args.finetune_lr, products=args.finetune_products, seed=drawn["seed"]
     )
-    evaluation = checkpoint.run_evaluation(
+    evaluation = run_evaluation(
         args.checkpoint, args.data, **drawn, candidates_from=args.candidates_from, grouping=args.grouping,
         released_batch_size=args.released_batch_size, recognise=args.recognition, finetuning=finetuning,
         batch_size=args.batch_size, device=args.device, precision=args.precision, keep=keep, score=args.score,
@@ -161,9 +161,9 @@ def _run_pairs(args: argparse.Namespace, drawn: dict[str, Any], keep: Path | Non
 
 def load_scorer(checkpoint: Path, store: FeatureStore, *how: Any) -> tuple[Scorer, Path]:
     """The scorer of whatever model lies there, by the ``model_type`` of its config.json. how: the further arguments of
-    `evaluation.checkpoint.load_scorer`. InputError where the type is none that can be evaluated."""
+    `evaluation.run.load_scorer`. InputError where the type is none that can be evaluated."""
     from fashionbert_fast.baselines import MODEL_TYPE, systems
-    from fashionbert_fast.evaluation import checkpoint as fashionbert
+    from fashionbert_fast.evaluation import run as fashionbert
 
     model_dir = resolve_model_dir(checkpoint)
     kind = read_json(model_dir / "config.json", "give a directory save_pretrained wrote").get("model_type")
@@ -178,10 +178,10 @@ def load_scorer(checkpoint: Path, store: FeatureStore, *how: Any) -> tuple[Score
 def _write(args: argparse.Namespace, evaluation: Evaluation) -> None:
     from rich.console import Console
 
-    from fashionbert_fast.evaluation.gallery import write_gallery
-    from fashionbert_fast.evaluation.lists import write_lists
-    from fashionbert_fast.evaluation.scores import write_scores
-    from fashionbert_fast.evaluation.table import table
+    from fashionbert_fast.evaluation.reports.candidate_files import write_lists
+    from fashionbert_fast.evaluation.reports.gallery import write_gallery
+    from fashionbert_fast.evaluation.reports.scores import write_scores
+    from fashionbert_fast.evaluation.reports.table import table
 
     result, store, scored = evaluation.result, evaluation.store, evaluation.scored
     Console().print(table(result))
@@ -213,13 +213,13 @@ def _run_queries(args: argparse.Namespace, drawn: dict[str, Any], keep: Path | N
     from rich.console import Console
 
     from fashionbert_fast.distributed import is_main
-    from fashionbert_fast.evaluation import queries
+    from fashionbert_fast.evaluation.ranking import query_to_item
 
-    result = queries.evaluate_queries(
+    result = query_to_item.evaluate_queries(
         args.checkpoint, args.data, split=drawn["split"], queries=drawn["queries"], seed=drawn["seed"],
         batch_size=args.batch_size, device=args.device, precision=args.precision, keep=keep,
     )  # fmt: skip
     if is_main():
-        Console().print(queries.table(result))
+        Console().print(query_to_item.table(result))
         if args.json is not None:
             write_json(args.json, result)

@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     config = load_config(args.config, args.overrides)
     from fashionbert_fast.distributed import is_main
-    from fashionbert_fast.engine.loop import pretrain
-    from fashionbert_fast.engine.metrics import read_metrics
+    from fashionbert_fast.engine.reporting.metrics import read_metrics
+    from fashionbert_fast.engine.train import pretrain
 
     try:
         directory = pretrain(config, resume=args.resume)

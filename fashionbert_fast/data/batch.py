@@ -120,7 +120,7 @@ class Batch(_OfTensors):
 class StepCounts(NamedTuple):
     """What an optimizer step holds, summed over its pairs. The first three normalise the tasks' losses, in the order of
     `model.config.TASKS`, the last two those of queries and of the contrastive loss; the others, and the masked ones,
-    say how much useful work it is (engine/flops.py)."""
+    say how much useful work it is (engine/reporting/flops.py)."""
 
     masked_tokens: float
     pairs: float

@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from PIL import Image
 
-from fashionbert_fast.evaluation.protocols import Scored
+from fashionbert_fast.evaluation.ranking.protocols import Scored
 from fashionbert_fast.features.store import FeatureStore
 
 RIGHT, WRONG = "#2a9d4a", "#d1495b"

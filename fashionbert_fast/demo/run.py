@@ -12,13 +12,13 @@ from rich.console import Console
 from fashionbert_fast.config import Config, load_config
 from fashionbert_fast.demo.garments.catalogue import KINDS, VALIDATION_PER_SUBCATEGORY, write_catalogue
 from fashionbert_fast.demo.report import choose_examples, plot_queries, text_to_image_examples, write_report
-from fashionbert_fast.engine.loop import pretrain
+from fashionbert_fast.engine.train import pretrain
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.evaluation.checkpoint import load_scorer
-from fashionbert_fast.evaluation.protocols import DEFAULT_CANDIDATES, candidate_lists, score_lists, summarise
-from fashionbert_fast.evaluation.queries import evaluate_queries
-from fashionbert_fast.evaluation.queries import table as queries_table
-from fashionbert_fast.evaluation.table import table
+from fashionbert_fast.evaluation.ranking.protocols import DEFAULT_CANDIDATES, candidate_lists, score_lists, summarise
+from fashionbert_fast.evaluation.ranking.query_to_item import evaluate_queries
+from fashionbert_fast.evaluation.ranking.query_to_item import table as queries_table
+from fashionbert_fast.evaluation.reports.table import table
+from fashionbert_fast.evaluation.run import load_scorer
 from fashionbert_fast.features.prepare import PrepareReport, prepare
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.files import write_json

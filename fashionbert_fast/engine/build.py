@@ -20,16 +20,16 @@ from fashionbert_fast.data.queries import Queries
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.data.tokenizer import load_tokenizer, train_wordpiece
 from fashionbert_fast.distributed import barrier, is_main
-from fashionbert_fast.engine.fp8 import check_fp8, convert_to_fp8
-from fashionbert_fast.engine.graphs import check_cuda_graphs, graph_encoder
-from fashionbert_fast.engine.memory import keep_freed_memory
+from fashionbert_fast.engine.health.signals import ignore_signals
 from fashionbert_fast.engine.optimizer import build_optimizer, build_schedule
-from fashionbert_fast.engine.stop import ignore_signals
+from fashionbert_fast.engine.speed.fp8 import check_fp8, convert_to_fp8
+from fashionbert_fast.engine.speed.graphs import check_cuda_graphs, graph_encoder
+from fashionbert_fast.engine.speed.memory import keep_freed_memory
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.manifest import require_same_features
 from fashionbert_fast.features.store import FeatureStore
-from fashionbert_fast.model.checkpoint import is_own_model, resolve_core
 from fashionbert_fast.model.config import FashionBertConfig
+from fashionbert_fast.model.directories import is_own_model, resolve_core
 from fashionbert_fast.model.embeddings import QUERY_SEGMENT
 from fashionbert_fast.model.tensors import check_fits
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
@@ -264,10 +264,10 @@ def _check_device(config: Config, model: FashionBertForPreTraining, device: torc
 
 def start_engine(model, optimizer: torch.optim.Optimizer, schedule, config: Config, world_size: int):
     """DeepSpeed's engine, which casts the weights. Except for float16, whose loss scale it finds, and for ZeRO-3 its
-    optimizer is one of `engine.flat`."""
+    optimizer is one of `engine.zero.flat`."""
     import deepspeed
 
-    from fashionbert_fast.engine.flat import FlatOptimizer, FlatZeroOptimizer, is_fused_adamw
+    from fashionbert_fast.engine.zero.flat import FlatOptimizer, FlatZeroOptimizer, is_fused_adamw
 
     t = config.train
     flat = t.precision != "fp16"
@@ -284,7 +284,7 @@ def start_engine(model, optimizer: torch.optim.Optimizer, schedule, config: Conf
 
 def collects_each_micro_batch(engine) -> bool:
     """Whether gradients leave the parameters after every micro-batch: at ZeRO-0 they do only after the last."""
-    from fashionbert_fast.engine.flat import FlatOptimizer, FlatZeroOptimizer
+    from fashionbert_fast.engine.zero.flat import FlatOptimizer, FlatZeroOptimizer
 
     if isinstance(engine.optimizer, FlatOptimizer):
         return engine.gradient_accumulation_steps() == 1

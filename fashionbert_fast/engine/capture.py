@@ -13,9 +13,9 @@ import torch
 from fashionbert_fast.data.batch import StepCounts
 from fashionbert_fast.distributed import is_main
 from fashionbert_fast.engine.build import Run, build_loader
-from fashionbert_fast.engine.flops import useful_flops
-from fashionbert_fast.engine.loop import Meter, train_step
-from fashionbert_fast.engine.prefetch import on_device
+from fashionbert_fast.engine.input.prefetch import on_device
+from fashionbert_fast.engine.reporting.flops import useful_flops
+from fashionbert_fast.engine.train import Meter, train_step
 from fashionbert_fast.profiling import ranges
 from fashionbert_fast.profiling.work import Count, Work
 from fashionbert_fast.progress import progress_bar
@@ -26,7 +26,7 @@ TRACE = "trace.json.gz"
 @dataclass
 class Captured:
     """plain_seconds: a step's with nothing watching. work: operator -> its count, of one step. useful_flops: of a step,
-    see `engine.flops`."""
+    see `engine.reporting.flops`."""
 
     plain_seconds: float
     work: dict[str, Count]

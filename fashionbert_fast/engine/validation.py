@@ -26,7 +26,7 @@ from fashionbert_fast.data.pairs import PairDataset
 from fashionbert_fast.data.sampling import EpochPlan
 from fashionbert_fast.distributed import all_reduce_sum, is_main
 from fashionbert_fast.engine.build import Run
-from fashionbert_fast.engine.metrics import read_metrics
+from fashionbert_fast.engine.reporting.metrics import read_metrics
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.kernels._library import IGNORED
 from fashionbert_fast.model.config import TASKS

@@ -3,6 +3,6 @@
 protocols.evaluate(store, rows, score, protocol="fashionbert") -> the dict written by `fashionbert evaluate --json`
 """
 
-from fashionbert_fast.evaluation.protocols import evaluate
+from fashionbert_fast.evaluation.ranking.protocols import evaluate
 
 __all__ = ["evaluate"]

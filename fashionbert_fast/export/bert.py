@@ -1,6 +1,6 @@
 """A directory that is a Hugging Face BERT and the whole model at once, with its card, and ONNX graphs where asked for.
 
-OUT/config.json, model.safetensors              BERT's names and fields, and ours beside them (model/checkpoint.py)
+OUT/config.json, model.safetensors              BERT's names and fields, and ours beside them (model/directories.py)
 OUT/tokenizer.json, tokenizer_config.json       and vocab.txt where the checkpoint has one
 OUT/processor_config.json, patch_features.json  for FashionBertProcessor
 OUT/README.md                                   the model card
@@ -29,7 +29,7 @@ from fashionbert_fast.export.card import Facts, card, read_evaluation
 from fashionbert_fast.features.manifest import Manifest, require_same_features
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.files import read_json, write_json, written_whole
-from fashionbert_fast.model.checkpoint import exported, write_files
+from fashionbert_fast.model.directories import exported, write_files
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 from fashionbert_fast.processor import MANIFEST, FashionBertProcessor, max_text_tokens
 from fashionbert_fast.run_directory import MANIFEST as CHECKPOINT_MANIFEST

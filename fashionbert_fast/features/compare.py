@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from fashionbert_fast.errors import InputError
+from fashionbert_fast.features.fingerprint import probe_difference, relative_distance, tolerance
 from fashionbert_fast.features.manifest import require_same_fields
-from fashionbert_fast.features.probe import probe_difference, relative_distance, tolerance
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.progress import progress
 

@@ -12,7 +12,7 @@ from typing import Any, Self, get_origin, get_type_hints
 import torch
 
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.features.probe import probe_difference
+from fashionbert_fast.features.fingerprint import probe_difference
 
 FORMAT_VERSION = 1
 PATCHINGS = ("separate", "map", "hypercolumns")  # see `patch_encoder`

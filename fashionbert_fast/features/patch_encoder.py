@@ -24,9 +24,9 @@ from fashionbert_fast.distributed import pick_device
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.backbones import Backbone, load_backbone
 from fashionbert_fast.features.feature_map import LARGEST_IMAGE, FeatureMap, patch_side_and_width
+from fashionbert_fast.features.fingerprint import probe_of, probe_photo
 from fashionbert_fast.features.manifest import Manifest
 from fashionbert_fast.features.photo import read_image
-from fashionbert_fast.features.probe import probe_of, probe_photo
 
 INTERPOLATION = "bilinear"  # Pillow's, which widens its window when it shrinks
 

@@ -17,7 +17,7 @@ from fashionbert_fast.data.batch import PackedPairs
 from fashionbert_fast.data.packing import pack_padded
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.kernels.dropout import draw_seed
-from fashionbert_fast.model import checkpoint
+from fashionbert_fast.model import directories
 from fashionbert_fast.model.config import FashionBertConfig
 from fashionbert_fast.model.embeddings import (
     IMAGE_SEGMENT,
@@ -65,7 +65,7 @@ class FashionBert(nn.Module):
     @classmethod
     def from_bert(cls, path: str | Path, patch_feature_size: int = 2048, **overrides) -> Self:
         """A model whose core is the Hugging Face BERT checkpoint at ``path`` (directory, hub id or an alias of
-        `checkpoint.resolve_core`), its patch side and any head the checkpoint lacks freshly initialised.
+        `directories.resolve_core`), its patch side and any head the checkpoint lacks freshly initialised.
 
         Args:
             patch_feature_size: D. overrides: further `FashionBertConfig` fields (dropout, patches, weighting, ...).
@@ -73,7 +73,7 @@ class FashionBert(nn.Module):
         Raises:
             InputError: not a BERT checkpoint in safetensors; the message names file and remedy.
         """
-        return checkpoint.model_from_bert(cls, path, patch_feature_size=patch_feature_size, **overrides)
+        return directories.model_from_bert(cls, path, patch_feature_size=patch_feature_size, **overrides)
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> Self:
@@ -86,7 +86,7 @@ class FashionBert(nn.Module):
         Raises:
             InputError: no model is there, or it does not fit its config.json.
         """
-        return checkpoint.load_model(cls, Path(path))
+        return directories.load_model(cls, Path(path))
 
     @classmethod
     def warm_start(cls, path: str | Path, *, layers: int | None = None, **overrides) -> Self:
@@ -100,7 +100,7 @@ class FashionBert(nn.Module):
         Raises:
             InputError: no such directory, or more layers than it has.
         """
-        return checkpoint.warm_model(cls, Path(path), layers=layers, **overrides)
+        return directories.warm_model(cls, Path(path), layers=layers, **overrides)
 
     def save_pretrained(self, path: str | Path, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Write config.json, model.safetensors and, where known, patch_features.json to the directory ``path``.
@@ -108,7 +108,7 @@ class FashionBert(nn.Module):
         Args:
             state_dict: weights to write in place of the module's own (a ZeRO engine's gathered master weights).
         """
-        checkpoint.save_model(self, Path(path), state_dict)
+        directories.save_model(self, Path(path), state_dict)
 
     # Input -----------------------------------------------------------------------------------------------------------
     def pack(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, patch_features: torch.Tensor) -> PackedPairs:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from fashionbert_fast.data.batch import Batch, PackedPairs, StepCounts
 from fashionbert_fast.distributed import all_reduce_sum
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.model import checkpoint
+from fashionbert_fast.model import directories
 from fashionbert_fast.model.config import CONTRASTIVE_TASK, TASKS
 from fashionbert_fast.model.fashionbert import FashionBert
 from fashionbert_fast.model.heads import AlignmentHead, MaskedPatchHead, MaskedTokenHead
@@ -75,7 +75,7 @@ class FashionBertForPreTraining(FashionBert):
     def export_bert(self, path: str | Path) -> None:
         """Write the model as a checkpoint that `transformers.BertModel` and `BertForMaskedLM` load, of which they take
         the core, its pooler and its MLM head, and `from_pretrained` takes all. In the model's dtype."""
-        checkpoint.export_bert(self, Path(path))
+        directories.export_bert(self, Path(path))
 
     def alignment_logits(self, pairs: PackedPairs) -> torch.Tensor:
         """(B, 2) float32 of unmasked pairs; class 1 = the title and the image belong together. For inference."""

@@ -20,16 +20,16 @@ from fashionbert_fast.data.packing import pack_unmasked
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.distributed import is_main, pick_device
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.evaluation.checkpoint import load_scorer, split_rows
-from fashionbert_fast.evaluation.scorer import DEFAULT_BATCH_SIZE
-from fashionbert_fast.evaluation.vectors import store_vectors
+from fashionbert_fast.evaluation.run import load_scorer, split_rows
 from fashionbert_fast.features.encoding import reason
 from fashionbert_fast.features.photo import read_image
 from fashionbert_fast.features.store import FeatureStore
+from fashionbert_fast.inference.embeddings import store_vectors
+from fashionbert_fast.inference.scorer import DEFAULT_BATCH_SIZE
 from fashionbert_fast.model.embeddings import TEXT_SEGMENT
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 from fashionbert_fast.processor import FashionBertProcessor
-from fashionbert_fast.retrieval.vectors import MANIFEST, Products, check_out, write_vectors
+from fashionbert_fast.retrieval.embedding_store import MANIFEST, Products, check_out, write_vectors
 from fashionbert_fast.run_directory import resolve_model_dir, sha256
 
 Photo = str | Path | BinaryIO
@@ -40,8 +40,8 @@ def embed_store(
     checkpoint: Path, data: Path, out: Path, *, of: str = "both", split: str = "all", precision: str = "fp32",
     dtype: str = "float32", device: str | None = None, batch_size: int | None = None, overwrite: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write VECTORS (`retrieval.vectors`) of a store's products to the directory ``out``; returns its manifest. Under a
-    launcher every process calls this and embeds its share; the first one writes.
+    """Write VECTORS (`retrieval.embedding_store`) of a store's products to the directory ``out``; returns its manifest.
+    Under a launcher every process calls this and embeds its share; the first one writes.
 
     Args:
         checkpoint: a run, a checkpoint or a model directory. of: "text", "image", or "both" in one sequence.

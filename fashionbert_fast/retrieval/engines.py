@@ -13,7 +13,7 @@ from typing import Any
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.progress import progress
 from fashionbert_fast.retrieval import optional
-from fashionbert_fast.retrieval.vectors import ARRAY, Vectors
+from fashionbert_fast.retrieval.embedding_store import ARRAY, Vectors
 
 BATCH = 256  # points of a request
 # A point is named by its product, so that writing it again replaces it.

@@ -1,7 +1,7 @@
 """INDEX, what `fashionbert index` writes: vectors, the structure that finds the nearest of them, and their products.
 
     vectors.npy, products.parquet   as VECTORS has them
-    *.npy                           the structure (`retrieval.structures`)
+    *.npy                           the structure (`retrieval.index_kinds`)
     index.json                      kind, effort, recall, whose vectors they are, a hash of each file; sealed
 
 It is complete: VECTORS may go. What answers needs besides is the model, which it names by path and hash.
@@ -22,8 +22,7 @@ from fashionbert_fast.errors import InputError
 from fashionbert_fast.files import seal, write_json
 from fashionbert_fast.progress import progress_bar
 from fashionbert_fast.retrieval import KINDS, TOP, optional
-from fashionbert_fast.retrieval.structures import DTYPES, EFFORTS, STRUCTURES, Flat
-from fashionbert_fast.retrieval.vectors import (
+from fashionbert_fast.retrieval.embedding_store import (
     ARRAY,
     FIELDS,
     FORMAT_VERSION,
@@ -39,6 +38,7 @@ from fashionbert_fast.retrieval.vectors import (
     read_contents,
     read_manifest,
 )
+from fashionbert_fast.retrieval.index_kinds import DTYPES, EFFORTS, STRUCTURES, Flat
 
 MANIFEST = "index.json"
 # Flat is exact, and at 384 numbers a vector reads 77 MB for 50,000 of them: milliseconds. A graph takes 0.3 KB a vector

@@ -18,7 +18,7 @@ from fashionbert_fast.baselines.systems import fit, load, load_scorer, summands
 from fashionbert_fast.cli import main
 from fashionbert_fast.data.pairs import collate_texts
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.evaluation.scores import read_scores
+from fashionbert_fast.evaluation.reports.scores import read_scores
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.model.fashionbert import FashionBert
 

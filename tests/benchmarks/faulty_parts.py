@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from benchmarks.gpu_parts import Part, Skipped
+from benchmarks.gpu.gpu_parts import Part, Skipped
 from benchmarks.measure import Figure
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from outside import run_outside
 
-from benchmarks import carry, carry_install
+from benchmarks.gpu import carry, carry_install
 from fashionbert_fast.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -174,7 +174,7 @@ def test_our_wheel_is_built_for_the_python_there(tmp_path, monkeypatch, capsys):
 def carried(wheel, tmp_path_factory) -> Iterator[Path]:
     """Gathered with all that it needs, and moved."""
     root = tmp_path_factory.mktemp("carried")
-    run_outside(sys.executable, "-m", "benchmarks.carry", "--out", root / "gathered", "--wheel", wheel, cwd=ROOT)
+    run_outside(sys.executable, "-m", "benchmarks.gpu.carry", "--out", root / "gathered", "--wheel", wheel, cwd=ROOT)
     yield Path(shutil.move(root / "gathered", root / "moved to"))
     shutil.rmtree(root)  # gigabytes, with the environment
 
@@ -200,12 +200,12 @@ class TestWithoutANetwork:
         found = _normal(dict(line.split("==") for line in listed.split()))
         assert found == _normal(json.loads((carried / "manifest.json").read_text())["packages"])
         assert {"torch", "triton", "deepspeed", "transformers", "nvtx", "torchao", "setuptools"} <= set(found)
-        assert "fashionbert doctor" in said and "-m benchmarks.gpu_suite --json gpu.json" in said
+        assert "fashionbert doctor" in said and "-m benchmarks.gpu.gpu_suite --json gpu.json" in said
 
     def test_a_part_of_the_suite_runs(self, carried, there):
         path = carried / "benchmarks" / "results" / "x.json"
         words = ("--dry", "--only", "kernel bias_gelu", "--json", path)
-        run_outside(there[0], "-m", "benchmarks.gpu_suite", *words, cwd=carried, **CUT)
+        run_outside(there[0], "-m", "benchmarks.gpu.gpu_suite", *words, cwd=carried, **CUT)
         written = json.loads(path.read_text())
         assert written["parts"]["kernel bias_gelu"]["status"] == "done" and written["proofs"]
         assert written["commit"] == json.loads((carried / "manifest.json").read_text())["commit"]

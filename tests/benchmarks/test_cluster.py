@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from training import ENVIRONMENT
 
-from benchmarks import cluster
+from benchmarks.models import cluster
 from fashionbert_fast.config import Config
 
 ROOT = Path(__file__).parents[2]

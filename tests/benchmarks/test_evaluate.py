@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import bench_evaluate
-from benchmarks.bench_evaluate import _check, rows
+from benchmarks.services import bench_evaluate
+from benchmarks.services.bench_evaluate import _check, rows
 
 TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
         "intermediate_size": 64, "patches": 4, "patch_feature_size": 24}  # fmt: skip

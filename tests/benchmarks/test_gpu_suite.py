@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import gpu_cases, gpu_suite
-from benchmarks.gpu_parts import PARTS
+from benchmarks.gpu import gpu_cases, gpu_suite
+from benchmarks.gpu.gpu_parts import PARTS
 from fashionbert_fast.operators import OPERATORS
 
 sys.path.insert(0, str(Path(__file__).parent))  # for faulty_parts, here and in the processes of parts
@@ -120,7 +120,7 @@ def test_every_operator_has_cases_and_a_fault_is_seen(monkeypatch):
 @pytest.mark.slow
 def test_the_whole_suite_runs_on_a_cpu(tmp_path):
     path, start = tmp_path / "dry.json", time.monotonic()
-    command = [sys.executable, "-m", "benchmarks.gpu_suite", "--dry", "--json", str(path)]
+    command = [sys.executable, "-m", "benchmarks.gpu.gpu_suite", "--dry", "--json", str(path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=400)
     written = json.loads(path.read_text())
     statuses = {name: entry["status"] for name, entry in written["parts"].items()}

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from benchmarks import layer_bytes
-from benchmarks.layer_bytes import SHIPPED, Kernel, Layer, kernels, rows
+from benchmarks.models import layer_bytes
+from benchmarks.models.layer_bytes import SHIPPED, Kernel, Layer, kernels, rows
 
 # Rows that no sequence has, and more than a tile of the sums takes; float32.
 LAYERS = (

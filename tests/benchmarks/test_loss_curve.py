@@ -1,4 +1,4 @@
-"""`python -m benchmarks.loss_curve`: its runs on a tiny store, its judgement on curves made up to pass and to fail."""
+"""`benchmarks.steps.loss_curve`: runs on a tiny store, and its judgement on curves made up to pass and to fail."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import loss_curve
-from benchmarks.loss_curve import CURVES, WINDOW, main, scoreboard, smoothed
+from benchmarks.steps import loss_curve
+from benchmarks.steps.loss_curve import CURVES, WINDOW, main, scoreboard, smoothed
 
 NAMES = ("reference fp32", "reference fp32, seed 1", "reference fp32, seed 2", "ours fp32", "ours bf16")
 

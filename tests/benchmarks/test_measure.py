@@ -7,8 +7,8 @@ import importlib
 import pytest
 import torch
 
-from benchmarks.linear_loss import LinearLoss, _exact
 from benchmarks.measure import check_same, forward_backward, in_float64
+from benchmarks.ops.linear_loss import LinearLoss, _exact
 from fashionbert_fast.kernels.linear_patch_kld import linear_patch_kld_reference
 
 TERMS = 16384
@@ -82,7 +82,7 @@ def test_a_peer_that_calculates_something_else_is_no_measure():
 
 
 def test_the_chunks_of_a_float64_result_are_the_whole(monkeypatch):
-    monkeypatch.setattr("benchmarks.linear_loss.CHUNK", 3)
+    monkeypatch.setattr("benchmarks.ops.linear_loss.CHUNK", 3)
     generator = torch.Generator().manual_seed(0)
     hidden_MH, weight_DH, features_RD = (torch.randn(*s, generator=generator) for s in ((8, 5), (6, 5), (20, 6)))
     rows_M = torch.randint(20, (8,), generator=generator)
@@ -102,6 +102,6 @@ def test_the_chunks_of_a_float64_result_are_the_whole(monkeypatch):
      ("packed_attention", "SEQUENCES"), ("patch_kld", "ROWS"), ("linear_patch_kld", "ROWS")],
 )  # fmt: skip
 def test_sizes_on_a_gpu_are_sixteen_times_those_on_a_cpu(module, sizes):
-    of = vars(importlib.import_module(f"benchmarks.bench_{module}"))[sizes]
+    of = vars(importlib.import_module(f"benchmarks.ops.bench_{module}"))[sizes]
     cpu, cuda = (size if isinstance(size, tuple) else (size,) for size in (of["cpu"], of["cuda"]))
     assert cuda == tuple(16 * size for size in cpu[: len(cuda)])

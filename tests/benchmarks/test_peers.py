@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn.utils import parameters_to_vector
 
-from benchmarks.peers import PaddedFashionBert, pad
-from benchmarks.workload import fashion_gen_lengths, make_batches
+from benchmarks.steps.peers import PaddedFashionBert, pad
+from benchmarks.steps.workload import fashion_gen_lengths, make_batches
 from fashionbert_fast import FashionBertConfig, FashionBertForPreTraining
 
 

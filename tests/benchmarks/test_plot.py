@@ -75,11 +75,11 @@ def test_ratios_without_bounds_stay_on_the_picture(tmp_path):
 
 
 def test_bench_writes_the_picture_beside_the_json(tmp_path, monkeypatch, capsys):
-    import benchmarks.bench_min_norm_weights as module
+    import benchmarks.ops.bench_min_norm_weights as module
 
     row = Row("a case", "a peer", 1.0, 2.0, "us", 2.0, 1.5, True, [1.9, 2.1])
     monkeypatch.setattr(module, "rows", lambda device, quick: [row])
-    monkeypatch.setattr("benchmarks.run.SUITES", {"ops": ("bench_min_norm_weights",)})
+    monkeypatch.setattr("benchmarks.run.SUITES", {"ops": {"min_norm_weights": "benchmarks.ops.bench_min_norm_weights"}})
     assert main(["bench", "ops", "--json", str(tmp_path / "ops.json")]) == 0
     assert json.loads((tmp_path / "ops.json").read_text())["rows"][0]["case"] == "a case"
     assert (tmp_path / "ops.png").read_bytes().startswith(b"\x89PNG")

@@ -17,8 +17,8 @@ from benchmarks.quality import __main__ as command
 from benchmarks.quality import page, report, runs
 from benchmarks.quality.systems import NO_ITC, Baseline, Sizes, Variant, systems, variants
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.evaluation.ranking import Ranks
-from fashionbert_fast.evaluation.scores import QueryScores, read_scores
+from fashionbert_fast.evaluation.ranking.ranks import Ranks
+from fashionbert_fast.evaluation.reports.scores import QueryScores, read_scores
 
 SIZES = Sizes(
     overrides=("model.core=null", *TINY_MODEL, "train.steps=4", "train.micro_batch_size=8", "train.precision=fp32",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import queries
 from benchmarks.measure import Row
+from benchmarks.services import queries
 
 
 def found(**recalls: float) -> dict[str, dict]:

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.bench_step import _summary
 from benchmarks.measure import Row, shown
 from benchmarks.run import _print
+from benchmarks.steps.bench_step import _summary
 from fashionbert_fast.cli import main
 
 

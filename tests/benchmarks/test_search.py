@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from benchmarks import bench_search
+from benchmarks.services import bench_search
 from fashionbert_fast.cli import main
 from fashionbert_fast.retrieval.embed import embed_store
 from fashionbert_fast.retrieval.index import build_index

@@ -10,10 +10,10 @@ from conftest import TINY_MODEL
 from training import own_traces
 
 from benchmarks import measurements, speedrun
-from benchmarks.peers import pad
 from benchmarks.speedrun import PLAIN, Clock
-from fashionbert_fast.engine import loop
-from fashionbert_fast.engine.metrics import read_metrics
+from benchmarks.steps.peers import pad
+from fashionbert_fast.engine import train
+from fashionbert_fast.engine.reporting.metrics import read_metrics
 from fashionbert_fast.errors import InputError
 
 CPU = torch.device("cpu")
@@ -70,7 +70,7 @@ def test_both_stop_where_the_target_is_reached(store_path, tmp_path):
             assert len(clock.seen) == validations and (clock.reached is None) == (target > 1)
         validated = [of["validation"]["alignment_accuracy"] for of in read_metrics(run) if "validation" in of]
         assert [accuracy for _, accuracy in ours.seen] == validated
-    assert loop.Validation is speedrun.Validation  # put back
+    assert train.Validation is speedrun.Validation  # put back
     # the same weights, pairs and updates: curves of one model
     assert [accuracy for _, accuracy in ours.seen] == pytest.approx([of for _, of in plain.seen], abs=2 / 24)
 

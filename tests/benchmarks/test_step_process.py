@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks import bench_step, step_process
-from benchmarks.bench_step import _Comparison, check_losses, peers
 from benchmarks.measure import Row
-from benchmarks.step_process import Step, StepProcess, _Runner
-from benchmarks.workload import fashion_gen_lengths
+from benchmarks.steps import bench_step, step_process
+from benchmarks.steps.bench_step import _Comparison, check_losses, peers
+from benchmarks.steps.step_process import Step, StepProcess, _Runner
+from benchmarks.steps.workload import fashion_gen_lengths
 
 TINY = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
         "intermediate_size": 64, "patches": 4, "patch_feature_size": 24}  # fmt: skip

@@ -7,10 +7,10 @@ import copy
 import pytest
 import torch
 
-from benchmarks import bench_weighted_step
-from benchmarks.bench_weighted_step import HEADS, METHODS, task_losses, three_backwards, weighted_step
 from benchmarks.run import SUITES
-from benchmarks.workload import fashion_gen_lengths, make_batches
+from benchmarks.steps import bench_weighted_step
+from benchmarks.steps.bench_weighted_step import HEADS, METHODS, task_losses, three_backwards, weighted_step
+from benchmarks.steps.workload import fashion_gen_lengths, make_batches
 from fashionbert_fast import FashionBertConfig, FashionBertForPreTraining
 
 
@@ -68,4 +68,4 @@ def test_rows_name_every_method_and_peer(monkeypatch):
 
 
 def test_the_rows_are_in_both_suites():
-    assert "bench_weighted_step" in SUITES["ops"] and "bench_weighted_step" in SUITES["solve"]
+    assert "weighted_step" in SUITES["ops"] and "weighted_step" in SUITES["solve"]

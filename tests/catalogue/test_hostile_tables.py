@@ -1,6 +1,6 @@
 """Tables of strangers: a row's loss with its count, or a line; in no more memory than a row may take.
 
-Peaks of memory and seconds are measured by `benchmarks/reliability/hostile.py`; here it is what is said.
+Peaks of memory and seconds are measured by `tests/reliability/hostile.py`; here it is what is said.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from fashionbert_fast.data.tokenizer import load_tokenizer
 from fashionbert_fast.engine.validation import HeldOutPairs
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.store import FeatureStore, StoreWriter
-from fashionbert_fast.model.checkpoint import resolve_core
 from fashionbert_fast.model.config import FashionBertConfig
+from fashionbert_fast.model.directories import resolve_core
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 
 

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer, BertForMaskedLM, BertTokenizerFast
 
 from fashionbert_fast import FashionBertForPreTraining
 from fashionbert_fast.data.tokenizer import load_tokenizer
-from fashionbert_fast.engine.metrics import read_metrics
+from fashionbert_fast.engine.reporting.metrics import read_metrics
 from fashionbert_fast.run_directory import resolve_model_dir
 
 TITLES = ["Red Café Shirt, model 7", "blue SNEAKER"]

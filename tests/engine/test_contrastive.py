@@ -13,14 +13,14 @@ from in_process import run_here, tiny_fields
 from safetensors.torch import load_file
 from training import fashionbert
 
-from benchmarks.reliability import workload
 from fashionbert_fast.data.batch import ContrastiveTargets
-from fashionbert_fast.engine.metrics import read_metrics
+from fashionbert_fast.engine.reporting.metrics import read_metrics
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.objectives.contrastive import contrastive_sums
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 from fashionbert_fast.run_directory import best_step, resolve_model_dir
+from tests.reliability import workload
 
 BESIDE, FIRST = "nothing, with the contrastive loss beside,", "nothing, with a contrastive step first and queries,"
 CASES = [(1, "loss", BESIDE), (2, "min_norm", BESIDE), (2, "loss", FIRST)]

@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fashionbert_fast.data.batch import StepCounts
 from fashionbert_fast.data.config import DataConfig
 from fashionbert_fast.data.pairs import PairDataset
-from fashionbert_fast.engine.divergence import Watch
-from fashionbert_fast.engine.loop import train_step
+from fashionbert_fast.engine.health.nonfinite import Watch
+from fashionbert_fast.engine.train import train_step
 from fashionbert_fast.kernels import _linear_residual
 from fashionbert_fast.model.config import METHODS, TASKS, FashionBertConfig, TaskWeighting
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining

@@ -24,9 +24,9 @@ from training import ENVIRONMENT, fashionbert
 
 from fashionbert_fast import FashionBertForPreTraining
 from fashionbert_fast.engine.build import loader_workers
-from fashionbert_fast.engine.metrics import read_metrics
-from fashionbert_fast.engine.resume import check_same_products, resumes, sole_writer
-from fashionbert_fast.engine.stop import StopRequest
+from fashionbert_fast.engine.checkpointing.resume import check_same_products, resumes, sole_writer
+from fashionbert_fast.engine.health.signals import StopRequest
+from fashionbert_fast.engine.reporting.metrics import read_metrics
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.run_directory import damage, list_checkpoints, newest_valid, resolve_model_dir
 
@@ -434,7 +434,7 @@ def test_a_peer_that_is_gone_is_one_line_and_another_error_stays_what_it_is(conf
     def fails(*_):
         raise RuntimeError(told)
 
-    monkeypatch.setattr("fashionbert_fast.engine.loop.train", fails)
+    monkeypatch.setattr("fashionbert_fast.engine.train.train", fails)
     done = _pretrain(config, tmp_path / "run")
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1
@@ -457,7 +457,7 @@ def test_a_later_ctrl_c_interrupts_at_once(monkeypatch):
         for sent in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):  # as a launcher's end brings them
             os.kill(os.getpid(), sent)
         assert stop.asked
-        monkeypatch.setattr("fashionbert_fast.engine.stop.PATIENCE", 0)
+        monkeypatch.setattr("fashionbert_fast.engine.health.signals.PATIENCE", 0)
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         pytest.fail("it was not interrupted")

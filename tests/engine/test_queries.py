@@ -11,12 +11,12 @@ from in_process import run_here, tiny_fields
 from safetensors.torch import load_file
 from training import fashionbert
 
-from benchmarks.reliability import gradients, workload
-from benchmarks.reliability.workload import NO_DROPOUT, Ranks, overrides
-from fashionbert_fast.engine.metrics import read_metrics
+from fashionbert_fast.engine.reporting.metrics import read_metrics
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.objectives.query_title_image import am_softmax
 from fashionbert_fast.run_directory import best_step, resolve_model_dir
+from tests.reliability import gradients, workload
+from tests.reliability.workload import NO_DROPOUT, Ranks, overrides
 
 ASKED = "nothing, with queries,"
 CASES = [(1, "loss", ASKED), (2, "min_norm", ASKED)]

@@ -22,8 +22,9 @@ from fashionbert_fast.data.config import DataConfig
 from fashionbert_fast.data.pairs import PairDataset
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.data.tokenizer import load_tokenizer, train_wordpiece
-from fashionbert_fast.engine import plots, validation
-from fashionbert_fast.engine.metrics import read_metrics
+from fashionbert_fast.engine import validation
+from fashionbert_fast.engine.reporting import plots
+from fashionbert_fast.engine.reporting.metrics import read_metrics
 from fashionbert_fast.engine.validation import HeldOutPairs
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.store import FeatureStore

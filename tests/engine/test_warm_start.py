@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from fashionbert_fast import FashionBertForPreTraining, FashionBertForQueries
 from fashionbert_fast.config import load_config
 from fashionbert_fast.engine.build import build_model, find_tokenizer
-from fashionbert_fast.engine.metrics import read_metrics
+from fashionbert_fast.engine.reporting.metrics import read_metrics
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.files import SEAL, seal

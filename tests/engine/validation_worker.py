@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.weights import partitioned
+from benchmarks.steps.weights import partitioned
 from fashionbert_fast.config import load_config
 from fashionbert_fast.distributed import barrier, init_distributed, is_main, shutdown
 from fashionbert_fast.engine.build import build
-from fashionbert_fast.engine.loop import train
+from fashionbert_fast.engine.train import train
 from fashionbert_fast.run_directory import resolve_model_dir
 
 

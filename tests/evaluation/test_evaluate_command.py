@@ -13,11 +13,11 @@ from rich.console import Console
 from fashionbert_fast.commands import evaluate as command
 from fashionbert_fast.distributed import pick_device
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.evaluation import checkpoint, evaluate
-from fashionbert_fast.evaluation.checkpoint import split_rows
-from fashionbert_fast.evaluation.choice import Ranked
-from fashionbert_fast.evaluation.protocols import candidate_lists, score_lists, summarise
-from fashionbert_fast.evaluation.table import table
+from fashionbert_fast.evaluation import evaluate, run
+from fashionbert_fast.evaluation.ranking.choice import Ranked
+from fashionbert_fast.evaluation.ranking.protocols import candidate_lists, score_lists, summarise
+from fashionbert_fast.evaluation.reports.table import table
+from fashionbert_fast.evaluation.run import split_rows
 
 
 def parse(*options: str) -> argparse.Namespace:
@@ -45,7 +45,7 @@ def test_defaults():
 def test_unwritable_json_is_refused_before_the_work(tmp_path, monkeypatch, path):
     (tmp_path / "a_directory").mkdir()
     (tmp_path / "a_file").write_text("")
-    monkeypatch.setattr(checkpoint, "run_evaluation", lambda *args, **options: pytest.fail("work was started"))
+    monkeypatch.setattr(run, "run_evaluation", lambda *args, **options: pytest.fail("work was started"))
     with pytest.raises(InputError, match=path) as caught:
         command.run(parse("--json", str(tmp_path / path)))
     assert "\n" not in str(caught.value)
@@ -53,7 +53,7 @@ def test_unwritable_json_is_refused_before_the_work(tmp_path, monkeypatch, path)
 
 @pytest.mark.parametrize("option", ["--gallery", "--scores", "--save-candidates"])
 def test_other_unwritable_files_are_refused_too(tmp_path, monkeypatch, option):
-    monkeypatch.setattr(checkpoint, "run_evaluation", lambda *args, **options: pytest.fail("work was started"))
+    monkeypatch.setattr(run, "run_evaluation", lambda *args, **options: pytest.fail("work was started"))
     with pytest.raises(InputError, match="nowhere"):
         command.run(parse(option, str(tmp_path / "nowhere" / "file")))
 
@@ -91,9 +91,9 @@ def test_run_prints_the_table_and_writes_the_file(tmp_path, monkeypatch, make_pr
         lists = candidate_lists(store, rows, queries=queries, candidates=candidates, **how)
         scored = score_lists(lists, rows, perfect)
         ranked = Ranked({"match": scored}, "match", {}, {})
-        return checkpoint.Evaluation(summarise(store, scored, **how), store, ranked, {})
+        return run.Evaluation(summarise(store, scored, **how), store, ranked, {})
 
-    monkeypatch.setattr(checkpoint, "run_evaluation", evaluated)
+    monkeypatch.setattr(run, "run_evaluation", evaluated)
     path = tmp_path / "evaluation.json"
     assert command.run(parse("--json", str(path), "--queries", "20", "--candidates", "10")) == 0
     written = json.loads(path.read_text())

@@ -17,11 +17,11 @@ from fashionbert_fast.data.pairs import collate_images, collate_texts
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.data.tokenizer import load_tokenizer, train_wordpiece
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.evaluation.checkpoint import evaluate_checkpoint, load_scorer
-from fashionbert_fast.evaluation.comparison import compare
-from fashionbert_fast.evaluation.scorer import PairScorer, Work
-from fashionbert_fast.evaluation.scores import read_scores
+from fashionbert_fast.evaluation.reports.comparison import compare
+from fashionbert_fast.evaluation.reports.scores import read_scores
+from fashionbert_fast.evaluation.run import evaluate_checkpoint, load_scorer
 from fashionbert_fast.features.store import FeatureStore, Manifest, StoreWriter
+from fashionbert_fast.inference.scorer import PairScorer, Work
 from fashionbert_fast.model.config import FashionBertConfig
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 

@@ -15,10 +15,10 @@ from transformers import AutoTokenizer, BertForMaskedLM, BertModel
 from fashionbert_fast import FashionBertForPreTraining, FashionBertProcessor
 from fashionbert_fast.cli import main
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.evaluation.checkpoint import load_scorer
+from fashionbert_fast.evaluation.run import load_scorer
 from fashionbert_fast.export import bert
 from fashionbert_fast.features.store import FeatureStore
-from fashionbert_fast.model.checkpoint import is_own_model
+from fashionbert_fast.model.directories import is_own_model
 from fashionbert_fast.run_directory import resolve_model_dir
 
 TITLES = ["red shirt", "a green long summer dress of nobody", "boots"]

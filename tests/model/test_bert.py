@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertMo
 
 from fashionbert_fast import FashionBertConfig, FashionBertForPreTraining
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.model.checkpoint import CORE_FIELDS, resolve_core
+from fashionbert_fast.model.directories import CORE_FIELDS, resolve_core
 from fashionbert_fast.model.fashionbert import FashionBert
 
 SMALL = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48,

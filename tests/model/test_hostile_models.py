@@ -1,6 +1,6 @@
 """Model directories and tokenizers of strangers: a line each, before anything of the sizes that they claim is made.
 
-What they cost in memory and seconds is measured by `benchmarks/reliability/hostile.py`.
+What they cost in memory and seconds is measured by `tests/reliability/hostile.py`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFa
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.data.tokenizer import copy_tokenizer, load_tokenizer, train_wordpiece
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.model.checkpoint import resolve_core
+from fashionbert_fast.model.directories import resolve_core
 
 TITLES = ["Café Red Shirt for Men’s 100% naïve", "nike AIR Max 日本 90 (2023)", "", "unbelievablenesslessly plain tee",
           "Women White Sneakers ☃ - size 38.5"]  # fmt: skip

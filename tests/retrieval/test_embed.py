@@ -16,13 +16,13 @@ from training import fashionbert, on_two_processes
 from fashionbert_fast import FashionBertForPreTraining
 from fashionbert_fast.data.pairs import collate_images, collate_pairs, collate_texts
 from fashionbert_fast.errors import InputError
-from fashionbert_fast.evaluation.checkpoint import load_scorer
-from fashionbert_fast.evaluation.vectors import store_vectors
+from fashionbert_fast.evaluation.run import load_scorer
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.files import seal
+from fashionbert_fast.inference.embeddings import store_vectors
 from fashionbert_fast.retrieval import embed as embed_module
 from fashionbert_fast.retrieval.embed import Embedder, embed_store
-from fashionbert_fast.retrieval.vectors import Vectors
+from fashionbert_fast.retrieval.embedding_store import Vectors
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from training import fashionbert
 
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.retrieval import engines
+from fashionbert_fast.retrieval.embedding_store import Vectors
 from fashionbert_fast.retrieval.engines import to_qdrant
 from fashionbert_fast.retrieval.search import Searcher
-from fashionbert_fast.retrieval.vectors import Vectors
 
 qdrant = pytest.importorskip("qdrant_client")
 

@@ -13,9 +13,9 @@ from training import fashionbert
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.files import seal
 from fashionbert_fast.retrieval import index as index_module
+from fashionbert_fast.retrieval.embedding_store import Products, Vectors, file_hashes, write_vectors
 from fashionbert_fast.retrieval.index import Index, build_index, choose_kind, recall_of
-from fashionbert_fast.retrieval.structures import STRUCTURES
-from fashionbert_fast.retrieval.vectors import Products, Vectors, file_hashes, write_vectors
+from fashionbert_fast.retrieval.index_kinds import STRUCTURES
 from fashionbert_fast.run_directory import sha256
 
 ROWS, DIMS = 1500, 24

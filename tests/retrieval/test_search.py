@@ -17,9 +17,9 @@ from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.files import seal
 from fashionbert_fast.retrieval import search as search_module
 from fashionbert_fast.retrieval.embed import embed_store
+from fashionbert_fast.retrieval.embedding_store import Vectors
 from fashionbert_fast.retrieval.index import build_index
 from fashionbert_fast.retrieval.search import Searcher
-from fashionbert_fast.retrieval.vectors import Vectors
 
 
 @pytest.fixture(scope="module")

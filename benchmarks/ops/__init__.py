@@ -1,0 +1,1 @@
+"""An operator beside plain PyTorch and torch.compile."""

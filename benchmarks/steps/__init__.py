@@ -1,0 +1,1 @@
+"""Whole training steps beside other recipes and engines."""

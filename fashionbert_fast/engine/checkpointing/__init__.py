@@ -1,0 +1,1 @@
+"""Checkpoints: written beside training, verified, resumed from."""

@@ -1,0 +1,1 @@
+"""What ends a run: signals, steps that are not finite, ranks that hang."""

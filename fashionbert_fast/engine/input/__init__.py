@@ -1,0 +1,1 @@
+"""Batches ahead of the step: loader processes, and the copy to the device."""

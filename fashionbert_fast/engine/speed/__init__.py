@@ -1,0 +1,1 @@
+"""What makes a step faster: CUDA graphs, FP8, huge pages."""

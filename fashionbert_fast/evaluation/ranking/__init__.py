@@ -1,0 +1,1 @@
+"""Ranking: candidates, recall with intervals, thresholds and weights that validation chooses."""

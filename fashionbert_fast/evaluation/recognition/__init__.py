@@ -1,0 +1,1 @@
+"""Recognition of categories: a linear probe on [CLS], and fine-tuning."""

@@ -1,0 +1,1 @@
+"""What an evaluation writes: tables, a page, candidate lists, scores of queries, paired tests."""

@@ -1,0 +1,3 @@
+"""Products without a feature store, as evaluation has them."""
+
+from evaluation.conftest import make_products, one_thread  # noqa: F401
