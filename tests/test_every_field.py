@@ -25,7 +25,7 @@ from fashionbert_fast.data.tokenizer import train_wordpiece
 from fashionbert_fast.distributed import init_distributed, shutdown
 from fashionbert_fast.engine import train
 from fashionbert_fast.engine.build import build, build_loader
-from fashionbert_fast.engine.health.nonfinite import Watch
+from fashionbert_fast.engine.health.nonfinite import NonFiniteMonitor
 from fashionbert_fast.engine.health.watchdog import Watchdog
 from fashionbert_fast.engine.reporting.metrics import read_metrics
 from fashionbert_fast.errors import InputError
@@ -467,7 +467,7 @@ ROWS = [
     Row("train.zero_stage", lambda run: run.engine.zero_optimization_stage(), ((0, 0), (1, 1), (2, 2), (3, 3))),
     Row("train.cuda_graphs", lambda run: run, ((True, Refused("train.cuda_graphs")),)),
     Row("train.fp8", lambda run: run, ((True, Refused("train.fp8")),), ("train.precision=bf16",)),
-    Row("train.max_skipped_steps", lambda run: Watch(run).most, ((3, 3), (1, 1))),
+    Row("train.max_skipped_steps", lambda run: NonFiniteMonitor(run).most, ((3, 3), (1, 1))),
     Row("train.step_timeout", lambda run: Watchdog(run).timeout, ((1800, 1800), (5, 5))),
     Row("train.seed", what_the_seed_draws, ((0, Unlike()), (1, Unlike())), DROPOUT),
 ]

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from fashionbert_fast.engine.train import _described
+from fashionbert_fast.engine.reporting.reporter import _described
 from fashionbert_fast.progress import progress, progress_bar
 
 RECORD = {"losses": {"mlm": 10.321, "tia": 0.693, "mpm": 12.345}, "samples_per_s": 1234.5, "skipped": 0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from fashionbert_fast.engine.optimizer import build_optimizer, build_schedule
 from fashionbert_fast.engine.speed.fp8 import check_fp8, convert_to_fp8
 from fashionbert_fast.engine.speed.graphs import check_cuda_graphs, graph_encoder
 from fashionbert_fast.engine.speed.memory import keep_freed_memory
+from fashionbert_fast.engine.train_state import TrainState
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.manifest import require_same_features
 from fashionbert_fast.features.store import FeatureStore
@@ -53,6 +54,7 @@ class Run:
     tokenizer_dir: Path
     rank: int
     world_size: int
+    state: TrainState = field(default_factory=TrainState)
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -15,7 +15,8 @@ from fashionbert_fast.distributed import is_main
 from fashionbert_fast.engine.build import Run, build_loader
 from fashionbert_fast.engine.input.prefetch import on_device
 from fashionbert_fast.engine.reporting.flops import useful_flops
-from fashionbert_fast.engine.train import Meter, train_step
+from fashionbert_fast.engine.reporting.reporter import Meter
+from fashionbert_fast.engine.step import train_step
 from fashionbert_fast.profiling import ranges
 from fashionbert_fast.profiling.work import Count, Work
 from fashionbert_fast.progress import progress_bar
@@ -59,12 +60,11 @@ class _Steps:
         start = time.perf_counter()
         first = self.done + 1
         for step, ready in ranges.steps(self.batches, first, first + number - 1):
-            lr = run.engine.get_lr()[0]
             report = train_step(run, ready.micro_batches, step, ready.counts)
             self.meter.add(report.counts)
             if step % log_every == 0:
                 with ranges.phase("metrics"):
-                    self.meter.record(step, report, lr)
+                    self.meter.record(step, report)
             self.done = step
             self.bar.update(self.task, completed=step)
         _synchronise(run)

@@ -9,14 +9,11 @@ Shapes: T = 3 tasks.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from fashionbert_fast.config import HIGHEST
 from fashionbert_fast.data.batch import Batch, StepCounts
@@ -26,11 +23,10 @@ from fashionbert_fast.data.pairs import PairDataset
 from fashionbert_fast.data.sampling import EpochPlan
 from fashionbert_fast.distributed import all_reduce_sum, is_main
 from fashionbert_fast.engine.build import Run
-from fashionbert_fast.engine.reporting.metrics import read_metrics
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.kernels._library import IGNORED
 from fashionbert_fast.model.config import TASKS
-from fashionbert_fast.run_directory import best_step
+from fashionbert_fast.profiling import ranges
 
 EPOCH = 0  # the one that fixed pairs and masks are drawn for
 
@@ -170,27 +166,21 @@ def _held_out(run: Run) -> HeldOutPairs | None:
 
 
 def _value(validation: dict, metric: str) -> float | None:
-    return validation["losses"].get(metric, validation.get(metric))
+    return validation.get("losses", {}).get(metric, validation.get(metric))
 
 
 class Validation:
-    """What the loop asks: is a validation due, is this step the best so far, is it time to stop.
+    """Measures when it is due, and keeps in ``run.state`` which step is the best so far and how long that was ago.
 
-    All ranks measure the same numbers, so all answer alike. On resume the best so far is what ``checkpoints/best``
-    names, with its value from metrics.jsonl, and validations since then count towards ``validation.patience``.
+    All ranks measure the same numbers, so all answer alike.
     """
 
-    def __init__(self, run: Run, first_step: int) -> None:
+    def __init__(self, run: Run) -> None:
         self.run, self.config = run, run.config.validation
         self.held_out = _held_out(run)
-        self.step: int | None = None  # of the best so far
-        self.best: float | None = None
-        self.stale = 0  # validations since it
         self.last: dict | None = None  # what was measured last
-        if self.held_out is not None and self.config.keep_best is not None and first_step > 0:
-            found: list = [_read_back(run.directory, self.config.keep_best, first_step)] if is_main() else [None]
-            dist.broadcast_object_list(found)  # the main process will rewrite the file
-            self.step, self.best, self.stale = found[0]
+        if self.best is None:  # none yet, or none by this metric: whatever is validated next is the best so far
+            run.state.best_step, run.state.best, run.state.stale = None, None, 0
 
     def due(self, step: int) -> bool:
         return self.held_out is not None and (step % self.config.every == 0 or step == self.run.config.train.steps)
@@ -198,28 +188,43 @@ class Validation:
     def __call__(self, step: int) -> dict:
         """Measure, and remember whether the step is the best so far. A collective."""
         assert self.held_out is not None  # else none is due
-        result = measure(self.run, self.held_out)
+        with ranges.phase("validation"):
+            self.last = measure(self.run, self.held_out)
         if self.config.keep_best is not None:
-            value = _value(result, self.config.keep_best)
+            state, value = self.run.state, _value(self.last, self.config.keep_best)
             if _better(self.config.keep_best, value, self.best):
-                self.step, self.best, self.stale = step, value, 0
+                state.best_step, state.best, state.stale = step, self.last, 0
             elif self.best is not None:
-                self.stale += 1
-        self.last = result
-        return result
+                state.stale += 1
+        return self.last
+
+    @property
+    def best(self) -> float | None:
+        """The best value so far of ``validation.keep_best``, which may be another metric than the run began with."""
+        metric, best = self.config.keep_best, self.run.state.best
+        return None if metric is None or best is None else _value(best, metric)
+
+    def is_best(self, step: int) -> bool:
+        """Whether ``step``, which was validated last or not at all, is the best so far."""
+        return self.run.state.best_step == step
+
+    def wants_checkpoint(self, step: int) -> bool:
+        """Whether ``step`` is the best so far, or the last of a run that stops early."""
+        return self.exhausted or self.is_best(step)
 
     @property
     def exhausted(self) -> bool:
         """Whether ``validation.patience`` is at its end."""
-        return 0 < self.config.patience <= self.stale
+        return 0 < self.config.patience <= self.run.state.stale
 
     def tell(self, step: int) -> None:
         """Say in one line why the run ends after ``step``."""
         if is_main():
+            state = self.run.state
             print(
-                f"stopped early at step {step} of {self.run.config.train.steps}: {self.stale} validations without a "
-                f"better {self.config.keep_best} than {self.best:.4f} of step {self.step}; to train on, --resume with "
-                f"validation.patience=0",
+                f"stopped early at step {step} of {self.run.config.train.steps}: {state.stale} validations without a "
+                f"better {self.config.keep_best} than {self.best:.4f} of step {state.best_step}; to train on, --resume "
+                f"with validation.patience=0",
                 flush=True,
             )
 
@@ -228,22 +233,3 @@ def _better(metric: str, value: float | None, best: float | None) -> bool:
     if value is None or not math.isfinite(value):
         return False
     return best is None or (value > best if metric in HIGHEST else value < best)
-
-
-def _read_back(directory: Path, metric: str, first_step: int) -> tuple[int | None, float | None, int]:
-    """Step and value of the best checkpoint of a run that is resumed at ``first_step``, and validations since.
-
-    The value is read under today's metric, which may be another than the checkpoint was kept for.
-    """
-    validations = list(_validations(directory, first_step))
-    step = best_step(directory)
-    value = next((_value(validation, metric) for at, validation in validations if at == step), None)
-    if step is None or value is None:
-        return None, None, 0  # whatever is validated next is the best so far
-    return step, value, sum(at > step for at, _ in validations)
-
-
-def _validations(directory: Path, last_step: int) -> Iterator[tuple[int, dict]]:
-    for record in read_metrics(directory):
-        if "validation" in record and record["step"] <= last_step:
-            yield record["step"], record["validation"]

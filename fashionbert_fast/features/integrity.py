@@ -15,17 +15,14 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from fashionbert_fast.errors import InputError
+from fashionbert_fast.features.manifest import Manifest
 from fashionbert_fast.files import SEAL, check_file, is_sealed
 from fashionbert_fast.progress import progress
-
-if TYPE_CHECKING:
-    from fashionbert_fast.features.manifest import Manifest
-    from fashionbert_fast.features.store import FeatureStore
 
 CRC_COLUMN = "features_crc32"  # of products.parquet: CRC-32 (zlib) of the row's bytes in features.bin
 # Not the photo's path: the same content may have been prepared from a catalogue that lay elsewhere.
@@ -33,6 +30,20 @@ CONTENT = ("id", "title", "category", "subcategory", "split", "group", "image_ha
 EXPONENT = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F80_0000}  # all of these bits set: infinite or NaN
 ROWS_AT_OPENING = 8
 AGAIN = "prepare the store again with --overwrite"
+
+
+class Stored(Protocol):
+    """What is checked of a `features.store.FeatureStore`."""
+
+    path: Path
+    ids: list[str]
+    crc32_N: np.ndarray | None
+    manifest: Manifest
+    columns: Mapping[str, list[str]]
+
+    def raw(self, row: int) -> np.ndarray: ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,7 @@ def is_finite(raw: np.ndarray, dtype: str) -> np.ndarray:
     return np.array([not ((row & mask) == mask).any() for row in raw], dtype=bool)
 
 
-def damaged_rows(store: FeatureStore, rows: Iterable[int]) -> Iterable[Damage]:
+def damaged_rows(store: Stored, rows: Iterable[int]) -> Iterable[Damage]:
     """The rows among ``rows`` whose features are not those that were written, or not numbers."""
     for row in rows:
         raw_VPD = store.raw(row)
@@ -123,14 +134,14 @@ def damaged_rows(store: FeatureStore, rows: Iterable[int]) -> Iterable[Damage]:
         yield Damage(f"{store.path}/features.bin", int(row), store.ids[row], what)
 
 
-def check_some_rows(store: FeatureStore) -> None:
+def check_some_rows(store: Stored) -> None:
     """InputError where one of `ROWS_AT_OPENING` rows, spread from first to last, is damaged."""
     some = np.unique(np.linspace(0, len(store) - 1, min(ROWS_AT_OPENING, len(store))).astype(int))
     for damage in damaged_rows(store, some.tolist()):
         raise InputError(f"{damage}; fashionbert inspect {store.path} --verify lists all, then {AGAIN}")
 
 
-def verify(store: FeatureStore) -> list[Damage]:
+def verify(store: Stored) -> list[Damage]:
     """Read the whole of ``store``, under a progress bar: everything that is not as it was written.
 
     Of a store without hashes only the features' finiteness can be told.

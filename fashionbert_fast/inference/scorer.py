@@ -17,20 +17,21 @@ import numpy as np
 import torch
 
 from fashionbert_fast.data.batch import PackedPairs
-from fashionbert_fast.data.pairs import collate_pairs
+from fashionbert_fast.data.pairs import collate_images, collate_pairs, collate_texts
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.distributed import all_reduce_sum, world_size
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.encoding import ordered
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.inference.canonical import Canonical
-from fashionbert_fast.inference.embeddings import KeptVectors, cosines, store_vectors
+from fashionbert_fast.inference.embeddings import KeptVectors, cosines
 from fashionbert_fast.inference.shards import Parts
 
 DEFAULT_BATCH_SIZE = 128
 PART_BATCHES = 8  # of a part that is dealt to a rank, and kept when it is done
 PRECISIONS = ("fp32", "bf16")
 KINDS = ("match", "similarity")  # of scores that a model may have
+NAMES = {"both": "products", "text": "titles", "image": "photos", "query": "queries"}
 
 
 @dataclass
@@ -119,8 +120,38 @@ class PairScorer:
         return self._forward(text_U, image_U, probability, np.empty(0), "scoring pairs")
 
     def _similarity(self, text_U: np.ndarray, image_U: np.ndarray) -> np.ndarray:
-        texts = self._texts.of(text_U, partial(store_vectors, self, of="text"))
-        return cosines(*texts, *self._images.of(image_U, partial(store_vectors, self, of="image")))
+        texts = self._texts.of(text_U, partial(self.embed, of="text"))
+        return cosines(*texts, *self._images.of(image_U, partial(self.embed, of="image")))
+
+    def embed(self, rows: np.ndarray, of: str) -> np.ndarray:
+        """Unit vectors of products by all ranks, float32 [n, E]: `FashionBert.vectors` of store ``rows``. Equal titles,
+        photos or both are one sequence: they tie exactly.
+
+        of: "text", "image", "both", or "query": the titles as if somebody had typed them.
+        """
+        store, titles, canonical = self.store, self.titles, self.canonical
+        if of == "both":
+            text_U, image_U, place_n = canonical.pairs(rows, rows)
+        else:
+            text_U, place_n = canonical.images(rows) if of == "image" else canonical.texts(rows)
+            image_U = text_U
+
+        # Sequences of one length go together.
+        order = np.argsort(image_U) if of == "image" else np.lexsort((image_U, titles.lengths(text_U)))
+        text_U, image_U = text_U[order], image_U[order]
+
+        def collate(span: slice) -> PackedPairs:
+            if of == "both":
+                return collate_pairs(store, titles, text_U[span], image_U[span])
+            if of == "image":
+                return collate_images(store, image_U[span])
+            texts = collate_texts(titles, text_U[span], store.manifest.patches, store.manifest.feature_size)
+            return texts.in_segment(self.model.query_segment) if of == "query" else texts
+
+        vectors_UE = np.empty((len(order), self.model.vector_size), dtype=np.float32)
+        key, what = text_U.tobytes() + image_U.tobytes(), f"embedding {NAMES[of]}"
+        vectors_UE[order] = self.run(len(order), collate, self.model.vectors, key, vectors_UE[:0], what)
+        return vectors_UE[place_n]
 
     def vectors(self, rows: np.ndarray) -> np.ndarray:
         """[CLS] vectors (pooled: dense + tanh) of products, own title with own image, float32 [n, H]."""

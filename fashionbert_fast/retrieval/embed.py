@@ -24,7 +24,6 @@ from fashionbert_fast.evaluation.run import load_scorer, split_rows
 from fashionbert_fast.features.encoding import reason
 from fashionbert_fast.features.photo import read_image
 from fashionbert_fast.features.store import FeatureStore
-from fashionbert_fast.inference.embeddings import store_vectors
 from fashionbert_fast.inference.scorer import DEFAULT_BATCH_SIZE
 from fashionbert_fast.model.embeddings import TEXT_SEGMENT
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
@@ -55,9 +54,9 @@ def embed_store(
     store = FeatureStore.open(data)
     rows = split_rows(store, split, data)
     scorer, model_dir = load_scorer(checkpoint, store, data, batch_size, device, precision)
-    vectors_nH = store_vectors(scorer, rows, of).astype(dtype)
+    vectors_nH = scorer.embed(rows, of).astype(dtype)
     asked = np.random.default_rng(0).permutation(rows)[:QUERIES]
-    asked_nH = store_vectors(scorer, asked, "query")
+    asked_nH = scorer.embed(asked, "query")
     manifest = {
         "of": of, "split": split, "precision": precision, "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "model": {"path": str(model_dir.resolve()), "sha256": sha256(model_dir / "model.safetensors")},

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from fashionbert_fast.config import load_config
 from fashionbert_fast.distributed import init_distributed, shutdown
 from fashionbert_fast.engine.build import build
-from fashionbert_fast.engine.train import train_step
+from fashionbert_fast.engine.step import train_step
 
 store, folder, out = sys.argv[1:]
 device = init_distributed()

@@ -15,7 +15,7 @@ from benchmarks.steps.weights import master_weights, partitioned
 from fashionbert_fast.config import load_config
 from fashionbert_fast.distributed import barrier, init_distributed, is_main, shutdown
 from fashionbert_fast.engine.build import build, build_loader
-from fashionbert_fast.engine.train import train_step
+from fashionbert_fast.engine.step import train_step
 
 STEPS = 20
 

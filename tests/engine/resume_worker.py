@@ -16,7 +16,7 @@ from fashionbert_fast.config import load_config
 from fashionbert_fast.distributed import init_distributed, shutdown
 from fashionbert_fast.engine.build import Run, build, build_loader
 from fashionbert_fast.engine.checkpointing.saver import load_checkpoint, save_checkpoint
-from fashionbert_fast.engine.train import train_step
+from fashionbert_fast.engine.step import train_step
 from fashionbert_fast.run_directory import newest_valid
 
 STEPS, SAVED = 4, 2

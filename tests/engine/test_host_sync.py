@@ -12,8 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fashionbert_fast.data.batch import StepCounts
 from fashionbert_fast.data.config import DataConfig
 from fashionbert_fast.data.pairs import PairDataset
-from fashionbert_fast.engine.health.nonfinite import Watch
-from fashionbert_fast.engine.train import train_step
+from fashionbert_fast.engine.health.nonfinite import NonFiniteMonitor
+from fashionbert_fast.engine.step import train_step
 from fashionbert_fast.kernels import _linear_residual
 from fashionbert_fast.model.config import METHODS, TASKS, FashionBertConfig, TaskWeighting
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
@@ -86,14 +86,14 @@ def test_watching_for_divergence_reads_nothing_on_the_host(batch, tmp_path):
     run = SimpleNamespace(
         tasks=TASKS, device=torch.device("cpu"), config=SimpleNamespace(train=train), directory=tmp_path
     )
-    watch = Watch(run)
+    monitor = NonFiniteMonitor(run)
     step = {"losses_T": report.losses_T, "weights_T": report.weights_T, "own_T": report.own_T}
     with HostReads() as mode:
-        watch.add(1, SimpleNamespace(**step, norm=torch.tensor(1.0)))
-        watch.add(2, SimpleNamespace(**step, norm=torch.tensor(torch.nan)))
+        monitor.add(1, SimpleNamespace(**step, norm=torch.tensor(1.0)))
+        monitor.add(2, SimpleNamespace(**step, norm=torch.tensor(torch.nan)))
     assert mode.found == []
     assert "where" in mode.seen
-    assert watch.found()
+    assert monitor.has_unreported()
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])

@@ -17,7 +17,7 @@ from conftest import manifest_of
 from fashionbert_fast.catalogue.product import Product
 from fashionbert_fast.data.pairs import collate_pairs
 from fashionbert_fast.engine.build import build_loader
-from fashionbert_fast.engine.train import train_step
+from fashionbert_fast.engine.step import train_step
 from fashionbert_fast.features.store import StoreWriter
 
 DESIGNS = {"Topwear": ("striped", "dotted", "checked"), "Footwear": ("leather", "suede", "canvas")}

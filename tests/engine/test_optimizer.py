@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.steps.weights import master_weights
 from fashionbert_fast.engine.build import build_loader
-from fashionbert_fast.engine.train import train_step
+from fashionbert_fast.engine.step import train_step
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
 
 LR, DECAY, BETAS, EPS, CLIP = 0.01, 0.1, (0.8, 0.95), 1e-3, 0.05

@@ -23,6 +23,8 @@ from fashionbert_fast.data.pairs import PairDataset
 from fashionbert_fast.data.titles import TokenizedTitles
 from fashionbert_fast.data.tokenizer import load_tokenizer, train_wordpiece
 from fashionbert_fast.engine import validation
+from fashionbert_fast.engine.checkpointing.resume import _logged_state
+from fashionbert_fast.engine.checkpointing.saver import load_train_state
 from fashionbert_fast.engine.reporting import plots
 from fashionbert_fast.engine.reporting.metrics import read_metrics
 from fashionbert_fast.engine.validation import HeldOutPairs
@@ -305,12 +307,23 @@ def test_the_best_so_far_survives_a_resume(store, tmp_path, scripted):
 def test_another_metric_on_resume_starts_from_the_checkpoint_that_is_there(store, tmp_path, scripted):
     scripted(0.5, 0.8, 0.6, 0.7)
     run = run_here(store, tmp_path / "run", *EVERY_STEP, KEPT, "train.steps=4", "train.keep_checkpoints=9")
-    back = validation._read_back
-    assert back(run, "alignment_accuracy", 4) == (2, 0.8, 2)
-    assert back(run, "loss", 4) == (2, pytest.approx(0.2), 2)
-    assert back(run, "alignment_accuracy", 1) == (None, None, 0)  # its checkpoint lies ahead: it will come again
+    shutil.copytree(run, tmp_path / "unmarked", symlinks=True)
+    (tmp_path / "unmarked" / "checkpoints" / "best").unlink()
+    for directory, best in ((run, 2), (tmp_path / "unmarked", 5)):  # without a best, whatever comes next is the best
+        scripted(0.75)
+        run_here(store, directory, *EVERY_STEP, "validation.keep_best=loss", "train.steps=5", resume=True)
+        assert best_step(directory) == best
+
+
+def test_a_checkpoint_knows_the_best_so_far_and_the_log_does_for_older_ones(store, tmp_path, scripted):
+    scripted(0.5, 0.8, 0.6, 0.7)
+    run = run_here(store, tmp_path / "run", *EVERY_STEP, KEPT, "train.steps=4", "train.keep_checkpoints=9")
+    saved, logged = load_train_state(list_checkpoints(run)[-1]), _logged_state(run, 4)
+    for state in (saved, logged):
+        assert (state.best_step, state.best["alignment_accuracy"], state.stale, state.skipped) == (2, 0.8, 2, 0)
+    assert _logged_state(run, 1).best_step is None  # its checkpoint lies ahead: it will come again
     (run / "checkpoints" / "best").unlink()
-    assert back(run, "loss", 4) == (None, None, 0)
+    assert _logged_state(run, 4).best_step is None
 
 
 # Early stop ----------------------------------------------------------------------------------------------------------

@@ -79,8 +79,8 @@ MUTANTS = (
     Mutant(
         "signalled-run-does-not-save",
         ENGINE + "train.py",
-        "saves = stops or step == t.steps",
-        "saves = step == t.steps",
+        "save = stop or last or",
+        "save = last or",
         ("tests/engine/test_pretrain.py::test_a_signalled_run_saves_its_step_and_the_command_it_offers_goes_on",),
     ),
     Mutant(
@@ -281,28 +281,28 @@ MUTANTS = (
     ),
     Mutant(
         "losses-of-micro-batches-added-up",
-        ENGINE + "train.py",
+        ENGINE + "step.py",
         "losses_T += output.losses_T / len(micro_batches)",
         "losses_T += output.losses_T",
         STEP,
     ),
     Mutant(
         "weights-of-the-last-micro-batch-alone",
-        ENGINE + "train.py",
+        ENGINE + "step.py",
         "weights_T += output.report.weights_T / len(micro_batches)",
         "weights_T = output.report.weights_T",
         STEP,
     ),
     Mutant(
         "counts-of-this-rank-alone",
-        ENGINE + "train.py",
+        ENGINE + "step.py",
         "counts = all_reduce_sum(counts)",
         "counts = counts.clone()",
         STEP,
     ),
     Mutant(
         "samples-of-one-step-less",
-        ENGINE + "train.py",
+        ENGINE + "reporting/reporter.py",
         '"samples": run.dataset.samples(step)',
         '"samples": run.dataset.samples(step - 1)',
         RUN,
@@ -435,16 +435,16 @@ MUTANTS = (
     ),
     Mutant(
         "dropout-replayed-after-a-resume",
-        ENGINE + "train.py",
+        ENGINE + "step.py",
         "        seed_dropout(run.device, run.config.train.seed, step, i, run.rank)\n",
         "",
         RESUME,
     ),
     Mutant(
         "logged-rate-is-the-next-steps",
-        ENGINE + "train.py",
-        "record = meter.record(step, report, lr)",
-        "record = meter.record(step, report, run.engine.get_lr()[0])",
+        ENGINE + "reporting/reporter.py",
+        '"lr": report.lr,',
+        '"lr": run.engine.get_lr()[0],',
         (PRETRAIN + "test_the_logged_rate_is_the_one_the_step_used",),
     ),
     Mutant(
@@ -485,7 +485,7 @@ MUTANTS = (
     Mutant(
         "a-diverged-run-trains-on",
         ENGINE + "train.py",
-        "                if complaint:\n                    raise TrainingStopped(complaint)\n",
+        '                if "stopped" in record:\n                    raise TrainingStopped(record["stopped"])\n',
         "",
         DIVERGENCE,
     ),
@@ -525,10 +525,17 @@ MUTANTS = (
         VALIDATION,
     ),
     Mutant(
+        "a-checkpoint-forgets-the-best-so-far",
+        ENGINE + "checkpointing/resume.py",
+        "    run.state = found[0]\n",
+        "",
+        (*VALIDATION, *DIVERGENCE),
+    ),
+    Mutant(
         "one-validation-more-of-patience",
         ENGINE + "validation.py",
-        "return 0 < self.config.patience <= self.stale",
-        "return 0 < self.config.patience < self.stale",
+        "return 0 < self.config.patience <= self.run.state.stale",
+        "return 0 < self.config.patience < self.run.state.stale",
         (*FIELDS, *VALIDATION),
     ),
     Mutant(

@@ -132,7 +132,7 @@ def descended(settings: list[str], cases: list[Case], begun: int) -> int:
     from fashionbert_fast.config import load_config
     from fashionbert_fast.distributed import barrier, init_distributed, shutdown
     from fashionbert_fast.engine.build import build
-    from fashionbert_fast.engine.train import train_step
+    from fashionbert_fast.engine.step import train_step
 
     device = init_distributed()
     for number, case in enumerate(cases, start=begun):

@@ -1,4 +1,4 @@
-"""What the guards cost a step: what ranks agree on (signals, saves), the watch for divergence, the watchdog.
+"""What the guards cost a step: what ranks agree on (signals, saves), the monitor for divergence, the watchdog.
 
 Steps with and without them in turn, on all ranks, each half of a pair timed as benchmarks/measure.py times."""
 
@@ -51,17 +51,17 @@ def measured(settings: list[str], pairs: int) -> int:
     from fashionbert_fast.distributed import HostSums, barrier, init_distributed, shutdown
     from fashionbert_fast.engine.build import build
     from fashionbert_fast.engine.checkpointing.saver import Saver
-    from fashionbert_fast.engine.health.nonfinite import Watch
+    from fashionbert_fast.engine.health.nonfinite import NonFiniteMonitor
     from fashionbert_fast.engine.health.signals import StopRequest
     from fashionbert_fast.engine.health.watchdog import Watchdog
-    from fashionbert_fast.engine.train import train_step
+    from fashionbert_fast.engine.step import train_step
 
     device = init_distributed()
     config = load_config(None, settings)
     run = build(config, Path(config.train.output), device)
     run.engine.train()
     step, batches, costs = count(1), run.dataset[0], []
-    watch, sums = Watch(run), HostSums()
+    monitor, sums = NonFiniteMonitor(run), HostSums()
     saver = Saver(run.engine, run.directory, run.tokenizer_dir, config.to_yaml(), config.train)
 
     def bare() -> None:
@@ -76,7 +76,7 @@ def measured(settings: list[str], pairs: int) -> int:
                 number = next(step)
                 report = train_step(run, batches, number)
                 watchdog.progress()
-                watch.add(number, report)
+                monitor.add(number, report)
                 _, *saving = sums(stop.asked, saver.writing, saver.failed)
                 saver.advance(*saving)
 

@@ -58,7 +58,7 @@ def poisoned(settings: list[str], cases: list[tuple[str, int, int]], seeds: list
     from fashionbert_fast.config import load_config
     from fashionbert_fast.distributed import init_distributed, shutdown
     from fashionbert_fast.engine.build import build
-    from fashionbert_fast.engine.train import train_step
+    from fashionbert_fast.engine.step import train_step
 
     device = init_distributed()
     config = load_config(None, settings)

@@ -19,7 +19,6 @@ from fashionbert_fast.errors import InputError
 from fashionbert_fast.evaluation.run import load_scorer
 from fashionbert_fast.features.store import FeatureStore
 from fashionbert_fast.files import seal
-from fashionbert_fast.inference.embeddings import store_vectors
 from fashionbert_fast.retrieval import embed as embed_module
 from fashionbert_fast.retrieval.embed import Embedder, embed_store
 from fashionbert_fast.retrieval.embedding_store import Vectors
@@ -46,7 +45,7 @@ def test_vectors_of_a_store_are_the_models_own_one_at_a_time(scorer, of):
         "both": lambda row: collate_pairs(scorer.store, scorer.titles, row, row),
     }[of]
     expected_nH = torch.cat([scorer.model.vectors(alone(rows[i : i + 1])) for i in range(len(rows))])
-    found_nH = store_vectors(scorer, rows, of)
+    found_nH = scorer.embed(rows, of)
     torch.testing.assert_close(torch.from_numpy(found_nH), expected_nH, atol=1e-5, rtol=1e-4)
     assert (found_nH[1] == found_nH[6]).all() and len(np.unique(found_nH.round(4), axis=0)) == 6
 
@@ -69,11 +68,11 @@ def test_queries_are_in_a_segment_of_their_own_where_the_model_has_one(scorer, e
     of_three = copy.copy(scorer)
     of_three.model = model
     rows = np.arange(4)
-    asked_nH, titles_nH = (store_vectors(of_three, rows, of) for of in ("query", "text"))
+    asked_nH, titles_nH = (of_three.embed(rows, of) for of in ("query", "text"))
     typed_nH = Embedder(model, embedder.processor).text(scorer.store.titles[:4])
     np.testing.assert_allclose(asked_nH, typed_nH, atol=1e-5)
     assert np.abs(asked_nH - titles_nH).max() > 1e-2
-    np.testing.assert_array_equal(store_vectors(scorer, rows, "query"), store_vectors(scorer, rows, "text"))
+    np.testing.assert_array_equal(scorer.embed(rows, "query"), scorer.embed(rows, "text"))
 
 
 def test_equal_photos_are_embedded_once_and_tie_exactly(scorer, monkeypatch):
@@ -82,7 +81,7 @@ def test_equal_photos_are_embedded_once_and_tie_exactly(scorer, monkeypatch):
     seen = []
     vectors = scorer.model.vectors
     monkeypatch.setattr(scorer.model, "vectors", lambda batch: seen.append(len(batch.cls_row_B)) or vectors(batch))
-    found_nH = store_vectors(scorer, np.arange(12), "image")
+    found_nH = scorer.embed(np.arange(12), "image")
     assert sum(seen) == 7 and (found_nH[1::2] == found_nH[1]).all()
 
 

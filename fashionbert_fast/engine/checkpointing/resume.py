@@ -8,19 +8,22 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import torch.distributed as dist
 from omegaconf import OmegaConf
 
 from fashionbert_fast.config import Config, load_config
 from fashionbert_fast.distributed import is_main
 from fashionbert_fast.engine.build import Run
-from fashionbert_fast.engine.checkpointing.saver import load_checkpoint, newest_whole
-from fashionbert_fast.engine.reporting.metrics import METRICS
+from fashionbert_fast.engine.checkpointing.saver import load_checkpoint, load_train_state, newest_whole
+from fashionbert_fast.engine.reporting.metrics import METRICS, read_metrics
+from fashionbert_fast.engine.train_state import TrainState
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.features.store import FeatureStore, require_same_features
 from fashionbert_fast.files import read_json, sole_owner
-from fashionbert_fast.run_directory import DAMAGED, MANIFEST, MODEL
+from fashionbert_fast.run_directory import DAMAGED, MANIFEST, MODEL, best_step
 
 
 def resumes(config: Config, asked: bool) -> bool:
@@ -105,7 +108,8 @@ def check_same_products(saved: dict, store: FeatureStore, began_with: str) -> No
 
 
 def resume_run(run: Run) -> int:
-    """Load the newest whole checkpoint; 0 where the run was interrupted before it had one.
+    """Load the newest whole checkpoint, and what it says of the run into ``run.state``; returns its step, 0 where the
+    run was interrupted before it had one.
 
     Raises:
         InputError: it had, and none is whole: beginning anew would lose what they hold.
@@ -132,7 +136,29 @@ def resume_run(run: Run) -> int:
     saved = read_json(checkpoint / MODEL / "patch_features.json")
     require_same_features(saved, run.store.manifest, f"{checkpoint} and {run.store.path}")
     check_same_products(saved, run.store, began.data.store)
-    return load_checkpoint(run.engine, checkpoint)
+    step = load_checkpoint(run.engine, checkpoint)
+    found = [_train_state(run, checkpoint, step) if is_main() else None]  # the main process rewrites the log, once
+    dist.broadcast_object_list(found)
+    assert found[0] is not None
+    run.state = found[0]
+    return step
+
+
+def _train_state(run: Run, checkpoint: Path, step: int) -> TrainState:
+    """What the checkpoint says of the run, or of an older one the log. What RUN/checkpoints/best does not name is not
+    the best so far: whatever is validated next is."""
+    state = load_train_state(checkpoint) or _logged_state(run.directory, step)
+    return state if state.best_step == best_step(run.directory) else replace(state, best_step=None, best=None, stale=0)
+
+
+def _logged_state(directory: Path, last_step: int) -> TrainState:
+    """Of a run whose checkpoints do not say (before 0.2): what its records say up to ``last_step``."""
+    records = [record for record in read_metrics(directory) if record["step"] <= last_step]
+    validations = {record["step"]: record["validation"] for record in records if "validation" in record}
+    best = best_step(directory)
+    known = (best, validations[best]) if best in validations else (None, None)
+    stale = sum(step > best for step in validations) if best in validations else 0
+    return TrainState(records[-1].get("skipped", 0) if records else 0, *known, stale)
 
 
 @contextlib.contextmanager

@@ -8,13 +8,16 @@ a line. A checkpoint may come from a stranger: it holds tensors (safetensors) an
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Self
 
 import torch
 from safetensors import SafetensorError
@@ -22,10 +25,13 @@ from safetensors import SafetensorError
 from fashionbert_fast.config import TrainConfig
 from fashionbert_fast.data.tokenizer import copy_tokenizer
 from fashionbert_fast.distributed import barrier, first_of_all_ranks, is_main, world_size
+from fashionbert_fast.engine.build import Run
 from fashionbert_fast.engine.health.nonfinite import require_finite
 from fashionbert_fast.engine.health.signals import Interrupted
+from fashionbert_fast.engine.train_state import TrainState
 from fashionbert_fast.errors import InputError, TrainingStopped
 from fashionbert_fast.files import fsync, seal
+from fashionbert_fast.profiling import ranges
 from fashionbert_fast.run_directory import (
     BEST,
     DAMAGED,
@@ -48,8 +54,11 @@ class Saver:
     At the end of its context what was begun is finished, unless a rank failed by itself: others would wait for it.
     """
 
-    def __init__(self, engine, run: Path, tokenizer: Path, config_yaml: str, train: TrainConfig) -> None:
+    def __init__(
+        self, engine, run: Path, tokenizer: Path, config_yaml: str, train: TrainConfig, state: TrainState | None = None
+    ) -> None:
         self.engine, self.run, self.tokenizer, self.config_yaml, self.train = engine, run, tokenizer, config_yaml, train
+        self.state = TrainState() if state is None else state
         self.step, self.best = 0, False  # of the checkpoint that is being written
         self.parts = False  # whether ranks may still write their parts of it
         self.work: threading.Thread | None = None
@@ -57,6 +66,12 @@ class Saver:
         self.error: str | None = None  # why this rank could not write, not yet told
         self.broken: str | None = None  # the same, where weights are not finite: then the run is over
         self.outcome: str | None = None  # why the last that was begun is not written
+
+    @classmethod
+    def of(cls, run: Run) -> Self:
+        """That of a run, whose `TrainState` it saves."""
+        config = run.config
+        return cls(run.engine, run.directory, run.tokenizer_dir, config.to_yaml(), config.train, run.state)
 
     def __enter__(self) -> Saver:
         return self
@@ -89,6 +104,7 @@ class Saver:
 
         self.finish()
         snapshot = take_snapshot(self.engine, self.memory)
+        snapshot.training["run"] = asdict(self.state)
         self.memory = snapshot.tensors
         self.step, self.best, self.outcome = step, best, None
         self.error = self._prepare() if is_main() else None
@@ -108,6 +124,14 @@ class Saver:
                 copy_tokenizer(self.tokenizer, self.partial / MODEL)
 
         self._start(write)
+
+    def save(self, step: int, *, best: bool, wait: bool) -> None:
+        """`begin`, and where ``wait``, `finish`. InputError: it waited, and the step is not saved. A collective."""
+        with ranges.phase("checkpoint"):
+            self.begin(step, best)
+            why = self.finish() if wait else None
+        if why is not None:
+            raise InputError(f"{self.run}: its last step, {step}, is not saved: {why}; then --resume")
 
     def advance(self, writing: int, failed: int) -> None:
         """Between steps: go on where all ranks' parts are written. ``writing``, ``failed``: how many ranks are.
@@ -309,11 +333,25 @@ def load_checkpoint(engine, checkpoint: Path) -> int:
     returns its step. Every rank calls it."""
     from fashionbert_fast.engine.zero.state import restore
 
-    try:
+    with _loading(checkpoint):
         restore(engine, checkpoint / STATE)
+    return json.loads((checkpoint / MANIFEST).read_text())["step"]
+
+
+def load_train_state(checkpoint: Path) -> TrainState | None:
+    """What a verified checkpoint says of its run; None: it was written before checkpoints said so."""
+    with _loading(checkpoint):
+        training = json.loads((checkpoint / STATE / TRAINING).read_text())
+        return TrainState.of(training["run"]) if "run" in training else None
+
+
+@contextlib.contextmanager
+def _loading(checkpoint: Path) -> Iterator[None]:
+    """InputError for whatever a file that is not what it should be raises in the block."""
+    try:
+        yield
     except (OSError, SafetensorError, RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{checkpoint}: its state cannot be loaded ({reason}); resume from an earlier one by moving it away"
         ) from error
-    return json.loads((checkpoint / MANIFEST).read_text())["step"]

@@ -7,36 +7,20 @@ Shapes: T = 3 tasks.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
-from fashionbert_fast.engine.reporting.metrics import read_metrics
+from fashionbert_fast.engine.build import Run
+from fashionbert_fast.engine.step import StepReport
 from fashionbert_fast.errors import TrainingStopped
-
-if TYPE_CHECKING:
-    from fashionbert_fast.engine.build import Run
-    from fashionbert_fast.engine.train import StepReport
 
 MOST_NAMED = 5  # product ids in a message
 REMEDY = "start again with a lower train.lr or a longer train.warmup_ratio; earlier checkpoints stay"
 
 
-def spoiled(loss: torch.Tensor) -> torch.Tensor:
-    """The loss, bit for bit; where it is not finite its gradient is not either, so that the norm of a step's gradient
-    alone tells whether the step stands."""
-    return loss * (1 + 0 * loss.detach())
-
-
-def gradient_norm(engine, device: torch.device) -> torch.Tensor:
-    """() of the step just taken; not finite where it was passed over. Waits for no device."""
-    norm = math.inf if getattr(engine.optimizer, "overflow", False) else engine.get_global_grad_norm()
-    return norm if isinstance(norm, torch.Tensor) else torch.full((), norm or 0.0, device=device)
-
-
-class Watch:
+class NonFiniteMonitor:
     """Counts on the device the steps that were passed over, and remembers the first of ``train.max_skipped_steps`` in a
     row, so that no step waits.
 
@@ -44,17 +28,13 @@ class Watch:
     alone stops nothing: there DeepSpeed passes steps over to find its loss scale.
     """
 
-    def __init__(self, run: Run, first_step: int = 0) -> None:
+    def __init__(self, run: Run) -> None:
         self.run, self.most = run, run.config.train.max_skipped_steps
-        self.told = self._before(first_step)  # skipped steps, by the last record
         numbers = torch.zeros(3 + 1 + 3 * len(run.tasks) + 1, dtype=torch.float64, device=run.device)
         # Skipped steps in all, those of them in a row, whether that row was too long; its first step with that one's
         # losses, task weights, this rank's own sums, and norm.
-        self.total, self.row, self.reached, self.first = numbers[0] + self.told, numbers[1], numbers[2] > 0, numbers[3:]
-
-    def _before(self, first_step: int) -> int:
-        done = [record for record in read_metrics(self.run.directory) if record["step"] <= first_step]
-        return done[-1].get("skipped", 0) if done else 0
+        self.total, self.row, self.reached, self.first = numbers[0], numbers[1], numbers[2] > 0, numbers[3:]
+        self.total = self.total + run.state.skipped
 
     def add(self, step: int, report: StepReport) -> None:
         """Take note of ``step`` (from 1) once it is taken or passed over."""
@@ -68,16 +48,16 @@ class Watch:
         self.first = torch.where(begins, torch.cat([values.new_full((1,), step), values]), self.first)
         self.reached = self.reached | (self.row >= self.most)
 
-    def found(self) -> bool:
+    def has_unreported(self) -> bool:
         """Whether a step was skipped that no record tells of. Reads the device."""
-        return int(self.total) > self.told
+        return int(self.total) > self.run.state.skipped
 
-    def skipped(self) -> int:
+    def num_skipped(self) -> int:
         """Steps of the run that were passed over, for a record. Reads the device."""
-        self.told = int(self.total)
-        return self.told
+        self.run.state.skipped = int(self.total)
+        return self.run.state.skipped
 
-    def complaint(self) -> str | None:
+    def stop_reason(self) -> str | None:
         """Why training must stop: so many steps in a row were passed over. A collective."""
         if not self.reached:
             return None

@@ -17,14 +17,11 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
+from fashionbert_fast.engine.build import Run
 from fashionbert_fast.errors import is_first_to_tell
-
-if TYPE_CHECKING:
-    from fashionbert_fast.engine.build import Run
 
 TICK = 1.0  # seconds between heartbeats
 MOST_SILENT = 10  # ticks without one before a rank is given up

@@ -27,7 +27,6 @@ from fashionbert_fast.errors import InputError
 from fashionbert_fast.evaluation.ranking.intervals import mean_intervals
 from fashionbert_fast.evaluation.run import load_scorer, split_rows
 from fashionbert_fast.features.store import FeatureStore
-from fashionbert_fast.inference.embeddings import store_vectors
 from fashionbert_fast.inference.scorer import PairScorer
 from fashionbert_fast.processor import max_text_tokens
 
@@ -90,7 +89,7 @@ def evaluate_queries(
     query_Q = asked.of(rows_N)
     query_Q = np.sort(query_Q[np.argsort(random_bits(seed, Stream.QUERY, 0, query_Q), kind="stable")][:queries])
     found_QM, right_Q = _found(
-        store_vectors(scorer, rows_N, "both"), query_vectors(scorer, asked, query_Q), asked, query_Q, rows_N
+        scorer.embed(rows_N, "both"), query_vectors(scorer, asked, query_Q), asked, query_Q, rows_N
     )
     unseen_Q = ~np.isin(query_Q, asked.of(np.setdiff1d(store.rows("train"), rows_N)))
     result = {

@@ -25,7 +25,8 @@ from fashionbert_fast import FashionBertForPreTraining, FashionBertProcessor
 from fashionbert_fast.engine.checkpointing import saver as saver_module
 from fashionbert_fast.engine.checkpointing.resume import resume_run
 from fashionbert_fast.engine.checkpointing.saver import Saver, load_checkpoint, newest_whole, save_checkpoint
-from fashionbert_fast.engine.train import train, train_step
+from fashionbert_fast.engine.step import train_step
+from fashionbert_fast.engine.train import train
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.files import SEAL, seal
 from fashionbert_fast.run_directory import MANIFEST, TRAINING, damage, list_checkpoints, resolve_model_dir

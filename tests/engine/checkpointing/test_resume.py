@@ -12,7 +12,7 @@ from engine import resume_worker
 from training import ENVIRONMENT
 
 from fashionbert_fast.engine.build import seed_dropout
-from fashionbert_fast.engine.train import train_step
+from fashionbert_fast.engine.step import train_step
 from fashionbert_fast.kernels.dropout import draw_seed
 
 

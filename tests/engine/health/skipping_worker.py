@@ -19,8 +19,9 @@ from fashionbert_fast.config import load_config
 from fashionbert_fast.data.batch import Batch
 from fashionbert_fast.distributed import init_distributed, shutdown
 from fashionbert_fast.engine.build import Run, build
-from fashionbert_fast.engine.health.nonfinite import Watch
-from fashionbert_fast.engine.train import train_step
+from fashionbert_fast.engine.health.nonfinite import NonFiniteMonitor
+from fashionbert_fast.engine.step import train_step
+from fashionbert_fast.engine.train_state import TrainState
 
 # Stage, precision, and an optimizer other than AdamW of torch.
 CASES = [(stage, precision, "") for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")]
@@ -75,7 +76,8 @@ def _spoil_loss(run: Run, micro_batches: list[Batch]) -> None:
 
 
 def check(run: Run, step: int, spoil, named: str) -> None:
-    micro_batches, watch = run.dataset[step - 1], Watch(run)
+    run.state = TrainState()
+    micro_batches, monitor = run.dataset[step - 1], NonFiniteMonitor(run)
     if run.rank == 1:
         spoil(run, micro_batches)
     before = _everything(run)
@@ -83,9 +85,9 @@ def check(run: Run, step: int, spoil, named: str) -> None:
     assert not report.norm.isfinite()
     same = [torch.equal(old, new) for old, new in zip(before, _everything(run), strict=True)]
     assert len(same) > 40 and all(same), f"{same.count(False)} of {len(same)} changed"
-    watch.add(step, report)
+    monitor.add(step, report)
     told = [None, None]
-    dist.all_gather_object(told, (watch.found(), watch.skipped(), watch.complaint()))
+    dist.all_gather_object(told, (monitor.has_unreported(), monitor.num_skipped(), monitor.stop_reason()))
     assert told[0] == told[1], told
     found, skipped, complaint = told[0]
     assert (found, skipped) == (True, 1) and complaint.startswith(f"step {step}: {named}"), complaint

@@ -4,7 +4,6 @@ run by name, before anything of it is saved."""
 from __future__ import annotations
 
 import math
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +17,9 @@ from training import ENVIRONMENT
 
 from fashionbert_fast.engine.checkpointing.resume import resume_run
 from fashionbert_fast.engine.checkpointing.saver import save_checkpoint
-from fashionbert_fast.engine.health.nonfinite import Watch, gradient_norm, spoiled
+from fashionbert_fast.engine.health.nonfinite import NonFiniteMonitor
 from fashionbert_fast.engine.reporting.metrics import read_metrics
+from fashionbert_fast.engine.step import gradient_norm, poison_nonfinite
 from fashionbert_fast.engine.train import train
 from fashionbert_fast.errors import TrainingStopped
 from fashionbert_fast.features.store import FeatureStore
@@ -60,7 +60,7 @@ def test_the_first_bad_step_its_task_and_its_samples_are_named(build_run, monkey
 
 
 def test_a_bad_step_alone_is_passed_over_told_and_counted_on(build_run, monkeypatch, capfd):
-    """Also by a run that is resumed: a checkpoint's step has its count in the record that is written with it."""
+    """Also by a run that is resumed: a checkpoint has the count."""
     options = ("train.log_every=100", "train.checkpoint_every=4", "validation.every=0")
     run = build_run(*options)
     _break(run, monkeypatch, 3)
@@ -69,9 +69,9 @@ def test_a_bad_step_alone_is_passed_over_told_and_counted_on(build_run, monkeypa
     assert counts == [(4, 1), (8, 1)]
     assert "  1 skipped  " in capfd.readouterr().out
     resumed = build_run(*options)
-    assert resume_run(resumed) == 8 and Watch(resumed, 8).skipped() == 1
-    shutil.rmtree(run.directory / "checkpoints" / "step-00000008")
-    assert Watch(resumed, 4).skipped() == 1 and Watch(resumed, 3).skipped() == 0
+    assert resume_run(resumed) == 8 and NonFiniteMonitor(resumed).num_skipped() == 1
+    (run.directory / "metrics.jsonl").unlink()  # a log is only a log
+    assert resume_run(resumed) == 8 and NonFiniteMonitor(resumed).num_skipped() == 1
 
 
 @pytest.mark.parametrize("options", [("train.zero_stage=0",), ("train.zero_stage=3", "train.precision=bf16")])
@@ -95,39 +95,39 @@ def _report(loss: float = 1.0, weight: float = 1.0, norm: float = 1.0) -> Simple
 
 
 def test_only_a_row_that_is_too_long_stops_though_it_is_past_when_it_is_read(build_run):
-    watch = Watch(build_run("train.max_skipped_steps=2"))
+    monitor = NonFiniteMonitor(build_run("train.max_skipped_steps=2"))
     bad = {2, 4, 5, 8}
     for step in range(1, 5):
-        watch.add(step, _report(norm=math.nan if step in bad else 1.0))
-    assert watch.found() and watch.complaint() is None and watch.skipped() == 2
-    assert not watch.found()
+        monitor.add(step, _report(norm=math.nan if step in bad else 1.0))
+    assert monitor.has_unreported() and monitor.stop_reason() is None and monitor.num_skipped() == 2
+    assert not monitor.has_unreported()
     for step in range(5, 9):
-        watch.add(step, _report(norm=math.inf if step in bad else 1.0))
-    assert watch.skipped() == 4
+        monitor.add(step, _report(norm=math.inf if step in bad else 1.0))
+    assert monitor.num_skipped() == 4
     message = "step 4, the first of 2 in a row: gradient norm is not finite (nan); its 8 products are "
-    assert watch.complaint().startswith(message)
+    assert monitor.stop_reason().startswith(message)
 
 
 def test_a_task_weight_is_named(build_run):
-    watch = Watch(build_run("train.max_skipped_steps=1"))
-    watch.add(1, _report())
-    assert not watch.found()
-    watch.add(2, _report(weight=math.inf))
-    watch.add(3, _report(loss=math.nan))
-    assert watch.found()
+    monitor = NonFiniteMonitor(build_run("train.max_skipped_steps=1"))
+    monitor.add(1, _report())
+    assert not monitor.has_unreported()
+    monitor.add(2, _report(weight=math.inf))
+    monitor.add(3, _report(loss=math.nan))
+    assert monitor.has_unreported()
     complaint = "step 2: task weight of tia is not finite (mlm 1, tia inf, mpm 1); its 8 products are "
-    assert watch.complaint().startswith(complaint)
+    assert monitor.stop_reason().startswith(complaint)
 
 
 def test_with_float16_a_gradient_is_counted_and_stops_nothing(build_run):
     """DeepSpeed passes a step of float16 over whose gradients overflow, and lowers its loss scale."""
     run = build_run("train.max_skipped_steps=1")
     run.config.train.precision = "fp16"
-    watch = Watch(run)
-    watch.add(1, _report(norm=math.inf))
-    assert watch.skipped() == 1 and watch.complaint() is None
-    watch.add(2, _report(loss=math.inf))
-    assert watch.skipped() == 2 and watch.complaint().startswith("step 2: loss of tia")
+    monitor = NonFiniteMonitor(run)
+    monitor.add(1, _report(norm=math.inf))
+    assert monitor.num_skipped() == 1 and monitor.stop_reason() is None
+    monitor.add(2, _report(loss=math.inf))
+    assert monitor.num_skipped() == 2 and monitor.stop_reason().startswith("step 2: loss of tia")
 
 
 def test_a_step_that_deepspeed_passed_over_has_a_norm_that_is_not_finite():
@@ -146,7 +146,7 @@ def test_a_step_that_deepspeed_passed_over_has_a_norm_that_is_not_finite():
 def test_a_loss_that_is_not_finite_spoils_its_gradient_and_no_other_changes():
     for value in (1.5, -0.0, 2.0**127, math.inf, math.nan):
         x = torch.tensor(value, requires_grad=True)
-        loss = spoiled(x)
+        loss = poison_nonfinite(x)
         loss.backward()
         assert x.grad.isnan() if not math.isfinite(value) else (x.grad, loss.item()) == (1, value)
 

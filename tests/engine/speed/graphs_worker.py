@@ -15,7 +15,7 @@ from fashionbert_fast.config import load_config
 from fashionbert_fast.distributed import init_distributed, shutdown
 from fashionbert_fast.engine import build as building
 from fashionbert_fast.engine.speed import graphs
-from fashionbert_fast.engine.train import train_step
+from fashionbert_fast.engine.step import train_step
 
 capture = FakeCapture()
 building.check_cuda_graphs = lambda device: None
