@@ -17,7 +17,7 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip "setuptools>=77" wheel cmake ninja pybind11 numpy
 	$(BIN)/pip install --quiet "$(TORCH)"
-	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --no-build-isolation "deepspeed>=0.19.3"
+	DS_BUILD_OPS=0 $(BIN)/pip install --quiet --no-build-isolation "deepspeed>=0.19.8,<0.20"
 	FASHIONBERT_SKIP_BUILD=1 $(BIN)/pip install --quiet --no-build-isolation -e ".[offline,search,onnx,dev]"
 	touch $@
 
