@@ -6,7 +6,7 @@ FROM pytorch/pytorch:2.13.0-cuda13.0-cudnn9-devel
 RUN apt-get update && apt-get install -y --no-install-recommends g++ python3-dev && rm -rf /var/lib/apt/lists/*
 ENV DS_BUILD_OPS=0 PIP_NO_CACHE_DIR=1 PIP_BREAK_SYSTEM_PACKAGES=1
 RUN pip install "setuptools>=77" wheel "cmake>=3.24" ninja "pybind11>=2.12" \
-    && pip install --no-build-isolation "deepspeed>=0.19.8"
+    && pip install --no-build-isolation "deepspeed>=0.19.8,<0.20"
 WORKDIR /opt/fashionbert_fast
 COPY pyproject.toml setup.py CMakeLists.txt README.md LICENSE ./
 COPY csrc csrc

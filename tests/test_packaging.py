@@ -177,5 +177,5 @@ def test_the_image_copies_what_is_there_and_has_the_makefiles_torch():
 
 
 def _requirement(package: str) -> str:
-    (version,) = re.findall(rf'^    "{package}(>=[0-9.]+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    (version,) = re.findall(rf'^    "{package}(>=[0-9.,<]+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     return version

@@ -19,7 +19,7 @@ LAYERS = (
 )
 CHECK = """
 import sys
-from benchmarks import layer_bytes
+from benchmarks.models import layer_bytes
 from fashionbert_fast.kernels.triton import dropout_add_layer_norm
 from tests.benchmarks.test_layer_bytes import LAYERS
 if sys.argv[1:] == ["autograd sums"]:

@@ -14,6 +14,7 @@ from fashionbert_fast.data.config import DataConfig
 from fashionbert_fast.data.pairs import PairDataset
 from fashionbert_fast.engine.health.nonfinite import NonFiniteMonitor
 from fashionbert_fast.engine.step import train_step
+from fashionbert_fast.engine.train_state import TrainState
 from fashionbert_fast.kernels import _linear_residual
 from fashionbert_fast.model.config import METHODS, TASKS, FashionBertConfig, TaskWeighting
 from fashionbert_fast.objectives.pretraining import FashionBertForPreTraining
@@ -79,12 +80,12 @@ def test_forward_and_backward_read_nothing_on_the_host(batch, weighting, dtype):
     assert {"packed_attention", "packed_attention_backward", "linear_residual_backward"} <= mode.seen
 
 
-def test_watching_for_divergence_reads_nothing_on_the_host(batch, tmp_path):
+def test_watching_for_divergence_reads_nothing_on_the_host(batch):
     model = _model()
     report = model(batch, batch.targets.counts_T).report
     train = SimpleNamespace(max_skipped_steps=1, precision="bf16")
     run = SimpleNamespace(
-        tasks=TASKS, device=torch.device("cpu"), config=SimpleNamespace(train=train), directory=tmp_path
+        tasks=TASKS, device=torch.device("cpu"), config=SimpleNamespace(train=train), state=TrainState()
     )
     monitor = NonFiniteMonitor(run)
     step = {"losses_T": report.losses_T, "weights_T": report.weights_T, "own_T": report.own_T}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fashionbert_fast.data.batch import StepCounts
-from fashionbert_fast.engine import train
+from fashionbert_fast.engine import step as step_module
 from fashionbert_fast.objectives import weighting
 
 NO_DROPOUT = ("model.hidden_dropout=0", "model.attention_dropout=0", "model.patch_dropout=0")
@@ -34,7 +34,7 @@ def test_a_step_reports_the_mean_of_its_micro_batches(build_run):
         counts = StepCounts.of(micro_batches)
         reports = [run.engine.module(batch, counts[:3], 3).report for batch in micro_batches]
     losses, weights = [report.losses_T for report in reports], [report.weights_T for report in reports]
-    report = train.train_step(run, micro_batches, 1)
+    report = step_module.train_step(run, micro_batches, 1)
     torch.testing.assert_close(report.losses_T, torch.stack(losses).mean(0), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(report.weights_T, torch.stack(weights).mean(0), rtol=1e-5, atol=1e-6)
     assert len({tuple(weights_T.tolist()) for weights_T in weights}) == 3  # each micro-batch has its own
@@ -45,6 +45,6 @@ def test_a_step_reports_the_mean_of_its_micro_batches(build_run):
 def test_a_step_counts_what_all_ranks_have(build_run, monkeypatch):
     run = build_run(*NO_DROPOUT)
     micro_batches = run.dataset[0]
-    monkeypatch.setattr(train, "all_reduce_sum", lambda tensor: tensor.mul_(2))  # as if another rank had as much
-    report = train.train_step(run, micro_batches, 1)
+    monkeypatch.setattr(step_module, "all_reduce_sum", lambda tensor: tensor.mul_(2))  # as if another rank had as much
+    report = step_module.train_step(run, micro_batches, 1)
     assert torch.equal(report.counts, 2 * StepCounts.of(micro_batches))

@@ -156,8 +156,8 @@ class Alone(Batch):
 
 @pytest.fixture
 def alone(monkeypatch):
-    monkeypatch.setattr(embeddings, "collate_texts", lambda titles, rows, *_: Alone("text", rows))
-    monkeypatch.setattr(embeddings, "collate_images", lambda store, rows: Alone("image", rows))
+    monkeypatch.setattr(scorer, "collate_texts", lambda titles, rows, *_: Alone("text", rows))
+    monkeypatch.setattr(scorer, "collate_images", lambda store, rows: Alone("image", rows))
 
 
 def embedding(make_products, count=12, batch_size=5):

@@ -326,7 +326,9 @@ FAILURES = [OSError(28, "No space left on device"), OSError(5, "Input/output err
 
 
 @pytest.mark.parametrize("error", FAILURES, ids=str)
-@pytest.mark.parametrize("place", ["state.Snapshot.write", "checkpoint.copy_tokenizer", "checkpoint._seal"])
+@pytest.mark.parametrize(
+    "place", ["zero.state.Snapshot.write", "checkpointing.saver.copy_tokenizer", "checkpointing.saver._seal"]
+)
 def test_a_disk_that_fails_while_it_is_written_costs_a_checkpoint(build_run, monkeypatch, capsys, place, error):
     run = build_run("train.checkpoint_every=3")
     with monkeypatch.context() as broken:
