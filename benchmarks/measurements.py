@@ -214,10 +214,10 @@ def learned(result: dict) -> str:
     best = max(beside, key=lambda of: found(of)["validation"])
     own, other = found(small)["both"], found(best)["both"]
     return (
-        f"Of {result['settings']['candidates']} real products of a kind `--config small`, trained in "
-        f"{small['minutes']:.0f} minutes on two cores, has the right one first for {own['R@1']:.0%} of held-out titles "
-        f"and photos and among ten for {own['R@10']:.0%}; {best['system']}, the best of {len(beside)} baselines, "
-        f"{other['R@1']:.0%} and {other['R@10']:.0%} ([docs/quality.md](docs/quality.md))."
+        f"Of {result['settings']['candidates']} real products of a kind `--config small` has the right one first for "
+        f"{own['R@1']:.0%} of held-out titles and photos and among ten for {own['R@10']:.0%}; {best['system']}, which "
+        f"validation found best of {len(beside)} baselines, {other['R@1']:.0%} and {other['R@10']:.0%} "
+        "([docs/quality.md](docs/quality.md))."
     )
 
 

@@ -6,6 +6,7 @@ the same lists of test products.
     python -m benchmarks.quality --store map=stores/map --store crops=stores/crops --only small --json stores.json
     python -m benchmarks.quality --store map=stores/map --only 'no-*' --only map/small --seeds 5 --json some.json
     python -m benchmarks.quality --quick --json quick.json    # a drawn catalogue: whether it runs, not how good it is
+    python -m benchmarks.quality --store map=stores/map --json quality.json --collect   # trains nothing: what is done
     python -m benchmarks.quality --json quality.json --docs   # trains nothing: tables and picture of docs/quality.md
     python -m benchmarks.quality --list
 
@@ -28,7 +29,7 @@ import torch
 from benchmarks.measure import report
 from benchmarks.quality import page
 from benchmarks.quality.report import Entry, summarised
-from benchmarks.quality.runs import Job, Stock, evaluate, machine, open_stocks, write_test_lists
+from benchmarks.quality.runs import Job, Stock, answers_of, evaluate, machine, open_stocks, write_test_lists
 from benchmarks.quality.systems import QUICK, Sizes, System, systems
 from fashionbert_fast.errors import InputError
 from fashionbert_fast.files import check_writable, read_json, write_json
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="FashionBERT is scored in (default: %(default)s)")
     add("--work", type=Path, metavar="DIR", help="runs and evaluations, kept to go on from (default: FILE.work)")
     add("--quick", action="store_true", help="few steps, tiny models; without --store on a drawn catalogue")
+    add("--collect", action="store_true", help="train nothing: write FILE of the systems and seeds that are done")
     add("--docs", action="store_true", help="train nothing: write docs/quality.md's tables and picture from FILE")
     add("--list", action="store_true", help="print the systems and end")
     # fmt: on
@@ -91,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     check_writable(args.json)
     work = work_of(args)
     stocks = open_stocks(named_stores(args, work))
-    return measure(chosen_systems(stocks, args.only), seeds, sizes, work, args.json)
+    return measure(chosen_systems(stocks, args.only), seeds, sizes, work, args.json, collect=args.collect)
 
 
 def work_of(args: argparse.Namespace) -> Path:
@@ -139,9 +141,10 @@ def chosen_systems(stocks: Sequence[Stock], patterns: Sequence[str]) -> list[tup
 
 
 def measure(
-    chosen: Sequence[tuple[Stock, System]], seeds: int, sizes: Sizes, work: Path, json: Path
+    chosen: Sequence[tuple[Stock, System]], seeds: int, sizes: Sizes, work: Path, json: Path, *, collect: bool = False
 ) -> int:  # fmt: skip
-    """All seeds of all systems; one that fails costs the others nothing. InputError where no list can be drawn."""
+    """All seeds of all systems, or, where ``collect``, those that are done; one that fails costs the others nothing.
+    InputError where no list can be drawn."""
     lists = work / "lists.json"
     lists_hash = write_test_lists(lists, chosen[0][0].path, sizes)
     evaluated: list[list[tuple[Job, dict[str, Any]]]] = [[] for _ in chosen]
@@ -150,8 +153,10 @@ def measure(
         for seed in range(seeds):
             for (stock, system), done in zip(chosen, evaluated, strict=True):
                 name = f"{stock.name}/{system.name}, seed {seed}"
-                print(name, flush=True)
                 job = Job(stock, system, seed, sizes, work)
+                if collect and not (answers_of(job, lists_hash) / "result.json").exists():
+                    continue
+                print(name, flush=True)
                 try:
                     done.append((job, evaluate(job, lists, lists_hash)))
                 except Exception as error:  # one that cannot be trained is told, and costs the others nothing

@@ -46,8 +46,8 @@ def tables(result: dict[str, Any]) -> str:
     settings = result["settings"]
     parts = [
         f"{settings['queries']:,} queries of the test split in each direction, {settings['candidates']} candidates "
-        f"each, means of {settings['seeds']} seed{'s' * (settings['seeds'] > 1)}; {result['device']}, "
-        f"{result['machine']['cores']} cores, commit `{result['commit']}`."
+        f"each, means of the seeds; {result['device']}, {result['machine']['cores']} cores, commit "
+        f"`{result['commit']}`."
     ]
     for store, systems in groupby(result["systems"], key=lambda of: of["store"]):
         listed, tests = list(systems), [test for test in result["tests"] if test["store"] == store]
@@ -59,8 +59,8 @@ def tables(result: dict[str, Any]) -> str:
 
 
 def _systems(systems: list[dict[str, Any]], tests: list[dict[str, Any]]) -> str:
-    lines = ["| system | by | R@1 | R@10 | alignment accuracy | R@1 beside the best baseline | p | minutes |",
-             "| --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    lines = ["| system | seeds | by | R@1 | R@10 | alignment accuracy | R@1 beside the best baseline | p | minutes |",
+             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
     for of in systems:
         test = find(tests, of["system"], "R@1", own=False)
         beside, p = ("", "") if test is None else _difference(test)
@@ -68,7 +68,10 @@ def _systems(systems: list[dict[str, Any]], tests: list[dict[str, Any]]) -> str:
         accuracy = _with_ends(found["alignment_accuracy"], found["intervals"]["alignment_accuracy"])
         minutes = ("at least " if of["minutes_at_least"] else "") + f"{of['minutes']:.1f}"
         name = of["system"] + (f" (as {of['same_as']})" if of["same_as"] else "")
-        cells = [name, of["score"], _recall(found, "R@1"), _recall(found, "R@10"), accuracy, beside, p, minutes]
+        cells = [
+            name, str(of["seeds"]), of["score"], _recall(found, "R@1"), _recall(found, "R@10"), accuracy, beside, p,
+            minutes,
+        ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

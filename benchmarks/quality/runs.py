@@ -194,12 +194,16 @@ def _pretrain(job: Job) -> Path:
 
 
 # Evaluating ----------------------------------------------------------------------------------------------------------
+def answers_of(job: Job, lists_hash: str) -> Path:
+    """Where what the job answered to these lists lies, or will lie: with result.json when it is all there."""
+    key = digest({"lists": lists_hash, "precision": job.sizes.precision, "shortlist": SHORTLIST})
+    return job.folder / f"evaluation-{key[:12]}"
+
+
 def evaluate(job: Job, lists: Path, lists_hash: str) -> dict[str, Any]:
     """Train, then ask the lists by every score that the system has; or find what is done. ``folder``: where the scores
     of each query lie, SCORE.parquet; ``validation``: how well each score ranks the validation lists."""
-    trained = train(job)
-    key = digest({"lists": lists_hash, "precision": job.sizes.precision, "shortlist": SHORTLIST})
-    folder = job.folder / f"evaluation-{key[:12]}"
+    trained, folder = train(job), answers_of(job, lists_hash)
     done = folder / "result.json"
     if not done.exists():
         folder.mkdir(exist_ok=True)

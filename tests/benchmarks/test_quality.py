@@ -39,9 +39,9 @@ def ask(store, tmp_path_factory):
     """`ask(folder, system...)`: the command with tiny sizes; returns its status and what it wrote."""
     core = bert_directory(tmp_path_factory.mktemp("cores") / "bert", **TINY)
 
-    def of(folder, *only: str, seeds: int = 1, stores=(("toy", store),), sizes: Sizes = SIZES):
+    def of(folder, *only: str, seeds: int = 1, stores=(("toy", store),), sizes: Sizes = SIZES, more: tuple = ()):
         path = folder / "quality.json"
-        words = ["--json", str(path), "--seeds", str(seeds), "--quick"]
+        words = ["--json", str(path), "--seeds", str(seeds), "--quick", *more]
         words += [word for name, at in stores for word in ("--store", f"{name}={at}")]
         words += [word for name in only for word in ("--only", name)]
         with pytest.MonkeyPatch.context() as patch, own_traces():
@@ -113,6 +113,23 @@ def test_nothing_is_done_twice(measured, ask, monkeypatch):
     status, again = ask(folder, *SYSTEMS, seeds=2)
     assert status == 0 and again["systems"] == result["systems"] and again["tests"] == result["tests"]
     assert not list(folder.glob("quality.json.work/*/*/run/checkpoints/*/state"))
+
+
+def test_collecting_trains_nothing_and_takes_as_many_seeds_as_are_done(measured, ask, tmp_path, monkeypatch):
+    folder, _, result = measured
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    for name in ("_fit", "_pretrain", "run_evaluation"):
+        monkeypatch.setattr(runs, name, lambda *_, **__: pytest.fail("done"))
+    for run in tmp_path.glob("quality.json.work/*/*/run"):
+        shutil.rmtree(run)  # what is compared are answers
+    (lost,) = tmp_path.glob("quality.json.work/toy/cca-1-*/evaluation-*/result.json")
+    lost.unlink()
+    status, collected = ask(tmp_path, seeds=3, more=("--collect",))
+    assert status == 0 and {of["system"] for of in collected["systems"]} >= set(SYSTEMS)
+    seeds = {of["system"]: of["seeds"] for of in collected["systems"]}
+    assert seeds["cca"] == 1 and seeds["random"] == 2
+    theirs = {of["system"]: of["scores"] for of in result["systems"]}
+    assert all(of["scores"] == theirs[of["system"]] for of in collected["systems"] if seeds[of["system"]] == 2)
 
 
 def test_other_settings_and_another_store_are_done_anew(store, tmp_path):
@@ -243,7 +260,8 @@ def test_the_page_keeps_what_is_written_by_hand(measured, tmp_path):
     assert text.startswith(f"# By hand\n\n{BEGIN}20 queries") and text.endswith(f"{END}below\n") and "stale" not in text
     cca = next(of for of in result["systems"] if of["system"] == "cca")
     figure = cca["scores"]["similarity"]["both"]["R@1"]
-    assert f"| cca | similarity | {figure:.3f} (" in text and "| small |" in text and "](images/quality.png)" in text
+    assert f"| cca | 2 | similarity | {figure:.3f} (" in text
+    assert "| small |" in text and "](images/quality.png)" in text
     assert picture.read_bytes().startswith(b"\x89PNG")
     page.write(result, path, picture)
     assert path.read_text() == text
@@ -256,15 +274,16 @@ def test_the_table_says_which_are_the_same_and_what_is_not_known():
     ends = {"both": {"R@1": [0.4, 0.6], "R@10": [0.7, 0.8]}, "alignment_accuracy": [0.6, 0.65]}
     found = {"both": {"R@1": 0.5, "R@10": 0.75}, "alignment_accuracy": 0.625, "intervals": ends}
     system = {"store": "map", "system": "fixed", "kind": "fashionbert", "same_as": "small", "score": "sum",
-              "minutes": 1.25, "minutes_at_least": True, "scores": {name: found for name in page.OF_ONE}}  # fmt: skip
+              "seeds": 3, "minutes": 1.25, "minutes_at_least": True,
+              "scores": {name: found for name in page.OF_ONE}}  # fmt: skip
     test = {"store": "map", "system": "fixed", "score": "sum", "against": "cca", "metric": "R@1", "difference": 0.125,
             "interval": [0.1, 0.15], "p": 0.0001}  # fmt: skip
     own = test | {"against": "fixed", "difference": -0.25, "interval": [-0.3, -0.2], "p": 0.25}
     result = {"settings": {"queries": 1000, "candidates": 101, "seeds": 3}, "device": "CPU", "machine": {"cores": 2},
               "commit": "c", "failed": [], "systems": [system], "tests": [test, own]}  # fmt: skip
     text = page.tables(result)
-    assert "1,000 queries of the test split in each direction, 101 candidates each, means of 3 seeds" in text
-    assert ("| fixed (as small) | sum | 0.500 (0.400 to 0.600) | 0.750 (0.700 to 0.800) | 0.625 (0.600 to 0.650) | "
+    assert "1,000 queries of the test split in each direction, 101 candidates each, means of the seeds" in text
+    assert ("| fixed (as small) | 3 | sum | 0.500 (0.400 to 0.600) | 0.750 (0.700 to 0.800) | 0.625 (0.600 to 0.650) | "
             "+0.125 (+0.100 to +0.150) | < 0.001 | at least 1.2 |") in text  # fmt: skip
     assert "| fixed | 0.500 | 0.500 | 0.500; -0.250 (-0.300 to -0.200), p 0.250 | 0.500 |" in text
 
