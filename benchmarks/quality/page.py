@@ -140,7 +140,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
         axis.set_title(store, loc="left", fontsize=10, parse_math=False)
         axis.grid(axis="x", alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].legend(fontsize=8, frameon=False, loc="lower right")
+    axes[0, 0].legend(fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     axes[-1, 0].set_xlim(0, 1)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=100)

@@ -124,8 +124,8 @@ def test_collecting_trains_nothing_and_takes_as_many_seeds_as_are_done(measured,
         shutil.rmtree(run)  # what is compared are answers
     (lost,) = tmp_path.glob("quality.json.work/toy/cca-1-*/evaluation-*/result.json")
     lost.unlink()
-    status, collected = ask(tmp_path, seeds=3, more=("--collect",))
-    assert status == 0 and {of["system"] for of in collected["systems"]} >= set(SYSTEMS)
+    status, collected = ask(tmp_path, *SYSTEMS, seeds=3, more=("--collect",))
+    assert status == 0 and {of["system"] for of in collected["systems"]} == set(SYSTEMS)
     seeds = {of["system"]: of["seeds"] for of in collected["systems"]}
     assert seeds["cca"] == 1 and seeds["random"] == 2
     theirs = {of["system"]: of["scores"] for of in result["systems"]}
