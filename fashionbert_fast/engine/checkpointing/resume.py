@@ -152,7 +152,7 @@ def _train_state(run: Run, checkpoint: Path, step: int) -> TrainState:
 
 
 def _logged_state(directory: Path, last_step: int) -> TrainState:
-    """Of a run whose checkpoints do not say (before 0.2): what its records say up to ``last_step``."""
+    """Of a run whose checkpoints do not say yet: what its records say up to ``last_step``."""
     records = [record for record in read_metrics(directory) if record["step"] <= last_step]
     validations = {record["step"]: record["validation"] for record in records if "validation" in record}
     best = best_step(directory)

@@ -22,7 +22,7 @@ from fashionbert_fast.progress import progress_bar
 
 
 class Meter:
-    """Turns what happened since the last logged step into a record. Reading it is the loop's only host sync."""
+    """Turns what happened since the last logged step into a record. `record` waits for the device, `add` does not."""
 
     def __init__(self, run: Run, host_seconds: ranges.HostSeconds | None = None) -> None:
         self.run, self.host_seconds, self.steps = run, host_seconds, 0
